@@ -1,0 +1,194 @@
+"""The declared way of cutting a model: one line of data that names its parts in the order they run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .errors import ConfigError, nearest
+from .knowledge import Knowledge
+from .staged import StagedModel
+
+HeadFunction = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
+
+
+class Segment(nn.Module):
+    """Consecutive steps of a network, each one of its submodules or methods, taken by name.
+
+    Args:
+        net: the network.
+        steps: names such as "layer1.0" or "_pos_embed".
+        extra: further submodules and direct parameters of the network that these steps reach, by name.
+    """
+
+    def __init__(self, net: nn.Module, steps: Sequence[str], extra: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._net = (net,)  # in a tuple, so that torch does not take the whole network for a part of this one
+        self.steps = tuple(steps)
+        self._direct = tuple(n for n in extra if n in net._parameters or n in net._buffers)
+        for name in (*steps, *(n for n in extra if n not in self._direct)):
+            if isinstance(part := _attribute(net, name), nn.Module):
+                self.add_module(name.replace(".", "_"), part)
+        self.relink()
+
+    @property
+    def net(self) -> nn.Module:
+        return self._net[0]
+
+    def relink(self) -> None:
+        """Lists the network's direct parameters and buffers again, in case it has replaced the tensors."""
+        for name in self._direct:
+            if name in self.net._parameters:
+                self.register_parameter(name, self.net._parameters[name])
+            else:
+                self.register_buffer(name, self.net._buffers[name], name not in self.net._non_persistent_buffers_set)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = _attribute(self.net, step)(x)
+        return x
+
+
+class Head(Segment):
+    """The steps behind the last stage, then a function that gives pooled features and logits."""
+
+    def __init__(self, net: nn.Module, steps: Sequence[str], function: HeadFunction, extra: Sequence[str]) -> None:
+        super().__init__(net, steps, extra)
+        self._function = function
+
+    def forward(self, x: Tensor) -> Knowledge:  # type: ignore[override]
+        features, logits = self._function(self.net, super().forward(x))
+        return Knowledge(features, logits)
+
+
+def step_head(*steps: str) -> HeadFunction:
+    """A head that is plain steps, the last of which is the classifier: its input is the feature."""
+
+    def run(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        for step in steps[:-1]:
+            x = _attribute(net, step)(x)
+        return x, _attribute(net, steps[-1])(x)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """How the models of one family are cut.
+
+    Names are separated by blanks and run in the order given; a name is a submodule or a method that maps one tensor to
+    one, ``*`` stands for all children in their order, and ``{a,b}`` for a and then b.
+
+    Attributes:
+        stem: what runs before the units; it belongs to stage 1.
+        units: what a model can be cut behind.
+        cuts: the units that end the default stages, or a function that names them.
+        head: function (net, last output) -> (features, logits), or the names of its steps, the classifier last.
+        post: runs behind the last unit and belongs to the last stage.
+        tail: runs behind the last stage and belongs to the head.
+        layout: of every stage's output.
+        family: "cnn", "attention", "mlp" or "hybrid".
+    """
+
+    stem: str
+    units: str
+    cuts: str | Callable[[nn.Module, list[str]], list[str]]
+    head: str | HeadFunction
+    post: str = ""
+    tail: str = ""
+    layout: str = "NCHW"
+    family: str = "cnn"
+
+    def cut(self, net: nn.Module, stages: int | Sequence[str] | None = None, **about: Any) -> StagedModel:
+        """Cuts a model.
+
+        Args:
+            net: the model.
+            stages: None for the family's own four stages; a number for that many stages of about as many units each;
+                or the names of the units that end the stages.
+            about: what :class:`StagedModel` is told besides.
+
+        Raises:
+            ConfigError: if ``stages`` does not fit the model.
+        """
+        units = expand(net, self.units.split())
+        ends = self._ends(net, units, stages)
+        rows, start = [], 0
+        for end in ends:
+            stop = max(i for i, u in enumerate(units) if u == end or u.startswith(end + ".")) + 1
+            rows.append(units[start:stop])
+            start = stop
+        rows[0] = [*self._present(net, self.stem), *rows[0]]
+        rows[-1] = [*rows[-1], *self._present(net, self.post)]
+        tail = self._present(net, self.tail)
+
+        methods = [any(not isinstance(_attribute(net, s), nn.Module) for s in row) for row in rows]
+        direct = [n for n, t in (*net._parameters.items(), *net._buffers.items()) if t is not None]
+        owner = methods.index(True) if any(methods) else None  # direct parameters are read by the methods
+        used = {s.split(".")[0] for row in rows for s in row} | {s.split(".")[0] for s in tail}
+        left = [n for n, _ in net.named_children() if n not in used] + (direct if owner is None else [])
+        parts = [Segment(net, row, direct if i == owner else ()) for i, row in enumerate(rows)]
+        function = step_head(*self.head.split()) if isinstance(self.head, str) else self.head
+        return StagedModel(net, parts, Head(net, tail, function, left), layout=self.layout, **{"family": self.family} | about)
+
+    def _ends(self, net: nn.Module, units: list[str], stages: int | Sequence[str] | None) -> list[str]:
+        default = self.cuts.split() if isinstance(self.cuts, str) else self.cuts(net, units)
+        if stages is None or stages == len(default):
+            return default
+        if isinstance(stages, int):
+            if not 2 <= stages <= len(units):
+                raise ConfigError(f"stages={stages}: this model can be cut into 2 to {len(units)} stages")
+            return [units[-(-len(units) * (i + 1) // stages) - 1] for i in range(stages)]
+        position = -1
+        for name in stages:
+            found = [i for i, u in enumerate(units) if u == name or u.startswith(name + ".")]
+            if not found:
+                known = sorted({u.rsplit(".", i)[0] for u in units for i in range(u.count(".") + 1)})
+                raise ConfigError(f"stages: no unit {name!r} to cut behind{nearest(name, known, limit=24)}")
+            if found[-1] <= position:
+                raise ConfigError(f"stages: {name!r} does not come after the cut before it; give them in the order they run")
+            position = found[-1]
+        if position != len(units) - 1:
+            raise ConfigError(f"stages: the last stage must end the row; add {units[-1]!r}")
+        return list(stages)
+
+    @staticmethod
+    def _present(net: nn.Module, names: str) -> list[str]:
+        """The names that this network has: members of a family differ in optional parts."""
+        return [n for n in expand(net, names.split()) if _attribute(net, n) is not None]
+
+
+def expand(net: nn.Module, names: Sequence[str]) -> list[str]:
+    """Replaces ``*`` by the names of all children at that place, and ``{a,b}`` by each of the two, in order."""
+    result: list[str] = []
+    for name in names:
+        match = re.search(r"\*|\{([^}]*)\}", name)
+        if match is None:
+            result.append(name)
+            continue
+        before, after = name[: match.start()], name[match.end() :]
+        children = match[1].split(",") if match[1] else [n for n, _ in net.get_submodule(before.rstrip(".")).named_children()]
+        result += expand(net, [before + child + after for child in children])
+    return result
+
+
+def isotropic(net: nn.Module, units: list[str]) -> list[str]:
+    """Cuts a row of equal blocks as the field does: 2 : 2 : n - 6 : 2, or distinct rounded fractions of 12 blocks."""
+    n = len(units)
+    if n < 4:
+        raise ConfigError(f"{type(net).__name__}: {n} blocks cannot make 4 stages; set stages to at most {n}")
+    ends = [2, 4, n - 2, n] if n >= 8 else [max(1, round(n * f)) for f in (1 / 6, 1 / 3, 5 / 6, 1)]
+    for i in range(3):
+        ends[i] = max(ends[i], ends[i - 1] + 1 if i else 1)
+    return [units[e - 1] for e in ends]
+
+
+def _attribute(net: nn.Module, name: str) -> Any:
+    found: Any = net
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found

@@ -1,0 +1,49 @@
+"""What a user got wrong, in words a user can act on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class FBTError(Exception):
+    """A mistake outside the program (config, file, device, plugin): one clear line, exit code 2, no traceback."""
+
+
+class ConfigError(FBTError):
+    """One or more things that are wrong with a config, all of them reported together.
+
+    Args:
+        problems: one line each, that says what is wrong, where, and what would be right.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class UnknownNameError(FBTError, KeyError):
+    """A name that no registry, model library or config knows."""
+
+    __str__ = Exception.__str__  # KeyError would print the repr, quotes and all
+
+
+def nearest(name: object, known: Iterable[str], limit: int = 8) -> str:
+    """The end of an error line: the names that ``name`` may have meant, or all of them where they are few.
+
+    Args:
+        name: what was asked for.
+        known: the names that exist.
+        limit: how many names are still listed whole when none is near.
+
+    Returns:
+        ``"; did you mean 'a' or 'b'?"``, ``"; known: a, b, c"``, or an empty string.
+    """
+    names = sorted(known)
+    lower = {n.lower(): n for n in reversed(names)}
+    close = [lower[n] for n in difflib.get_close_matches(str(name).lower(), list(lower), n=3, cutoff=0.6)]
+    if close:
+        return "; did you mean " + " or ".join(repr(n) for n in close) + "?"
+    if names and len(names) <= limit:
+        return "; known: " + ", ".join(names)
+    return ""

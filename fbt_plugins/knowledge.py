@@ -1,0 +1,48 @@
+"""What a model knows about a batch of images, and what the data set says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """K = {f, p} of one model on one batch (FBT, arXiv 2410.12342, section "Spatial-agnostic knowledge").
+
+    Attributes:
+        features: (N, D), the input of the model's last linear layer.
+        logits: (N, C), before any softmax.
+        stages: outputs of the stages that were asked for, by number from 1.
+        extra: anything else a model has to tell (a distillation token's logits, for example), by name.
+    """
+
+    features: Tensor
+    logits: Tensor
+    stages: Mapping[int, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def detach(self) -> Knowledge:
+        """The same knowledge as constants: no gradient flows back to the giver."""
+        return replace(
+            self,
+            features=self.features.detach(),
+            logits=self.logits.detach(),
+            stages={k: v.detach() for k, v in self.stages.items()},
+            extra={k: v.detach() for k, v in self.extra.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss may know about the images beside two models' knowledge.
+
+    Attributes:
+        labels: (N,) class numbers, (N, C) soft labels, or None where there are none.
+        index: (N,) position of each image in its data set (memory banks use it), or None.
+    """
+
+    labels: Tensor | None
+    index: Tensor | None = None

@@ -1,0 +1,228 @@
+"""A classifier as a row of stages and a head, the shapes between them, and the proof that the row is the model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import FBTError
+from .knowledge import Knowledge
+from .proof import SplitProof, prove
+
+LAYOUTS = ("NCHW", "NHWC", "NLC")
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """The output of one stage.
+
+    Attributes:
+        layout: "NCHW", "NHWC" or "NLC" (tokens, prefix tokens first, the rest in raster order).
+        channels: width.
+        grid: (height, width) in positions.
+        prefix_tokens: class, distillation and register tokens before the grid's; 0 in maps.
+        family: "cnn", "attention", "mlp" or "hybrid".
+        prefix: (prefix_tokens, channels), the model's own start values for these tokens, if it has any.
+    """
+
+    layout: str
+    channels: int
+    grid: tuple[int, int]
+    prefix_tokens: int = 0
+    family: str = "cnn"
+    prefix: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        prefix = f" + {self.prefix_tokens} prefix tokens" if self.prefix_tokens else ""
+        return f"{self.layout} {self.channels} x {self.grid[0]}x{self.grid[1]}{prefix}"
+
+
+class StagedModel(nn.Module):
+    """An untouched model, and the same modules once more as stages and a head.
+
+    The model alone is part of the module tree (its parameters and buffers appear once, under ``net``); stages and head
+    hold the very same modules.
+
+    Args:
+        net: the model, which maps normalised images (N, C, H, W) to logits.
+        stages: modules that, called one after the other, give what ``head`` takes.
+        head: maps the last stage's output to :class:`Knowledge`.
+        layout: layout of the stages' outputs, one for all or one each.
+        family: "cnn", "attention", "mlp" or "hybrid".
+        image_size: (height, width) of the images in pixels that ``specs`` speaks of.
+        prefix_tokens: prefix tokens in the stages' outputs, one number for all or one each.
+        prefix: (prefix_tokens, channels), the model's own prefix tokens, where it has some.
+        in_chans: image channels.
+        mean, std: input normalisation, one value per channel, for images in [0, 1].
+        input_size: (height, width) that images are resized to before this model sees them; None leaves them as they are.
+        name: what messages and files call the model.
+        arguments: what the model was built with, so that a file can say it.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        stages: Iterable[nn.Module],
+        head: nn.Module,
+        *,
+        layout: str | Sequence[str] = "NCHW",
+        family: str = "cnn",
+        image_size: tuple[int, int] = (224, 224),
+        prefix_tokens: int | Sequence[int] = 0,
+        prefix: Tensor | None = None,
+        in_chans: int = 3,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        input_size: tuple[int, int] | None = None,
+        name: str = "",
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        # In a tuple, so that torch does not see them: every weight is in the module tree once, under its own name.
+        self._split = (nn.ModuleList(stages), head)
+        count = len(self.stages)
+        self.layouts = (layout,) * count if isinstance(layout, str) else tuple(layout)
+        self.prefix_tokens = (prefix_tokens,) * count if isinstance(prefix_tokens, int) else tuple(prefix_tokens)
+        if len(self.layouts) != count or len(self.prefix_tokens) != count or set(self.layouts) - set(LAYOUTS):
+            raise ValueError(f"{name or type(net).__name__}: {count} stages need {count} layouts of {', '.join(LAYOUTS)}")
+        self._prefix = prefix
+        self.family = family
+        self.image_size = input_size or image_size
+        self.input_size = input_size
+        self.in_chans = in_chans
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.name = name or type(net).__name__
+        self.arguments = dict(arguments or {})
+        self._shapes: dict[tuple[int, int], tuple[list[StageSpec], int, int]] = {}
+
+    @property
+    def stages(self) -> nn.ModuleList:
+        """The stages; the first takes normalised images."""
+        return self._split[0]
+
+    @property
+    def head(self) -> nn.Module:
+        """Final norm, pooling and classifier: last stage's output -> :class:`Knowledge`."""
+        return self._split[1]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> StagedModel:
+        super()._apply(fn, recurse)
+        for part in (*self.stages, self.head):  # parameters that a part lists by reference may have been replaced
+            if hasattr(part, "relink"):
+                part.relink()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, C, H, W) -> logits (N, classes), computed by stages and head."""
+        return self.knowledge(images).logits
+
+    def knowledge(self, images: Tensor, needs: Iterable[int] = ()) -> Knowledge:
+        """What the model knows about normalised images.
+
+        Args:
+            images: (N, C, H, W), normalised.
+            needs: numbers (from 1) of the stages whose outputs are kept.
+        """
+        outputs = self.stage_outputs(images, (*needs, len(self.stages)))
+        last = outputs[len(self.stages)]
+        return replace(self.head(last), stages={i: outputs[i] for i in sorted(set(needs))})
+
+    def stage_outputs(self, images: Tensor, needs: Iterable[int]) -> dict[int, Tensor]:
+        """Outputs of the stages in ``needs`` (from 1); no stage behind the last of them is run."""
+        wanted, x, outputs = set(needs), images, {}
+        for number, stage in enumerate(self.stages, 1):
+            if number > max(wanted, default=0):
+                break
+            x = stage(x)
+            if number in wanted:
+                outputs[number] = x
+        return outputs
+
+    @property
+    def specs(self) -> list[StageSpec]:
+        """Outputs of the stages for images of ``image_size``: ``specs[i]`` is that of stage i + 1."""
+        return self.specs_at(self.image_size)
+
+    def specs_at(self, image_size: tuple[int, int]) -> list[StageSpec]:
+        """Outputs of the stages for images of another size.
+
+        Raises:
+            FBTError: if the model cannot take images of that size.
+        """
+        return self._shapes_at(image_size)[0]
+
+    @property
+    def num_features(self) -> int:
+        """Width D of ``Knowledge.features``."""
+        return self._shapes_at(self.image_size)[1]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits C."""
+        return self._shapes_at(self.image_size)[2]
+
+    def _shapes_at(self, image_size: tuple[int, int]) -> tuple[list[StageSpec], int, int]:
+        """Shapes by running a weightless copy on the meta device."""
+        size = (int(image_size[0]), int(image_size[1]))
+        if size not in self._shapes:
+            shadow = self._meta_copy().eval()
+            images = torch.empty(1, self.in_chans, *size, device="meta")
+            try:
+                with torch.no_grad():
+                    known = shadow.knowledge(images, range(1, len(self.stages) + 1))
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise FBTError(
+                    f"{self.name} cannot take images of {size[0]}x{size[1]} pixels ({reason}); "
+                    "set input_size to resize them, or img_size where the model has that argument"
+                ) from error
+            specs = [self._spec(i, known.stages[i + 1], size) for i in range(len(self.stages))]
+            self._shapes[size] = (specs, known.features.shape[1], known.logits.shape[1])
+        return self._shapes[size]
+
+    def _meta_copy(self) -> StagedModel:
+        memo: dict[int, Any] = {id(self._shapes): {}}
+        for tensor in (*self.parameters(), *self.buffers()):
+            empty = torch.empty_like(tensor, device="meta")
+            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        return copy.deepcopy(self, memo)
+
+    def _spec(self, i: int, output: Tensor, size: tuple[int, int]) -> StageSpec:
+        layout, prefix_tokens, shape = self.layouts[i], self.prefix_tokens[i], tuple(output.shape)
+        if len(shape) != len(layout):
+            raise FBTError(f"{self.name}: stage {i + 1} gives a tensor of shape {shape}, which is not {layout}")
+        if layout == "NLC":
+            grid, channels = _grid_of(shape[1] - prefix_tokens, size), shape[2]
+        elif layout == "NHWC":
+            grid, channels = (shape[1], shape[2]), shape[3]
+        else:
+            grid, channels = (shape[2], shape[3]), shape[1]
+        prefix = self._prefix if self._prefix is not None and self._prefix.shape[-1] == channels else None
+        return StageSpec(layout, channels, grid, prefix_tokens, self.family, prefix if prefix_tokens else None)
+
+    def verify(self, image_size: int | tuple[int, int] | None = None, seed: int = 0) -> SplitProof:
+        """Proves on a perturbed copy that stages and head are the model: outputs, gradients, parameters, buffers.
+
+        Args:
+            image_size: pixels, one number for a square; None is the model's own size.
+            seed: of the perturbation and the images.
+
+        Raises:
+            SplitError: with what differs.
+        """
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size or self.image_size
+        return prove(self, size, seed)
+
+
+def _grid_of(tokens: int, image_size: tuple[int, int]) -> tuple[int, int]:
+    """The factors (h, w) of a token count whose ratio is nearest to the image's."""
+    ratio = math.log(image_size[0] / image_size[1])
+    pairs = [(h, tokens // h) for h in range(1, tokens + 1) if tokens % h == 0]
+    return min(pairs, key=lambda p: abs(math.log(p[0] / p[1]) - ratio))

@@ -1,0 +1,128 @@
+"""Reads weights from files and puts them into models. Nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .errors import FBTError, nearest
+from .registry import one_line
+
+EMBEDDED = "embedded:"
+METADATA_KEY = "fbt_plugins"
+"""The one key of a safetensors file's metadata that is ours: a JSON object that describes the model."""
+
+
+def embedded_manifest() -> dict[str, dict[str, Any]]:
+    """What is shipped: for each teacher its file's sha256, accuracy, normalisation and recipe."""
+    return json.loads((_embedded_folder() / "manifest.json").read_text(encoding="utf-8"))
+
+
+def _embedded_folder() -> Path:
+    return Path(str(resources.files("fbt_plugins.data") / "teachers"))
+
+
+def find_weights(source: str) -> Path:
+    """The file behind a path or "embedded:NAME".
+
+    Raises:
+        FBTError: if there is none, or a shipped file is not the one in the manifest.
+    """
+    if source.startswith(EMBEDDED):
+        name, manifest = source.removeprefix(EMBEDDED), embedded_manifest()
+        if name not in manifest:
+            raise FBTError(f"checkpoint {source!r}: nothing of that name is shipped{nearest(name, manifest)}")
+        path = _embedded_folder() / f"{name}.safetensors"
+        if hashlib.sha256(path.read_bytes()).hexdigest() != manifest[name]["sha256"]:
+            raise FBTError(f"checkpoint {source!r}: {path} is not the file of the manifest (sha256 differs); reinstall")
+        return path
+    path = Path(source).expanduser()
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
+        hint = nearest(path.name, siblings, limit=5) or f"; shipped: {', '.join(EMBEDDED + n for n in embedded_manifest())}"
+        raise FBTError(f"checkpoint {source!r}: no such file{hint}")
+    return path
+
+
+def read_weights(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a state dict: a safetensors file, a torch file (``weights_only``), or a checkpoint of ours (its student).
+
+    Returns:
+        The tensors by name, and what the file says about the model (may be empty).
+
+    Raises:
+        FBTError: if the file is missing, truncated or holds something else.
+    """
+    path = find_weights(source)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+            return {k: file.get_tensor(k) for k in file.keys()}, metadata  # noqa: SIM118 - not a dict
+    except (SafetensorError, json.JSONDecodeError) as error:
+        if path.suffix == ".safetensors":
+            raise FBTError(f"checkpoint {source!r}: not a whole safetensors file ({one_line(error)})") from error
+    state = load_plain(path)
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if isinstance(state, dict):
+        student = {k.removeprefix("student.net."): v for k, v in state.items() if str(k).startswith("student.net.")}
+        state = student or state
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise FBTError(f"checkpoint {source!r}: it holds no state dict (a dict of tensors by name)")
+    return state, {}
+
+
+def load_plain(path: Path) -> Any:
+    """``torch.load`` of tensors and plain types only.
+
+    Raises:
+        FBTError: if the file is truncated, or would need code to be executed.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each way in which a file can be wrong
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "weights_only" in reason or "Unsupported" in reason:
+            raise FBTError(f"checkpoint {str(path)!r}: it holds more than tensors and plain values, so it is not loaded") from error
+        raise FBTError(f"checkpoint {str(path)!r}: truncated, or not a checkpoint ({reason[:120]})") from error
+
+
+def load_weights(net: nn.Module, source: str, name: str) -> dict[str, Any]:
+    """Loads weights into a model; every name and every shape must fit.
+
+    Args:
+        net: the model, changed in place.
+        source: see :func:`read_weights`.
+        name: what an error line calls the model.
+
+    Returns:
+        What the file says about the model (may be empty).
+
+    Raises:
+        FBTError: if the file cannot be read or does not fit.
+    """
+    state, metadata = read_weights(source)
+    own = net.state_dict()
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if wrong:
+        key = wrong[-1]
+        raise FBTError(
+            f"checkpoint {source!r} does not fit {name}: {key} is {tuple(state[key].shape)} in the file and "
+            f"{tuple(own[key].shape)} in the model{f' ({len(wrong) - 1} more differ)' if len(wrong) > 1 else ''}"
+        )
+    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or foreign:
+        parts = [f"{len(k)} {what} ({k[0]}, ...)" for k, what in ((missing, "missing"), (foreign, "unknown")) if k]
+        raise FBTError(f"checkpoint {source!r} does not fit {name}: {' and '.join(parts)}; is it another model's?")
+    if next((p.is_meta for p in net.parameters()), False):
+        return metadata  # a check without weights: that they fit is all there is to know
+    net.load_state_dict(state)
+    return metadata

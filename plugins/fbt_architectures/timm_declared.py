@@ -1,0 +1,40 @@
+"""Where timm's families are cut: a line of data for each class of model."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fbt_plugins.declaration import Declaration, isotropic
+
+
+def timm_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The head of most of timm's models: everything before the classifier, then the classifier."""
+    features = net.forward_head(x, pre_logits=True)  # type: ignore[operator]
+    return features, net.get_classifier()(features)  # type: ignore[operator]
+
+
+def two_token_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Distilled DeiT: class and distillation token, a classifier each, averaged (arXiv 2012.12877, section 4)."""
+    cls, dist = net.head_drop(x[:, 0]), net.head_drop(x[:, 1])  # type: ignore[operator]
+    return (cls + dist) / 2, (net.head(cls) + net.head_dist(dist)) / 2  # type: ignore[operator]
+
+
+def last_of_each_reduction(net: nn.Module, units: list[str]) -> list[str]:
+    """The last four resolutions of a pyramid whose blocks of one resolution are several entries of feature_info."""
+    last = {info["reduction"]: info["module"] for info in net.feature_info}  # type: ignore[union-attr]
+    ends = [last[r] for r in sorted(last)][-4:]
+    return [*ends[:-1], units[-1].rsplit(".", 1)[0]]
+
+
+# fmt: off
+DECLARED: dict[str, Declaration] = {
+    "ResNet": Declaration("conv1 bn1 act1 maxpool", "layer1.* layer2.* layer3.* layer4.*", "layer1 layer2 layer3 layer4", timm_head),
+    "EfficientNet": Declaration("conv_stem bn1", "blocks.*.*", last_of_each_reduction, timm_head, post="conv_head bn2"),
+    "ConvNeXt": Declaration("stem", "stages.*.{downsample,blocks.*}", "stages.0 stages.1 stages.2 stages.3", timm_head, tail="norm_pre"),
+    "SwinTransformer": Declaration("patch_embed", "layers.*.{downsample,blocks.*}", "layers.0 layers.1 layers.2 layers.3", timm_head, tail="norm", layout="NHWC", family="attention"),
+    "VisionTransformer": Declaration("patch_embed _pos_embed patch_drop norm_pre", "blocks.*", isotropic, timm_head, tail="norm", layout="NLC", family="attention"),
+    "VisionTransformerDistilled": Declaration("patch_embed _pos_embed patch_drop norm_pre", "blocks.*", isotropic, two_token_head, tail="norm", layout="NLC", family="attention"),
+    "MlpMixer": Declaration("stem", "blocks.*", isotropic, timm_head, tail="norm", layout="NLC", family="mlp"),
+}
+"""By class of the model; ResMLP is a MlpMixer, MobileNetV1 and V2 are EfficientNets, DeiT is a VisionTransformer."""
+# fmt: on

@@ -1,0 +1,115 @@
+"""``type="timm"``: any timm model whose family is declared, as a StagedModel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError, nearest
+from fbt_plugins.registry import one_line
+from fbt_plugins.staged import StagedModel
+from fbt_plugins.weights import load_weights
+
+from .timm_declared import DECLARED
+
+
+def build_timm(
+    name: str,
+    num_classes: int,
+    stages: int | Sequence[str] | None = None,
+    checkpoint: str | None = None,
+    pretrained: bool = False,
+    input_size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **arguments: Any,
+) -> StagedModel:
+    """Builds a timm model and cuts it.
+
+    Args:
+        name: timm's name of the model, or one that a plugin registered with timm.
+        num_classes: number of logits; a pretrained head of another size is replaced by timm with a fresh one.
+        stages: None for four stages, cut where the field cuts this family; a number of stages; or the names of the
+            units that end them.
+        checkpoint: file with weights, or "embedded:NAME" for one that is shipped.
+        pretrained: download timm's own weights.
+        input_size: pixels that images are resized to before this model; None leaves them as they are.
+        mean, std: input normalisation; by default that of the checkpoint, else that of timm's configuration.
+        arguments: any other argument that timm takes for this model.
+
+    Raises:
+        UnknownNameError: if timm has no such model.
+        ConfigError: if timm refuses an argument, or the model's family is not declared.
+        FBTError: if weights cannot be loaded.
+    """
+    net = _create(name, num_classes, pretrained, arguments)
+    declaration = DECLARED.get(type(net).__name__)
+    if declaration is None:
+        raise ConfigError(
+            f"{name} is a {type(net).__name__}, which has no declared cut; declared: {', '.join(sorted(DECLARED))}"
+        )
+    metadata = load_weights(net, checkpoint, name) if checkpoint else {}
+    config = net.pretrained_cfg
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    patches = getattr(net, "patch_embed", getattr(net, "stem", None))
+    image_size = getattr(patches, "img_size", None) or config["input_size"][1:]
+    about: dict[str, Any] = {"family": "hybrid"} if hasattr(patches, "backbone") else {}
+    return declaration.cut(
+        net,
+        stages,
+        image_size=tuple(image_size),
+        input_size=size,
+        in_chans=arguments.get("in_chans", config["input_size"][0]),
+        prefix_tokens=getattr(net, "num_prefix_tokens", 0) if declaration.layout == "NLC" else 0,
+        prefix=_prefix(net),
+        mean=mean or metadata.get("mean") or config["mean"],
+        std=std or metadata.get("std") or config["std"],
+        name=name,
+        arguments={"num_classes": num_classes, **arguments},
+        **about,
+    )
+
+
+def _create(name: str, num_classes: int, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(name):
+        raise UnknownNameError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **arguments)
+    except TypeError as error:
+        raise ConfigError(f"{name}: {_refused(name, error)}") from error
+    except (AssertionError, ValueError, RuntimeError) as error:
+        if pretrained:
+            raise FBTError(f"{name}: timm's pretrained weights could not be had ({one_line(error)})") from error
+        raise ConfigError(f"{name}: timm refuses these arguments ({one_line(error)})") from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise FBTError(
+            f"{name}: timm's pretrained weights could not be downloaded ({one_line(error)}); "
+            "without a network, put the weights in a file and name it with checkpoint="
+        ) from error
+
+
+def _refused(name: str, error: TypeError) -> str:
+    """timm's TypeError in words, with the nearest argument that the model's class takes."""
+    text = " ".join(str(error).split())
+    if "unexpected keyword argument" in text:
+        argument = text.rsplit("'", 2)[1]
+        with torch.device("meta"):
+            known = inspect.signature(type(timm.create_model(name)).__init__).parameters
+        return f"timm takes no argument {argument!r} for it{nearest(argument, [k for k in known if k != 'self'], limit=0)}"
+    if "multiple values for keyword argument" in text:
+        return f"timm fixes {text.rsplit(chr(39), 2)[1]!r} for this name; use a name that is registered with that value"
+    return f"timm refuses these arguments ({text})"
+
+
+def _prefix(net: nn.Module) -> torch.Tensor | None:
+    """A transformer's class, distillation and register tokens as it learned them, (tokens, width)."""
+    tokens = [getattr(net, n, None) for n in ("cls_token", "dist_token", "reg_token")]
+    found = [t.detach()[0] for t in tokens if isinstance(t, nn.Parameter)]
+    return torch.cat(found) if found else None
