@@ -1,0 +1,303 @@
+"""The distiller: teacher, student, fusions, edges and losses; the model that an mmengine Runner trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .edge import SLOTS, Edge, ModelInfo, parse_edges, total
+from .errors import ConfigError, FBTError, nearest
+from .fusion import FusionModel
+from .knowledge import Batch, Knowledge
+from .registry import ARCHITECTURES, FUSIONS, LOSSES
+from .splice import AUTO, Splice
+from .staged import StagedModel, StageSpec
+
+STUDENT, TEACHER, FUSION = "student", "teacher", "fusion"
+Config = Mapping[str, Any]
+
+
+@MODELS.register_module()
+class Distiller(BaseModel):
+    """Transfers knowledge along edges between a frozen teacher, fusion models and a student.
+
+    Without a teacher it is plain training of the student, which is how teachers are made.
+
+    Args:
+        student: config of the model that is trained.
+        teacher: config of the frozen model, or None.
+        fusion: config of one fusion strategy with its ``splice``, a dict of named ones, or None.
+        edges: names ("teacher_to_student"), or dicts with losses and weights of their own.
+        feature_loss, logit_loss: the losses of edges that have none of their own.
+        task_loss: loss of the student against the labels; may carry a ``weight``.
+        image_size: (height, width) of the images that the pipeline yields; None is the student's own size.
+        data_info: ``{"num_classes": ..., "num_samples": ...}`` of the training data, where known.
+        data_preprocessor: mmengine's.
+
+    Raises:
+        ConfigError: with everything that does not fit, one line each.
+    """
+
+    def __init__(
+        self,
+        student: Config,
+        teacher: Config | None = None,
+        fusion: Config | None = None,
+        edges: Sequence[str | Config] = (),
+        feature_loss: Config | None = None,
+        logit_loss: Config | None = None,
+        task_loss: Config | None = None,
+        image_size: tuple[int, int] | None = None,
+        data_info: Mapping[str, int] | None = None,
+        data_preprocessor: Config | nn.Module | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        problems: list[str] = []
+        self.student = _build(ARCHITECTURES, student, "model.student", problems)
+        frozen = _build(ARCHITECTURES, teacher, "model.teacher", problems) if teacher else None
+        self.task_loss, self._task_weight = _task_loss(task_loss, problems)
+        if problems:
+            raise ConfigError(problems)
+        # In a tuple, so that no optimizer, checkpoint, EMA or DDP ever sees the teacher's weights.
+        self._teacher: tuple[StagedModel, ...] = (frozen.requires_grad_(False).eval(),) if frozen else ()
+        self.image_size = image_size or self.student.image_size
+        self.fusions = nn.ModuleDict()
+        self.edges = nn.ModuleDict()
+        self._check_models(data_info or {})
+
+        for name, config in _named_fusions(fusion).items():
+            _collect(problems, f"model.fusion{'' if name == FUSION else '.' + name}", self._add_fusion, name, config)
+        try:
+            defaults = {"feature": feature_loss, "logit": logit_loss}
+            for options in parse_edges(edges, defaults):
+                _collect(problems, "model.edges", self._add_edge, options, data_info or {})
+        except FBTError as error:
+            problems += [f"model.edges: {line}" for line in str(error).splitlines()]
+        if not problems:
+            problems += self._unused(defaults)
+        if problems:
+            raise ConfigError(problems)
+        for role, model in self.models.items():
+            channels = (1, model.in_chans, 1, 1)
+            for what, values in (("mean", model.mean), ("std", model.std)):
+                self.register_buffer(f"{role}_{what}", torch.tensor(values).reshape(1, -1, 1, 1).expand(channels), False)
+
+    @property
+    def teacher(self) -> StagedModel | None:
+        """The frozen teacher, if there is one; it is moved with this module but is not part of its tree."""
+        return self._teacher[0] if self._teacher else None
+
+    @property
+    def models(self) -> dict[str, StagedModel]:
+        """Student and teacher by role."""
+        return {STUDENT: self.student} | ({TEACHER: self._teacher[0]} if self._teacher else {})
+
+    @property
+    def names(self) -> list[str]:
+        """All models that can be evaluated: student, teacher, fusions."""
+        return [*self.models, *self.fusions]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
+        for teacher in self._teacher:
+            teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def init_weights(self) -> None:
+        """Nothing: models come initialised. mmengine's own would re-initialise pretrained timm models."""
+
+    # ---- building -------------------------------------------------------------------------------------------------
+
+    def specs(self, role: str) -> list[StageSpec]:
+        """Stage outputs of student or teacher for the images that it is given."""
+        model = self.models[role]
+        return model.specs_at(model.input_size or self.image_size)
+
+    def _check_models(self, data_info: Mapping[str, int]) -> None:
+        problems: list[str] = []
+        for role in self.models:
+            _collect(problems, f"model.{role}", self.specs, role)
+        classes = {f"model.{role}": model.num_classes for role, model in self.models.items()} if not problems else {}
+        if "num_classes" in data_info:
+            classes["the data set"] = data_info["num_classes"]
+        if len(set(classes.values())) > 1:
+            counts = ", ".join(f"{who} has {count}" for who, count in classes.items())
+            problems.append(f"model: class counts differ: {counts}; set num_classes to the same number")
+        if problems:
+            raise ConfigError(problems)
+
+    def _add_fusion(self, name: str, config: Config) -> None:
+        if self.teacher is None:
+            raise ConfigError("a fusion model needs a teacher; set model.teacher, or fusion=None")
+        if name in (STUDENT, TEACHER) or "_to_" in name:
+            raise ConfigError(f"{name!r} cannot be a fusion's name")
+        options = dict(config)
+        splice = Splice.parse(options.pop("splice", AUTO), len(self.student.stages), len(self.teacher.stages))
+        strategy = FUSIONS.build(options)
+        args = (splice, self.student, self.teacher, strategy, self.specs(STUDENT), self.specs(TEACHER))
+        try:
+            self.fusions[name] = FusionModel(*args)
+        except FBTError:
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ConfigError(f"splice {splice} cannot be built: {' '.join(str(error).split())}") from error
+
+    def _add_edge(self, options: dict[str, Any], data_info: Mapping[str, int]) -> None:
+        infos = {r: ModelInfo(self.specs(r), m.num_features) for r, m in self.models.items()}
+        infos |= {n: ModelInfo((), f.owner.num_features) for n, f in self.fusions.items()}
+        edge = Edge(models=infos, data_info=data_info, **options)
+        self.edges[edge.name] = edge
+
+    def _unused(self, defaults: Mapping[str, Config | None]) -> list[str]:
+        used = {end for edge in self.edges.values() for end in (edge.giver, edge.receiver)}
+        problems = [f"model.fusion: no edge mentions {n!r}; name it in model.edges, or drop it" for n in self.fusions if n not in used]
+        if self.teacher is not None and not self.edges:
+            problems.append("model.edges: there is a teacher but no edge; add 'teacher_to_student', or set teacher=None")
+        for slot in SLOTS:
+            if defaults[slot] is not None and not self.edges:
+                problems.append(f"model.{slot}_loss: no edge uses it; add model.edges, or set it to None")
+        if STUDENT not in {e.receiver for e in self.edges.values()} and self.task_loss is None:
+            problems.append("model: nothing trains the student; set task_loss, or an edge to the student")
+        return problems
+
+    # ---- running --------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Distiller:
+        super().train(mode)
+        for teacher in self._teacher:
+            teacher.eval()
+        return self
+
+    def forward(
+        self, inputs: Tensor, labels: Tensor | None = None, index: Tensor | None = None, mode: str = "tensor"
+    ) -> dict[str, Tensor] | dict[str, Knowledge] | Tensor:
+        """Runs the models that are needed.
+
+        Args:
+            inputs: images (N, C, H, W) in [0, 1].
+            labels: (N,) or (N, classes).
+            index: (N,) positions in the data set.
+            mode: "loss" for the named, weighted losses; "predict" for every model's logits by name; "tensor" for the
+                student's logits.
+        """
+        if mode == "loss":
+            return self.losses(inputs, Batch(labels, index))
+        if mode == "predict":
+            return self.predict(inputs, self.names)
+        if mode == "tensor":
+            return self.student(self.prepare(inputs, STUDENT))
+        raise ValueError(f"mode is 'loss', 'predict' or 'tensor', not {mode!r}")
+
+    def prepare(self, images: Tensor, role: str) -> Tensor:
+        """Images in [0, 1] as a model wants them: resized where it says so, normalised with its own mean and std."""
+        model = self.models[role]
+        if model.input_size and images.shape[2:] != model.input_size:
+            images = F.interpolate(images, model.input_size, mode="bicubic", antialias=True).clamp(0, 1)
+        return (images - getattr(self, f"{role}_mean")) / getattr(self, f"{role}_std")
+
+    def losses(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """All losses of one batch, named "task" or "edge/slot", each with its weights."""
+        wanted = {STUDENT} if self.task_loss is not None else set()
+        wanted |= {end for edge in self.edges.values() for end in (edge.giver, edge.receiver)}
+        known = self.know(images, wanted)
+        values: dict[str, Tensor] = {}
+        if self.task_loss is not None:
+            values["task"] = self._task_weight * self.task_loss(known[STUDENT], None, batch)
+        for name, edge in self.edges.items():
+            values |= {f"{name}/{slot}": value for slot, value in edge(known, batch).items()}
+        return values
+
+    def know(self, images: Tensor, wanted: set[str]) -> dict[str, Knowledge]:
+        """Knowledge of the wanted models; each stage runs at most once in its own model.
+
+        Args:
+            images: (N, C, H, W) in [0, 1].
+            wanted: names of models.
+        """
+        fusions = {n: f for n, f in self.fusions.items() if n in wanted}
+        known: dict[str, Knowledge] = {}
+        starts: dict[str, dict[int, Tensor]] = {}
+        for role, model in self.models.items():
+            needs = {f.start.last for f in fusions.values() if f.start.owner == role[0].upper()}
+            for edge in self.edges.values():
+                needs |= edge.needs.get(role, set()) if role in wanted else set()
+            if role not in wanted and not needs:
+                continue
+            with torch.set_grad_enabled(torch.is_grad_enabled() and role != TEACHER):
+                inputs = self.prepare(images, role)
+                if role in wanted:
+                    known[role] = model.knowledge(inputs, needs)
+                    starts[role] = dict(known[role].stages)
+                else:
+                    starts[role] = model.stage_outputs(inputs, needs)
+        for name, fusion in fusions.items():
+            role = STUDENT if fusion.start.owner == "S" else TEACHER
+            known[name] = fusion(starts[role][fusion.start.last])
+        return known
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Logits (N, classes) of the named models.
+
+        Raises:
+            KeyError: for a name that is no model here.
+        """
+        for name in names:
+            if name not in self.names:
+                raise KeyError(f"no model {name!r}{nearest(name, self.names)}")
+        known = self.know(images, set(names))
+        return {name: known[name].logits for name in names}
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        """One step of an mmengine train loop; the losses come back as they are on the device, unread."""
+        with optim_wrapper.optim_context(self):
+            data = self.data_preprocessor(data, True)
+            losses: dict[str, Tensor] = self(**data, mode="loss")  # type: ignore[assignment]
+            loss = total(losses)
+        optim_wrapper.update_params(loss)
+        return {"loss": loss.detach()} | {k: v.detach() for k, v in losses.items()}
+
+    def val_step(self, data: Any) -> list[dict[str, Tensor]]:
+        """One step of an mmengine validation loop: every model's logits, and the labels."""
+        data = self.data_preprocessor(data, False)
+        predictions: dict[str, Tensor] = self(**data, mode="predict")  # type: ignore[assignment]
+        return [{"labels": data["labels"], **predictions}]
+
+    test_step = val_step
+
+
+def _named_fusions(fusion: Config | None) -> dict[str, Config]:
+    if not fusion:
+        return {}
+    if "type" in fusion:
+        return {FUSION: fusion}
+    wrong = [n for n, c in fusion.items() if not isinstance(c, Mapping)]
+    if wrong:
+        raise ConfigError(f"model.fusion: {wrong[0]!r} without a 'type'; give one strategy, or a dict of named ones")
+    return dict(fusion)
+
+
+def _task_loss(config: Config | None, problems: list[str]) -> tuple[nn.Module | None, float]:
+    if config is None:
+        return None, 0.0
+    options = dict(config)
+    weight = options.pop("weight", 1.0)
+    return _build(LOSSES, options, "model.task_loss", problems), float(weight)
+
+
+def _build(registry: Any, config: Config, where: str, problems: list[str]) -> Any:
+    return _collect(problems, where, registry.build, config)
+
+
+def _collect(problems: list[str], where: str, function: Any, *args: Any) -> Any:
+    """Calls a function; what the user got wrong joins the other problems, each line with its place."""
+    try:
+        return function(*args)
+    except FBTError as error:
+        problems += [f"{where}: {line}" for line in str(error).splitlines()]
+        return None

@@ -1,0 +1,154 @@
+"""An edge: what one model gives to another, compared by losses of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError, nearest
+from .knowledge import Batch, Knowledge
+from .registry import LOSSES
+from .staged import StageSpec
+
+SLOTS = ("feature", "logit")
+_OPTIONS = ("name", "weight", "detach", *(f"{s}_loss" for s in SLOTS))
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What an edge is told about a model at either end.
+
+    Attributes:
+        specs: outputs of its stages; empty where it offers none to losses.
+        num_features: width of its features.
+    """
+
+    specs: Sequence[StageSpec]
+    num_features: int
+
+
+class Edge(nn.Module):
+    """``giver_to_receiver``: losses in which the giver plays teacher and the receiver student.
+
+    Args:
+        name: "A_to_B".
+        losses: by slot ("feature", "logit"), a config each, or None; a config may carry a ``weight`` of its own.
+        models: what is known of each model, by name.
+        data_info: ``{"num_classes": ..., "num_samples": ...}`` for losses that ask.
+        weight: of the whole edge.
+        detach: whether the giver's knowledge is a constant.
+
+    Raises:
+        ConfigError: if a model or a loss does not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        losses: Mapping[str, Mapping[str, Any] | None],
+        models: Mapping[str, ModelInfo],
+        data_info: Mapping[str, int],
+        weight: float = 1.0,
+        detach: bool = True,
+    ) -> None:
+        super().__init__()
+        self.name, self.weight, self.detach = name, float(weight), detach
+        self.giver, self.receiver = split_name(name, models)
+        giver, receiver = models[self.giver], models[self.receiver]
+        self.losses = nn.ModuleDict()
+        self.projectors = nn.ModuleDict()
+        self.weights: dict[str, float] = {}
+        self.needs: dict[str, set[int]] = {self.giver: set(), self.receiver: set()}
+        for slot, config in losses.items():
+            if config is None:
+                continue
+            options = dict(config)
+            self.weights[slot] = float(options.pop("weight", 1.0))
+            loss = LOSSES.build(options)
+            needs = getattr(loss, "needs", {})
+            for number in needs.get("stages", ()):
+                for model in (self.giver, self.receiver):
+                    if number > len(models[model].specs):
+                        raise ConfigError(
+                            f"edge {name}: {options['type']} needs stage {number} of the {model}, which "
+                            + (f"has {len(models[model].specs)}" if models[model].specs else "gives features and logits only")
+                        )
+                    self.needs[model].add(number)
+            if needs.get("same_width") and giver.num_features != receiver.num_features:
+                self.projectors[slot] = nn.Linear(receiver.num_features, giver.num_features)
+            if hasattr(loss, "setup"):
+                loss.setup(receiver.specs, giver.specs, data_info)
+            self.losses[slot] = loss
+        if not self.losses:
+            raise ConfigError(f"edge {name} has no loss: set feature_loss or logit_loss")
+
+    def forward(self, knowledge: Mapping[str, Knowledge], batch: Batch) -> dict[str, Tensor]:
+        """The edge's weighted losses by slot.
+
+        Args:
+            knowledge: of each model, by name.
+            batch: labels and positions.
+        """
+        given, received = knowledge[self.giver], knowledge[self.receiver]
+        if self.detach:
+            given = given.detach()
+        values = {}
+        for slot, loss in self.losses.items():
+            view = received
+            if slot in self.projectors:
+                view = Knowledge(self.projectors[slot](received.features), received.logits, received.stages, received.extra)
+            values[slot] = self.weight * self.weights[slot] * loss(view, given, batch)
+        return values
+
+
+def split_name(name: str, models: Mapping[str, Any]) -> tuple[str, str]:
+    """"A_to_B" as (A, B).
+
+    Raises:
+        ConfigError: if it is not of that form, or A or B is no model of this config.
+    """
+    giver, found, receiver = str(name).partition("_to_")
+    if not found:
+        possible = [f"{a}_to_{b}" for a in models for b in models if a != b and b != "teacher"]
+        raise ConfigError(f"edge {name!r}: write giver_to_receiver{nearest(name, possible)}")
+    for model in (giver, receiver):
+        if model not in models:
+            raise ConfigError(f"edge {name!r}: there is no model {model!r} here{nearest(model, models)}")
+    if receiver == "teacher" or giver == receiver:
+        raise ConfigError(f"edge {name!r}: the {receiver} cannot receive" + (" from itself" if giver == receiver else ": it is frozen"))
+    return giver, receiver
+
+
+def parse_edges(
+    edges: Sequence[str | Mapping[str, Any]], defaults: Mapping[str, Mapping[str, Any] | None]
+) -> list[dict[str, Any]]:
+    """The arguments of each :class:`Edge`, from names and dicts with losses and weights of their own.
+
+    Args:
+        edges: "A_to_B", or ``dict(name="A_to_B", weight=..., feature_loss=..., logit_loss=..., detach=...)``.
+        defaults: the config's losses by slot, for edges that say nothing.
+
+    Raises:
+        ConfigError: for an unknown key, a repeated edge, or an entry of another form.
+    """
+    parsed: list[dict[str, Any]] = []
+    for entry in edges:
+        options: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
+        unknown = [k for k in options if k not in _OPTIONS]
+        if unknown or "name" not in options:
+            what = f"no option {unknown[0]!r}{nearest(unknown[0], _OPTIONS)}" if unknown else "an edge needs a 'name'"
+            raise ConfigError(f"edges: {what}")
+        if options["name"] in [p["name"] for p in parsed]:
+            raise ConfigError(f"edges: {options['name']} is there twice")
+        losses = {slot: options.pop(f"{slot}_loss", defaults[slot]) for slot in SLOTS}
+        parsed.append({**options, "losses": losses})
+    return parsed
+
+
+def total(losses: Mapping[str, Tensor]) -> Tensor:
+    """The sum of named losses."""
+    return torch.stack([value.float() for value in losses.values()]).sum()
