@@ -40,6 +40,9 @@ class Distiller(BaseModel):
         data_info: ``{"num_classes": ..., "num_samples": ...}`` of the training data, where known.
         data_preprocessor: mmengine's.
 
+    Attributes:
+        validated: the models that validation looks at; None is all of them.
+
     Raises:
         ConfigError: with everything that does not fit, one line each.
     """
@@ -67,6 +70,7 @@ class Distiller(BaseModel):
         # In a tuple, so that no optimizer, checkpoint, EMA or DDP ever sees the teacher's weights.
         self._teacher: tuple[StagedModel, ...] = (frozen.requires_grad_(False).eval(),) if frozen else ()
         self.image_size = image_size or self.student.image_size
+        self.validated: list[str] | None = None
         self.fusions = nn.ModuleDict()
         self.edges = nn.ModuleDict()
         self._check_models(data_info or {})
@@ -182,13 +186,13 @@ class Distiller(BaseModel):
             inputs: images (N, C, H, W) in [0, 1].
             labels: (N,) or (N, classes).
             index: (N,) positions in the data set.
-            mode: "loss" for the named, weighted losses; "predict" for every model's logits by name; "tensor" for the
+            mode: "loss" for the named, weighted losses; "predict" for the validated models' logits by name; "tensor" for the
                 student's logits.
         """
         if mode == "loss":
             return self.losses(inputs, Batch(labels, index))
         if mode == "predict":
-            return self.predict(inputs, self.names)
+            return self.predict(inputs, self.validated or self.names)
         if mode == "tensor":
             return self.student(self.prepare(inputs, STUDENT))
         raise ValueError(f"mode is 'loss', 'predict' or 'tensor', not {mode!r}")
@@ -263,7 +267,7 @@ class Distiller(BaseModel):
         return {"loss": loss.detach()} | {k: v.detach() for k, v in losses.items()}
 
     def val_step(self, data: Any) -> list[dict[str, Tensor]]:
-        """One step of an mmengine validation loop: every model's logits, and the labels."""
+        """One step of an mmengine validation loop: the validated models' logits, and the labels."""
         data = self.data_preprocessor(data, False)
         predictions: dict[str, Tensor] = self(**data, mode="predict")  # type: ignore[assignment]
         return [{"labels": data["labels"], **predictions}]

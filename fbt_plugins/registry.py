@@ -59,7 +59,7 @@ class PluginRegistry(Registry):
         if "." in str(key):
             message += " (dotted import paths are not accepted)"
         message += nearest(key, self._module_dict)
-        if not self._module_dict:
+        if not self._module_dict and not self.failures:
             message += "; nothing is registered yet: call fbt_plugins.load_plugins() first"
         raise UnknownNameError("; ".join([message, *map(str, self.failures)]))
 

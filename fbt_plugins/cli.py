@@ -1,0 +1,67 @@
+"""What every command-line tool shares: one-line errors, exit codes, and mmengine's ``--cfg-options``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from .errors import FBTError
+
+USER_ERROR = 2
+"""Exit code where the user can mend it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"error: {message} (see {self.prog} --help)\n")
+
+
+class CfgOptions(argparse.Action):
+    """``--cfg-options a.b=1 c=[x,y]`` as mmengine's users know it; a malformed pair is a usage error."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        from mmengine.config import DictAction
+
+        options = dict(getattr(namespace, self.dest, None) or {})
+        for pair in values or ():
+            key, found, value = str(pair).partition("=")
+            if not found or not all(key.split(".")):
+                parser.error(f"--cfg-options {pair!r}: write key=value, as in optim_wrapper.optimizer.lr=0.001")
+            try:
+                options[key] = DictAction._parse_iterable(value)
+            except (AssertionError, ValueError, IndexError, RecursionError):
+                parser.error(f"--cfg-options {pair!r}: brackets do not match in the value")
+        setattr(namespace, self.dest, options)
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a tool: user errors are one line each and exit code 2; ``FBT_DEBUG=1`` shows where they came from."""
+    try:
+        code = main()
+    except FBTError as error:
+        if os.environ.get("FBT_DEBUG") == "1":
+            raise
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        code = USER_ERROR
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    sys.exit(code or 0)

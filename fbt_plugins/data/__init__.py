@@ -1,0 +1,32 @@
+"""Data: the data sets by name, their transforms, the order of their images, and mixup and CutMix.
+
+All randomness is a function of numbers: the order of (seed, epoch), an image's augmentation of (seed, epoch, index),
+the mixing of a batch of a seed that its caller derives. So nothing has to be saved for an exact resume, and the number
+of workers changes nothing. Images are uint8 up to the batch, where they are divided by 255.
+
+Importing this registers the data sets in mmengine's DATASETS and the sampler in DATA_SAMPLERS.
+"""
+
+from .datasets import CIFAR10, CIFAR100, FashionMNIST, FashionMNISTMini, ImageFolder
+from .image_dataset import ImageDataset, InMemoryDataset
+from .mixing import Mixing
+from .randomness import derive_seed, seeded, stratified_order
+from .sampler import SeededSampler
+from .transforms import TimmTransform, build_transforms
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "FashionMNIST",
+    "FashionMNISTMini",
+    "ImageDataset",
+    "ImageFolder",
+    "InMemoryDataset",
+    "Mixing",
+    "SeededSampler",
+    "TimmTransform",
+    "build_transforms",
+    "derive_seed",
+    "seeded",
+    "stratified_order",
+]

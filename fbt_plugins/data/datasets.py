@@ -1,0 +1,222 @@
+"""Data sets by name in mmengine's DATASETS registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import PIL.Image
+import torch
+import torchvision
+from mmengine.dist import barrier, is_main_process
+from mmengine.registry import DATASETS
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.utils import check_integrity
+
+from ..errors import ConfigError, FBTError, nearest
+from ..registry import one_line
+from . import fashion_mnist
+from .image_dataset import ImageDataset, InMemoryDataset, TransformConfigs
+from .randomness import stratified_order
+
+SPLITS = ("train", "val", "test")
+_DOWNLOAD = "set download=True (such as --cfg-options train_dataloader.dataset.download=True)"
+_DEBIAN = "install Debian's dataset-fashion-mnist and set root='/usr/share/dataset-fashion-mnist'"
+
+
+@DATASETS.register_module()
+class FashionMNISTMini(InMemoryDataset):
+    """The part of Fashion-MNIST inside this package: 5,000 training, 1,000 validation and 2,000 test images, 28x28.
+
+    All have the ten classes in equal parts; training and validation images are both of the original training split.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        transforms, seed: see `ImageDataset`.
+    """
+
+    def __init__(self, split: str, transforms: TransformConfigs = (), seed: int = 0) -> None:
+        _check_split(self, split)
+        images, labels, _ = fashion_mnist.read_embedded(split)
+        super().__init__(torchvision.datasets.FashionMNIST.classes, images, labels, transforms, seed)
+
+
+@DATASETS.register_module()
+class FashionMNIST(InMemoryDataset):
+    """Fashion-MNIST: 59,000 training, 1,000 validation (those of `FashionMNISTMini`) and 10,000 test images, 28x28.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        root: folder with the original files, or with ``FashionMNIST/raw`` (torchvision's layout); gzipped or not.
+        download: whether to download missing files, to torchvision's layout. Process 0 does; the others wait for it.
+        transforms, seed: see `ImageDataset`.
+
+    Raises:
+        FBTError: if files are missing, damaged, or of another data set.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        root: str = "data",
+        download: bool = False,
+        transforms: TransformConfigs = (),
+        seed: int = 0,
+    ) -> None:
+        _check_split(self, split)
+        source = "test" if split == "test" else "train"
+        failure = ""
+        if download:
+            target = Path(root).expanduser()
+            missing = not fashion_mnist.has_original(root, source)
+            failure = _download(lambda: missing and torchvision.datasets.FashionMNIST(target, download=True))
+        try:
+            images, labels, _ = fashion_mnist.read_original(root, source)
+        except FBTError as error:
+            if fashion_mnist.has_original(root, source):  # then a file is damaged
+                raise
+            raise FBTError(f"{error}; {failure or _DOWNLOAD}, or {_DEBIAN}") from None
+        known = fashion_mnist.read_embedded("test" if split == "test" else "val")
+        if not torch.equal(images[known.indices], known.images):
+            raise FBTError(f"the idx files in {root} are not those of Fashion-MNIST (MNIST's have the same names)")
+        if split != "test":
+            chosen = torch.full_like(labels, split == "train", dtype=torch.bool)
+            chosen[known.indices] = split == "val"
+            images, labels = images[chosen], labels[chosen]
+        super().__init__(torchvision.datasets.FashionMNIST.classes, images, labels, transforms, seed)
+
+
+@DATASETS.register_module()
+class CIFAR10(InMemoryDataset):
+    """CIFAR-10: 50,000 training images, of which ``validation`` are held out, and 10,000 test images, 32x32.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        root: folder with torchvision's layout, ``cifar-10-batches-py/``.
+        download: whether to download and unpack missing or damaged files. Process 0 does; the others wait for it.
+        validation: how many training images are held out as ``"val"``, in equal parts of all classes, always the same
+            ones; 0 trains on all.
+        transforms, seed: see `ImageDataset`.
+
+    Raises:
+        FBTError: if files are missing or damaged.
+    """
+
+    source: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR10
+
+    def __init__(
+        self,
+        split: str,
+        root: str = "data",
+        download: bool = False,
+        validation: int = 1000,
+        transforms: TransformConfigs = (),
+        seed: int = 0,
+    ) -> None:
+        _check_split(self, split)
+        data = self._read(Path(root).expanduser().resolve(), split != "test", download)
+        images, labels = torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
+        if split != "test":
+            least, most = int(split == "val"), len(labels) - 1
+            if not least <= validation <= most:
+                name = type(self).__name__
+                raise ConfigError(f"{name}: validation is {least} to {most} for split {split!r}, got {validation}")
+            order = torch.tensor(stratified_order(data.targets))
+            chosen = (order[:validation] if split == "val" else order[validation:]).sort().values
+            images, labels = images[chosen], labels[chosen]
+        super().__init__(data.classes, images.contiguous(), labels, transforms, seed)
+
+    @classmethod
+    def _read(cls, root: Path, train: bool, download: bool) -> torchvision.datasets.CIFAR10:
+        failure = _download(lambda: cls._problem(root) and cls.source(root, download=True)) if download else ""
+        try:
+            return cls.source(root, train)
+        except (RuntimeError, OSError) as error:
+            archive = f"with {cls.source.filename} in {root} that needs no network"
+            problem = one_line(error) if isinstance(error, OSError) else cls._problem(root)
+            raise FBTError(f"{cls.__name__}: {problem}; {failure or _DOWNLOAD}; {archive}") from error
+
+    @classmethod
+    def _problem(cls, root: Path) -> str:
+        """Which files are missing or damaged, on one line; empty where none is."""
+        folder = root / cls.source.base_folder
+        meta = (cls.source.meta["filename"], cls.source.meta["md5"])
+        sums = [*cls.source.train_list, *cls.source.test_list, meta]
+        missing = [name for name, _ in sums if not (folder / name).is_file()]
+        if missing:
+            return f"no {', '.join(missing)} in {folder}"
+        damaged = [name for name, md5 in sums if not check_integrity(folder / name, md5)]
+        return f"{', '.join(damaged)} in {folder} damaged (another md5 sum)" if damaged else ""
+
+
+@DATASETS.register_module()
+class CIFAR100(CIFAR10):
+    """CIFAR-100, with its 100 fine classes, in ``cifar-100-python/``; otherwise as `CIFAR10`."""
+
+    source = torchvision.datasets.CIFAR100
+
+
+@DATASETS.register_module()
+class ImageFolder(ImageDataset):
+    """Image files in ``root/train/CLASS/``, ``root/val/CLASS/`` and, if there is one, ``root/test/CLASS/`` (ImageNet).
+
+    Files are opened when they are asked for. Classes are numbered in alphabetical order of the folders in ``train``, in
+    every split; without ``train``, of the split's own folders.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        root: folder of the splits.
+        transforms, seed: see `ImageDataset`.
+
+    Raises:
+        FBTError: if there is no such folder, a class without images, or one that ``train`` has not; and, when a sample
+            is read, if its file is no readable image.
+    """
+
+    def __init__(self, split: str, root: str, transforms: TransformConfigs = (), seed: int = 0) -> None:
+        _check_split(self, split)
+        folder = Path(root).expanduser().resolve() / split
+        if not folder.is_dir():
+            raise FBTError(
+                f"ImageFolder: no folder {folder}; split {split!r} is images such as {folder}/CLASS/NAME.jpg"
+            )
+        train = folder.parent / "train"
+        try:
+            own, numbers = find_classes(folder)
+            classes = own
+            if train.is_dir():
+                classes, numbers = find_classes(train)
+            unknown = [name for name in own if name not in numbers]
+            if unknown:
+                hint = nearest(unknown[0], classes)
+                raise FBTError(f"ImageFolder: {train} has no class {unknown[0]!r}, but {folder} has{hint}")
+            samples = make_dataset(folder, {name: numbers[name] for name in own}, IMG_EXTENSIONS)
+        except OSError as error:
+            raise FBTError(f"ImageFolder: {one_line(error)} ({folder})") from error
+        self.paths = [path for path, _ in samples]
+        super().__init__(classes, [label for _, label in samples], transforms, seed)
+
+    def image(self, position: int) -> PIL.Image.Image:
+        try:
+            with PIL.Image.open(self.paths[position]) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them for damaged files
+            raise FBTError(f"{self.paths[position]} is no readable image ({one_line(error)})") from error
+
+
+def _check_split(dataset: ImageDataset, split: str) -> None:
+    if split not in SPLITS:
+        raise ConfigError(f"{type(dataset).__name__}: no split {split!r}{nearest(split, SPLITS)}")
+
+
+def _download(fetch: Callable[[], object]) -> str:
+    """Runs ``fetch`` in one process while all others wait; returns what went wrong, on one line, or an empty string."""
+    failure = ""
+    if is_main_process():
+        try:
+            fetch()
+        except (OSError, RuntimeError) as error:
+            failure = f"the download failed ({one_line(error)}): try again"
+    barrier()  # reached by every process, whatever it found on its disk
+    return failure

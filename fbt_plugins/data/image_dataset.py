@@ -1,0 +1,95 @@
+"""What all data sets have in common: samples, keys, and augmentation without state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import ConfigError
+from ..registry import one_line
+from .randomness import derive_seed, seeded
+from .transforms import build_transforms
+
+TransformConfigs = Sequence[Mapping[str, Any]]
+
+
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Labelled images whose augmentation is a function of (seed, epoch, index) and of nothing else.
+
+    A sample is ``dict(inputs, labels, index)``: a tensor (3, H, W), uint8 unless a transform makes it floating point;
+    the class number; and the position in this data set. Its key is that position, or a pair (epoch, position), which is
+    what `SeededSampler` yields; epoch is 0 otherwise. Workers need no seeds, and the random numbers of the process
+    itself go on undisturbed.
+
+    Args:
+        classes: name of each class.
+        labels: class number of each image.
+        transforms: as `build_transforms` takes them.
+        seed: of the augmentation.
+
+    Attributes:
+        metainfo: ``{"name": ..., "classes": (...)}``.
+        image_size: (height, width) of the first image after the transforms.
+
+    Raises:
+        ConfigError: if the transforms are wrong, fail on the first image, or yield anything but such a tensor.
+    """
+
+    def __init__(self, classes: Sequence[str], labels: Sequence[int], transforms: TransformConfigs, seed: int) -> None:
+        self.classes = tuple(classes)
+        self.labels = labels
+        self.seed = seed
+        self.metainfo = {"name": type(self).__name__, "classes": self.classes}
+        where = f"{type(self).__name__}.transforms"
+        self._transform = build_transforms(transforms, where)
+        self._augments = len(transforms) > 0
+        try:
+            first = self[0]["inputs"]
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"{where} fail on the first image: {one_line(error)}") from error
+        if first.ndim != 3 or len(first) != 3 or not (first.dtype == torch.uint8 or first.is_floating_point()):
+            found = f"{first.dtype} {tuple(first.shape)}"
+            raise ConfigError(f"{where} turn an image into {found}; expected (3, H, W), uint8 or floating point")
+        self.image_size = (first.shape[1], first.shape[2])
+
+    def image(self, position: int) -> Tensor | Image:
+        """The image before any transform: a uint8 tensor (3, H, W) that may be changed, or a PIL image in RGB."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, position = key if isinstance(key, tuple) else (0, key)
+        position = range(len(self))[position]  # IndexError beyond the end; -1 gets the seed of the last
+        image = self.image(position)
+        if self._augments:
+            with seeded(derive_seed(self.seed, epoch, position)):
+                image = self._transform(image)
+        else:
+            image = self._transform(image)
+        return {"inputs": image, "labels": self.labels[position], "index": position}
+
+
+class InMemoryDataset(ImageDataset):
+    """Images held as one uint8 tensor.
+
+    Args:
+        images: (N, H, W) grey or (N, 3, H, W).
+        labels: (N,).
+        classes, transforms, seed: see `ImageDataset`.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], images: Tensor, labels: Tensor, transforms: TransformConfigs, seed: int
+    ) -> None:
+        self.images = images
+        super().__init__(classes, labels.tolist(), transforms, seed)
+
+    def image(self, position: int) -> Tensor:
+        return self.images[position].expand(3, -1, -1).clone()

@@ -1,0 +1,73 @@
+"""Mixup and CutMix of a batch, as a function of a seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+from torchvision.transforms import v2
+
+from ..errors import ConfigError
+from .randomness import seeded
+
+
+class Mixing:
+    """Mixes each image of a batch with the one before it (the first with the last), and their labels alike.
+
+    torchvision's MixUp and CutMix do the work: they take batches of any size on any device. (timm's Mixup, which mixes
+    with the batch in reverse, refuses odd sizes and works in place.) One draw holds for the whole batch. The parameters
+    mean what they mean in timm.
+
+    Args:
+        num_classes: C.
+        mixup_alpha: alpha of mixup's Beta(alpha, alpha); 0 turns it off.
+        cutmix_alpha: the same for CutMix.
+        prob: how often a batch is mixed at all.
+        switch_prob: how often it is CutMix, where both are on.
+        label_smoothing: part of each label that is spread evenly over all classes, mixed or not.
+
+    Raises:
+        ConfigError: if a parameter is outside its range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        prob: float = 1.0,
+        switch_prob: float = 0.5,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        shares = {"prob": prob, "switch_prob": switch_prob, "label_smoothing": label_smoothing}
+        problems = [
+            f"Mixing: {name} is from 0 to 1, got {value}" for name, value in shares.items() if not 0 <= value <= 1
+        ]
+        alphas = {"mixup_alpha": mixup_alpha, "cutmix_alpha": cutmix_alpha}
+        problems += [f"Mixing: {name} is 0 or more, got {value}" for name, value in alphas.items() if not value >= 0]
+        if problems:
+            raise ConfigError(problems)
+        self.num_classes = num_classes
+        self.prob = prob
+        self.label_smoothing = label_smoothing
+        self.mixup = v2.MixUp(alpha=float(mixup_alpha)) if mixup_alpha > 0 else None
+        self.cutmix = v2.CutMix(alpha=float(cutmix_alpha)) if cutmix_alpha > 0 else None
+        self.switch_prob = switch_prob if mixup_alpha > 0 else 1.0
+
+    def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """The mixed batch; ``images`` and ``labels`` themselves stay as they are.
+
+        Args:
+            images: (N, 3, H, W) floating point, on any device.
+            labels: (N,) class numbers on the same device.
+            seed: decides whether, how and how much; derive it from (seed, rank, iteration).
+
+        Returns:
+            Images of the same shape and type, and soft labels (N, C), float32, whose rows sum to 1.
+        """
+        soft = one_hot(labels, self.num_classes).float()
+        soft = soft * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        with seeded(seed):
+            mixed, switch = torch.rand(2).tolist()
+            mix = self.cutmix if self.cutmix and switch < self.switch_prob else self.mixup
+            return mix(images, soft) if mix and mixed < self.prob else (images, soft)

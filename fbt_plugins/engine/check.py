@@ -1,0 +1,268 @@
+"""Everything that is wrong with a config, found without data and without training."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, Registry
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
+from torch.utils.data import DataLoader
+
+from ..data import Mixing, build_transforms
+from ..distiller import Distiller
+from ..edge import parse_edges
+from ..errors import ConfigError, FBTError, nearest
+from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line
+from .device import resolve_device
+from .runner import DEFAULT_HOOKS, DistillRunner
+
+OURS = ("device", "custom_imports", "sync_bn", "compile", "model_wrapper_cfg")
+LOADER_KEYS = ("dataset", "sampler", "batch_sampler", "collate_fn", "num_batch_per_epoch", "worker_init_fn")
+SECTIONS = ("train", "val", "test")
+
+
+def check_config(config: Config) -> Distiller | None:
+    """Holds every key against what will be built from it, and builds the models without weights.
+
+    Args:
+        config: as :func:`load_config` gives it.
+
+    Returns:
+        The distiller on the meta device (its shapes are right, its weights are nowhere).
+
+    Raises:
+        ConfigError: with all problems, one line each.
+    """
+    check = _Check(config)
+    distiller = check.run()
+    if check.problems:
+        source = f"{config.filename}: " if config.filename else ""
+        raise ConfigError([f"{source}{line}" for line in dict.fromkeys(check.problems)])
+    return distiller
+
+
+class _Check:
+    def __init__(self, config: Config) -> None:
+        self.config: dict[str, Any] = config.to_dict()
+        self.problems: list[str] = []
+
+    def run(self) -> Distiller | None:
+        self._top_level()
+        for section in SECTIONS:
+            self._loader(f"{section}_dataloader")
+            self._typed(METRICS, self.config.get(f"{section}_evaluator"), f"{section}_evaluator")
+        self._loops()
+        self._optimizer()
+        self._hooks()
+        self._signature(DistillRunner.set_randomness, self.config.get("randomness") or {}, "randomness", given=("self",))
+        self._collect("device", resolve_device, self.config.get("device"), self.config.get("launcher", "none") != "none")
+        if mixing := self.config.get("data_preprocessor"):
+            self._signature(Mixing, mixing, "data_preprocessor", given=("num_classes",))
+        for key in ("load_from", "resume"):
+            value = self.config.get(key)
+            if isinstance(value, str) and not Path(value).is_file():
+                self.problems.append(f"{key}: {value!r}: no such file")
+        return self._model()
+
+    def _top_level(self) -> None:
+        known = [*list(inspect.signature(DistillRunner.__init__).parameters)[1:], *OURS]
+        for key in self.config:
+            if key not in known:
+                hint = nearest(key, known) or "; helper variables of your own begin with an underscore"
+                self.problems.append(f"unknown key {key!r}{hint}")
+        for key in ("model", "work_dir", "train_dataloader", "train_cfg", "optim_wrapper"):
+            if self.config.get(key) is None:
+                self.problems.append(f"{key} is missing")
+
+    # ---- sections -------------------------------------------------------------------------------------------------
+
+    def _loader(self, where: str) -> None:
+        loader = self.config.get(where)
+        if loader is None:
+            return
+        known = [*list(inspect.signature(DataLoader.__init__).parameters)[1:], *LOADER_KEYS]
+        self._known_keys(loader, known, where)
+        dataset, sampler = loader.get("dataset"), loader.get("sampler")
+        if not isinstance(dataset, Mapping):
+            self.problems.append(f"{where}.dataset is missing")
+        else:
+            self._typed(DATASETS, dataset, f"{where}.dataset", given=("seed",))
+            self._collect("", build_transforms, dataset.get("transforms", ()), f"{where}.dataset.transforms")
+        if not isinstance(sampler, Mapping):
+            self.problems.append(f"{where}.sampler is missing: dict(type='SeededSampler', shuffle={where.startswith('train')})")
+        else:
+            self._typed(DATA_SAMPLERS, sampler, f"{where}.sampler", given=("dataset", "seed"))
+        size = loader.get("batch_size")
+        if "batch_sampler" not in loader and not (isinstance(size, int) and not isinstance(size, bool) and size > 0):
+            self.problems.append(f"{where}.batch_size: a whole number above 0, not {size!r}")
+
+    def _loops(self) -> None:
+        train = self.config.get("train_cfg") or {}
+        loop = EpochBasedTrainLoop if train.get("by_epoch", True) else IterBasedTrainLoop
+        if train.get("type") is None:
+            self._signature(loop, train, "train_cfg", given=("self", "runner", "dataloader"), extra=("by_epoch",))
+        for section, kind in (("val", ValLoop), ("test", TestLoop)):
+            parts = [self.config.get(f"{section}_{part}") for part in ("dataloader", "cfg", "evaluator")]
+            if any(p is None for p in parts) and not all(p is None for p in parts):
+                self.problems.append(f"{section}_dataloader, {section}_cfg and {section}_evaluator: set all three or none")
+            elif parts[1] and "type" not in parts[1]:
+                self._signature(kind, parts[1], f"{section}_cfg", given=("self", "runner", "dataloader", "evaluator"))
+
+    def _optimizer(self) -> None:
+        wrapper = self.config.get("optim_wrapper")
+        if not isinstance(wrapper, Mapping):
+            return
+        wrapper = {"type": "AutocastOptimWrapper", "constructor": "TwoGroupConstructor", **wrapper}
+        extra = ("constructor", "paramwise_cfg", "optimizer")
+        self._typed(OPTIM_WRAPPERS, wrapper, "optim_wrapper", given=("optimizer",), extra=extra)
+        if not isinstance(wrapper.get("optimizer"), Mapping):
+            self.problems.append("optim_wrapper.optimizer is missing: dict(type='AdamW', lr=0.001)")
+        else:
+            self._typed(OPTIMIZERS, wrapper["optimizer"], "optim_wrapper.optimizer", given=("params",))
+        schedule = self.config.get("param_scheduler")
+        given, extra = ("optimizer", "param_name"), ("convert_to_iter_based",)
+        self._typed(PARAM_SCHEDULERS, schedule, "param_scheduler", given=given, extra=extra)
+
+    def _hooks(self) -> None:
+        changes = self.config.get("default_hooks") or {}
+        self._known_keys(changes, DEFAULT_HOOKS, "default_hooks")
+        for name, change in changes.items():
+            if change is not None and name in DEFAULT_HOOKS:
+                hook = change if "type" in change else {**DEFAULT_HOOKS[name], **change}
+                self._typed(HOOKS, hook, f"default_hooks.{name}", extra=("priority",))
+        self._typed(HOOKS, self.config.get("custom_hooks"), "custom_hooks", extra=("priority",))
+
+    def _model(self) -> Distiller | None:
+        model = self.config.get("model")
+        if not isinstance(model, Mapping):
+            return None
+        options = {k: v for k, v in model.items() if k != "type"}
+        if model.get("type", "Distiller") != "Distiller":
+            self.problems.append(f"model.type: {model['type']!r} is not 'Distiller'")
+        before = len(self.problems)
+        self._signature(Distiller, options, "model")
+        if len(self.problems) > before:
+            self._parts(options)
+            return None
+        info = self._data_info()
+        try:
+            with torch.device("meta"):
+                return Distiller(**options, **info)
+        except FBTError as error:
+            self.problems += str(error).splitlines()
+            self._parts(options)
+        except Exception as error:  # a third party's architecture may fail in any way
+            self.problems.append(f"model cannot be built: {one_line(error)}")
+        return None
+
+    def _parts(self, options: Mapping[str, Any]) -> None:
+        """The losses, fusion and edges alone: a broken model must not hide what is wrong with them."""
+        fusion = options.get("fusion") or {}
+        if isinstance(fusion, Mapping):
+            for name, strategy in {"": fusion}.items() if "type" in fusion else fusion.items():
+                self._typed(FUSIONS, strategy, f"model.fusion{'.' * bool(name)}{name}", extra=("splice",))
+        defaults = {slot: options.get(f"{slot}_loss") for slot in ("feature", "logit")}
+        for key in ("feature_loss", "logit_loss", "task_loss"):
+            self._typed(LOSSES, options.get(key), f"model.{key}", extra=("weight",))
+        edges = self._collect("model.edges", parse_edges, options.get("edges", ()), defaults) or []
+        for edge in edges:
+            for slot, loss in edge["losses"].items():
+                if loss is not defaults[slot]:
+                    self._typed(LOSSES, loss, f"model.edges.{edge['name']}.{slot}_loss", extra=("weight",))
+
+    def _data_info(self) -> dict[str, Any]:
+        """Image size and classes of the training data, where its class says so without reading it."""
+        loader = self.config.get("train_dataloader")
+        dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
+        if not isinstance(dataset, Mapping) or dataset.get("type") not in DATASETS.module_dict:
+            return {}
+        describe = getattr(DATASETS.module_dict[dataset["type"]], "describe", None)
+        if describe is None:
+            return {}
+        try:
+            return describe(dataset.get("transforms", ()))
+        except FBTError:
+            return {}  # what is wrong with the transforms is reported where they are checked
+
+    # ---- tools ----------------------------------------------------------------------------------------------------
+
+    def _typed(
+        self, registry: Registry, config: Any, where: str, given: Iterable[str] = (), extra: Iterable[str] = ()
+    ) -> None:
+        """A dict with a ``type`` (or a list of them) against the signature of what the registry has for it."""
+        if isinstance(config, list | tuple):
+            for i, item in enumerate(config):
+                self._typed(registry, item, f"{where}.{i}", given, extra)
+            return
+        if config is None:
+            return
+        if not isinstance(config, Mapping) or not isinstance(config.get("type"), str):
+            self.problems.append(f"{where}: expected a dict with a 'type', got {config!r}")
+            return
+        name = config["type"]
+        if isinstance(registry, PluginRegistry):
+            factory = self._collect(where, registry.get, name)
+        else:
+            registry.import_from_location()
+            factory = registry.module_dict.get(name)
+            if factory is None:
+                dotted = " (dotted import paths are not accepted)" if "." in name else ""
+                self.problems.append(f"{where}.type: no {registry.name} {name!r}{dotted}{nearest(name, registry.module_dict)}")
+        if factory is not None:
+            self._signature(factory, {k: v for k, v in config.items() if k != "type"}, where, given, extra)
+
+    def _signature(
+        self,
+        factory: Callable[..., Any],
+        options: Any,
+        where: str,
+        given: Iterable[str] = (),
+        extra: Iterable[str] = (),
+    ) -> None:
+        if not isinstance(options, Mapping):
+            self.problems.append(f"{where}: expected a dict, got {options!r}")
+            return
+        accepted, required = _parameters(factory)
+        if accepted is not None:
+            self._known_keys(options, [*(a for a in accepted if a not in given), *extra], where)
+        for name in required:
+            if name not in options and name not in given:
+                self.problems.append(f"{where}: {name!r} is missing")
+
+    def _known_keys(self, options: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+        names = list(known)
+        for key in options:
+            if key not in names:
+                self.problems.append(f"{where}: unknown key {key!r}{nearest(key, names, limit=12)}")
+
+    def _collect(self, where: str, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except FBTError as error:
+            self.problems += [f"{where}: {line}" if where else line for line in str(error).splitlines()]
+        return None
+
+
+def _parameters(factory: Callable[..., Any]) -> tuple[list[str] | None, list[str]]:
+    """Names that a callable accepts (None: any) and those it requires; a class that passes ``**kwargs`` on is followed."""
+    steps = [c.__init__ for c in factory.__mro__ if "__init__" in vars(c)] if inspect.isclass(factory) else [factory]
+    accepted: list[str] = []
+    required: list[str] = []
+    for step in steps:
+        try:
+            parameters = list(inspect.signature(step).parameters.values())
+        except (TypeError, ValueError):
+            return None, required
+        for p in parameters[1:] if inspect.isclass(factory) else parameters:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in accepted:
+                accepted.append(p.name)
+                if p.default is p.empty and step is steps[0]:
+                    required.append(p.name)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return accepted, required
+    return None, required

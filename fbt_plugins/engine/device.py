@@ -1,0 +1,37 @@
+"""Which device a run is on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..errors import ConfigError
+
+
+def resolve_device(name: str | None, distributed: bool = False) -> torch.device:
+    """The device of a name; None is the first GPU if there is one, else the CPU.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", ...
+        distributed: each process then has the GPU of its local rank.
+
+    Raises:
+        ConfigError: if there is no such device here. There is no falling back to another.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r}: not a device; write cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r}: only cpu and cuda are supported")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = int(os.environ.get("LOCAL_RANK", 0)) if distributed else device.index or 0
+        if index >= count:
+            here = f"it has {count} (cuda:0 to cuda:{count - 1})" if count else "it has none; use --device cpu"
+            raise ConfigError(f"device {name!r}: this machine has no CUDA device {index}; {here}")
+        return torch.device("cuda", index)
+    return device

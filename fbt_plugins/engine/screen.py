@@ -1,0 +1,92 @@
+"""What a run shows on the terminal: a header, lines, warnings, the final table. Only the first process speaks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One line."""
+    if is_main_process():
+        console.print(line, markup=False)
+
+
+def warn(headline: str, *lines: str) -> None:
+    """A warning that cannot be overlooked."""
+    if is_main_process():
+        from rich.text import Text
+
+        console.print(Panel(Text("\n".join((headline, *lines))), title="WARNING", border_style="bold red"))
+
+
+def header(runner: Any) -> None:
+    """Config, models, parameters trained and frozen, splice, device and data, before the first step."""
+    if not is_main_process():
+        return
+    distiller = getattr(runner.model, "module", runner.model)
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "model", "family", "parameters", "trained", "input"):
+        table.add_column(column, justify="right" if column in ("parameters", "trained") else "left")
+    for role, model in distiller.models.items():
+        size = model.input_size or distiller.image_size
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        row = (role, model.name, model.family, millions(count(model)), millions(trained) if trained else "frozen")
+        table.add_row(*row, f"{size[0]}x{size[1]}")
+    for name, fusion in distiller.fusions.items():
+        trained = sum(p.numel() for p in fusion.parameters())
+        table.add_row(name, f"splice {fusion.splice}", "", "shared", f"+{millions(trained)}", "")
+    own = sum(p.numel() for edge in distiller.edges.values() for p in edge.parameters())
+    if own:
+        table.add_row("losses", ", ".join(distiller.edges), "", "", f"+{millions(own)}", "")
+    console.print(table)
+    dataset = runner.train_dataloader.dataset
+    held = f", {len(runner.val_dataloader.dataset):,} for validation" if runner.val_loop is not None else ""
+    name = dataset.metainfo.get("name", type(dataset).__name__)
+    say(f"data    {name}: {len(dataset):,} images of {len(dataset.classes)} classes{held}")
+    say(f"device  {describe_device(runner.device)}, seed {runner.seed}")
+    say(f"folder  {relative(runner.work_dir)}")
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def result_table(rows: Sequence[Mapping[str, Any]], split: str) -> None:
+    """Top-1, parameters and time of each model."""
+    if not is_main_process():
+        return
+    table = Table(title=f"Result ({split})", title_justify="left")
+    table.add_column("model")
+    for column in ("top-1 %", "parameters", "ms / image"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(f"{row['role']} ({row['name']})", f"{row['top1']:.2f}", millions(row["parameters"]), f"{row['ms']:.3f}")
+    console.print(table)
+
+
+def count(module: torch.nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def millions(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
+
+
+def relative(path: str | Path) -> str:
+    """A path as a user would type it from here."""
+    short = os.path.relpath(path)
+    return str(path) if short.startswith("..") else short

@@ -1,0 +1,28 @@
+"""Randomness without state: each step's is a function of (seed, rank, iteration), so nothing has to be saved."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from ..data.randomness import derive_seed
+
+
+@HOOKS.register_module()
+class StepSeedHook(Hook):
+    """Seeds dropout, stochastic depth and batch mixing before each training step."""
+
+    priority = "VERY_HIGH"
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        seed = derive_seed(runner.seed, get_rank(), runner.iter)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        getattr(runner.model, "module", runner.model).data_preprocessor.step_seed = seed

@@ -1,0 +1,155 @@
+"""The end of a run: the best student, tested once, as a table, summary.json and student.safetensors."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import mmengine
+import timm
+import torch
+import torchvision
+from mmengine.dist import is_main_process
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from .. import __version__
+from ..distiller import Distiller
+from .checkpoints import read_checkpoint, save_student
+from .files import write_atomic
+from .metrics import evaluate
+from .screen import console, count, relative, result_table, say
+
+
+@HOOKS.register_module()
+class SummaryHook(Hook):
+    """Loads the checkpoint that validation chose, tests it once, and writes what a run leaves behind.
+
+    Args:
+        timing_batch: images per forward pass in the timing of each model.
+        timing_runs: forward passes, of which the median counts.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, timing_batch: int = 64, timing_runs: int = 5) -> None:
+        self.timing_batch, self.timing_runs = timing_batch, timing_runs
+
+    def before_train(self, runner: Any) -> None:
+        self._started = time.perf_counter()
+
+    def after_train(self, runner: Any) -> None:
+        seconds = time.perf_counter() - self._started
+        distiller: Distiller = getattr(runner.model, "module", runner.model)
+        info = runner.message_hub.runtime_info
+        best = info.get("best_ckpt")
+        best_epoch = runner.epoch
+        if best is not None and Path(best).is_file():
+            checkpoint = read_checkpoint(best)
+            distiller.load_state_dict(checkpoint["state_dict"])
+            best_epoch = checkpoint["meta"]["epoch"]
+        loader, evaluator, split = _final_data(runner)
+        if loader is None:
+            return
+        with console.status(f"testing the best student (epoch {best_epoch})"):
+            metrics = evaluate(runner.model, loader, evaluator, distiller.names)
+        if not is_main_process():
+            return
+        images = next(iter(loader))
+        rows = [
+            {
+                "role": name,
+                "name": distiller.models[name].name if name in distiller.models else str(distiller.fusions[name].splice),
+                "top1": metrics[f"{name}_top1"],
+                "parameters": _parameters(distiller, name),
+                "ms": self._milliseconds(distiller, name, images),
+            }
+            for name in distiller.names
+        ]
+        classes = list(loader.dataset.classes)
+        about = {"classes": classes, "image_size": list(distiller.image_size), "top1": metrics["student_top1"], "split": split}
+        path = Path(runner.work_dir) / "student.safetensors"
+        save_student(distiller.student, path, about)
+        summary = {
+            **metrics,
+            "split": split,
+            "best_epoch": best_epoch,
+            "best_validation_student_top1": info.get("best_score"),
+            "models": rows,
+            "seconds": round(seconds, 1),
+            "config": runner.cfg.filename,
+            "seed": runner.seed,
+            "device": str(runner.device),
+            "world_size": runner.world_size,
+            "versions": versions(),
+            "git": git_state(),
+        }
+        write_atomic(Path(runner.work_dir) / "summary.json", json.dumps(summary, indent=2) + "\n")
+        result_table(rows, f"{split}, {len(loader.dataset):,} images, best epoch {best_epoch} by validation")
+        say(f"student  {relative(path)}")
+        say(f"summary  {relative(path.with_name('summary.json'))}")
+
+    def _milliseconds(self, distiller: Distiller, name: str, batch: dict[str, Any]) -> float:
+        """Median time per image of a model's forward pass from the image, alone."""
+        part = {**batch, "inputs": batch["inputs"][: self.timing_batch], "labels": batch["labels"][: self.timing_batch]}
+        data = distiller.data_preprocessor(part, False)
+        distiller.eval()
+        times = []
+        for _ in range(self.timing_runs + 1):
+            _wait(data["inputs"].device)
+            start = time.perf_counter()
+            distiller.predict(data["inputs"], [name])
+            _wait(data["inputs"].device)
+            times.append(time.perf_counter() - start)
+        return 1000 * sorted(times[1:])[len(times[1:]) // 2] / len(data["inputs"])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _parameters(distiller: Distiller, name: str) -> int:
+    """Of a model that runs alone; a fusion model's are its junctions and the stages and head that it borrows."""
+    if name in distiller.models:
+        return count(distiller.models[name])
+    fusion = distiller.fusions[name]
+    owners = {"S": distiller.student, "T": distiller.teacher}
+    parts = [owners[p.owner].stages[i - 1] for p in fusion.splice.pieces for i in p.stages]  # type: ignore[union-attr]
+    return sum(count(part) for part in (*parts, fusion.owner.head, fusion.junctions))
+
+
+def _final_data(runner: Any) -> tuple[Any, Evaluator, str]:
+    """The test split where the config has one, else validation; None where it has neither."""
+    if runner._test_dataloader is not None:
+        loop = runner.test_loop
+        return loop.dataloader, loop.evaluator, "test"
+    if runner.val_loop is not None:
+        return runner.val_loop.dataloader, runner.val_loop.evaluator, "validation"
+    return None, Evaluator([]), "none"
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a number may depend on."""
+    modules = {"torch": torch, "torchvision": torchvision, "timm": timm, "mmengine": mmengine}
+    return {"fbt_plugins": __version__, "python": platform.python_version()} | {n: m.__version__ for n, m in modules.items()}
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that this code is in, and whether it was changed; None outside of one."""
+
+    def git(*args: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+

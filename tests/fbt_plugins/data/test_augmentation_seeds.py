@@ -1,0 +1,103 @@
+"""Augmentation is a function of (seed, epoch, index), in any process, and disturbs nobody's random numbers."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from fbt_plugins.data import FashionMNISTMini, SeededSampler, derive_seed, seeded
+
+CROP = [{"type": "RandomCrop", "size": 28, "padding": 4}, {"type": "RandomHorizontalFlip"}]
+TIMM = [{"type": "timm", "input_size": 28, "is_training": True, "auto_augment": "rand-m9-mstd0.5", "re_prob": 0.5}]
+
+
+@pytest.mark.parametrize("transforms", [CROP, TIMM])
+def test_function_of_seed_epoch_and_index(transforms: list[dict[str, object]]) -> None:
+    def images(epoch: int, seed: int = 0) -> torch.Tensor:
+        data = FashionMNISTMini("val", transforms, seed=seed)
+        return torch.stack([data[epoch, position]["inputs"] for position in range(8)])
+
+    assert torch.equal(images(0), images(0)) and torch.equal(images(3), images(3))
+    assert not torch.equal(images(0), images(1))
+    assert not torch.equal(images(0), images(0, seed=1))
+
+
+def test_order_of_access_does_not_matter() -> None:
+    data = FashionMNISTMini("val", CROP)
+    forward = [data[2, position]["inputs"] for position in range(6)]
+    backward = [data[2, position]["inputs"] for position in reversed(range(6))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
+
+
+def test_plain_positions_are_epoch_0() -> None:
+    data = FashionMNISTMini("val", CROP)
+    assert torch.equal(data[5]["inputs"], data[0, 5]["inputs"])
+    assert torch.equal(data[-1]["inputs"], data[999]["inputs"]) and data[-1]["index"] == 999
+    with pytest.raises(IndexError):
+        data[1000]
+
+
+@pytest.mark.parametrize("transforms", [CROP, TIMM])
+def test_same_with_any_number_of_workers(transforms: list[dict[str, object]]) -> None:
+    def two_epochs(workers: int, persistent: bool = False) -> list[torch.Tensor]:
+        data = FashionMNISTMini("val", transforms)
+        sampler = SeededSampler(data)
+        loader = DataLoader(
+            data,
+            batch_size=100,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=persistent,
+        )
+        batches = []
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            sampler.seek(900)
+            batches += [batch["inputs"] for batch in loader]
+        return batches
+
+    expected = two_epochs(0)
+    assert len(expected) == 2 and not torch.equal(*expected)
+    assert all(torch.equal(a, b) for a, b in zip(two_epochs(2), expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(two_epochs(2, persistent=True), expected, strict=True))
+
+
+def numbers() -> list[float]:
+    return [torch.rand(1).item(), random.random(), np.random.rand()]
+
+
+def test_random_numbers_of_the_process_go_on_undisturbed() -> None:
+    def draw(between: object) -> list[float]:
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        first = numbers()
+        if between == "samples":
+            FashionMNISTMini("val", TIMM)[3]
+        elif between == "error":
+            with pytest.raises(ZeroDivisionError), seeded(1):
+                numbers()
+                raise ZeroDivisionError
+        return first + numbers()
+
+    assert draw(None) == draw("samples") == draw("error")
+
+
+def test_seeded_starts_all_three_generators() -> None:
+    with seeded(7):
+        first = numbers()
+    with seeded(7):
+        assert numbers() == first
+    with seeded(2**64 - 1):
+        assert all(a != b for a, b in zip(numbers(), first, strict=True))
+
+
+def test_derived_seeds_never_change() -> None:
+    assert derive_seed(0, 0, 0) == 11684132067157788011
+    assert derive_seed(1, 0) != derive_seed(0, 1) != derive_seed(0, 1, 0)
+    assert derive_seed(np.int64(3), torch.tensor(4)) == derive_seed(3, 4)
+    assert len({derive_seed(s, e, i) for s in range(5) for e in range(5) for i in range(40)}) == 1000

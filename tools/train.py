@@ -1,0 +1,90 @@
+"""Trains a config: distillation, or one model alone where the config has no teacher."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fbt_plugins.cli import CfgOptions, Parser, run
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+EXAMPLES = """\
+examples:
+  python tools/train.py configs/fbt_convnext_resmlp.py
+  python tools/train.py configs/fbt_convnext_resmlp.py --check
+  python tools/train.py configs/fbt_convnext_resmlp.py --resume
+  python tools/train.py configs/fbt_convnext_resmlp.py --seed 1 --work-dir work_dirs/seed1
+  python tools/train.py configs/fbt_convnext_resmlp.py --cfg-options model.fusion.splice=T1-3+S4 train_cfg.max_epochs=3
+  torchrun --nproc_per_node 2 tools/train.py configs/fbt_convnext_resmlp.py --launcher pytorch
+
+A config is Python code and may name plugins, which are Python code too: run only what you trust.
+"""
+
+
+def parse() -> Parser:
+    parser = Parser(prog="tools/train.py", description=__doc__, epilog=EXAMPLES)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder of the run (default: work_dirs/NAME OF THE CONFIG)")
+    parser.add_argument(
+        "--resume", nargs="?", const=True, metavar="PATH", help="go on from PATH, or from the run's newest whole checkpoint"
+    )
+    parser.add_argument("--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change values of the config")
+    parser.add_argument("--seed", type=int, help="seed of everything random (default: the config's, else 0)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument("--amp", nargs="?", const="bf16", choices=("bf16", "fp16"), help="mixed precision (default: bf16)")
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="who started the processes")
+    parser.add_argument("--check", action="store_true", help="only check the config and all shapes")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch's launcher")
+    return parser
+
+
+def main() -> None:
+    args = parse().parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    # Imported late: --help and usage errors must not wait for torch.
+    from fbt_plugins import load_plugins
+    from fbt_plugins.engine.config import load_config
+
+    load_plugins()
+    config = load_config(args.config, args.cfg_options)
+    apply(config, args)
+    from fbt_plugins.engine.check import check_config
+    from fbt_plugins.engine.screen import say
+
+    distiller = check_config(config)
+    if args.check:
+        say(f"{args.config}: nothing wrong")
+        if distiller is not None:
+            for role, model in distiller.models.items():
+                stages = ", ".join(map(str, distiller.specs(role)))
+                say(f"{role} {model.name}: {stages}; features {model.num_features}, classes {model.num_classes}")
+            for name, fusion in distiller.fusions.items():
+                say(f"{name}: splice {fusion.splice}")
+        return
+    from fbt_plugins.engine.runner import DistillRunner
+
+    DistillRunner.from_cfg(config).train()
+
+
+def apply(config: Config, args: object) -> None:
+    """The command line's own options, over the config's values."""
+    options = vars(args)
+    config.work_dir = options["work_dir"] or config.get("work_dir") or str(Path("work_dirs") / Path(options["config"]).stem)
+    config.launcher = options["launcher"]
+    if options["resume"] is not None:
+        config.resume = options["resume"]
+    if options["device"] is not None:
+        config.device = options["device"]
+    if options["seed"] is not None or "randomness" not in config:
+        config.randomness = {**config.get("randomness", {}), "seed": options["seed"] or 0}
+    if options["amp"] and config.get("optim_wrapper"):
+        config.optim_wrapper.precision = options["amp"]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.cwd()))  # plugins beside the config's project
+    run(main)
