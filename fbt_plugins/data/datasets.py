@@ -36,10 +36,13 @@ class FashionMNISTMini(InMemoryDataset):
         transforms, seed: see `ImageDataset`.
     """
 
+    known_classes = torchvision.datasets.FashionMNIST.classes
+    known_size = (28, 28)
+
     def __init__(self, split: str, transforms: TransformConfigs = (), seed: int = 0) -> None:
         _check_split(self, split)
         images, labels, _ = fashion_mnist.read_embedded(split)
-        super().__init__(torchvision.datasets.FashionMNIST.classes, images, labels, transforms, seed)
+        super().__init__(self.known_classes, images, labels, transforms, seed)
 
 
 @DATASETS.register_module()
@@ -55,6 +58,9 @@ class FashionMNIST(InMemoryDataset):
     Raises:
         FBTError: if files are missing, damaged, or of another data set.
     """
+
+    known_classes = torchvision.datasets.FashionMNIST.classes
+    known_size = (28, 28)
 
     def __init__(
         self,
@@ -84,7 +90,7 @@ class FashionMNIST(InMemoryDataset):
             chosen = torch.full_like(labels, split == "train", dtype=torch.bool)
             chosen[known.indices] = split == "val"
             images, labels = images[chosen], labels[chosen]
-        super().__init__(torchvision.datasets.FashionMNIST.classes, images, labels, transforms, seed)
+        super().__init__(self.known_classes, images, labels, transforms, seed)
 
 
 @DATASETS.register_module()
@@ -104,6 +110,8 @@ class CIFAR10(InMemoryDataset):
     """
 
     source: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR10
+    known_classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    known_size = (32, 32)
 
     def __init__(
         self,
@@ -155,6 +163,7 @@ class CIFAR100(CIFAR10):
     """CIFAR-100, with its 100 fine classes, in ``cifar-100-python/``; otherwise as `CIFAR10`."""
 
     source = torchvision.datasets.CIFAR100
+    known_classes = tuple(str(number) for number in range(100))  # their names are in the files
 
 
 @DATASETS.register_module()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -35,10 +35,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Attributes:
         metainfo: ``{"name": ..., "classes": (...)}``.
         image_size: (height, width) of the first image after the transforms.
+        known_classes, known_size: classes and (height, width) of the stored images, for data sets that are always the
+            same; empty and None for others.
 
     Raises:
         ConfigError: if the transforms are wrong, fail on the first image, or yield anything but such a tensor.
     """
+
+    known_classes: ClassVar[Sequence[str]] = ()
+    known_size: ClassVar[tuple[int, int] | None] = None
 
     def __init__(self, classes: Sequence[str], labels: Sequence[int], transforms: TransformConfigs, seed: int) -> None:
         self.classes = tuple(classes)
@@ -56,6 +61,21 @@ class ImageDataset(Dataset[dict[str, Any]]):
             found = f"{first.dtype} {tuple(first.shape)}"
             raise ConfigError(f"{where} turn an image into {found}; expected (3, H, W), uint8 or floating point")
         self.image_size = (first.shape[1], first.shape[2])
+
+    @classmethod
+    def describe(cls, transforms: TransformConfigs) -> tuple[int | None, tuple[int, int] | None]:
+        """Number of classes, and (height, width) after the transforms, without any data; None where only data can tell.
+
+        Raises:
+            ConfigError: if the transforms are wrong.
+        """
+        transform = build_transforms(transforms, f"{cls.__name__}.transforms")
+        size = None
+        if cls.known_size is not None:
+            with seeded(0):
+                blank = transform(torch.zeros(3, *cls.known_size, dtype=torch.uint8))
+            size = (blank.shape[1], blank.shape[2])
+        return len(cls.known_classes) or None, size
 
     def image(self, position: int) -> Tensor | Image:
         """The image before any transform: a uint8 tensor (3, H, W) that may be changed, or a PIL image in RGB."""

@@ -13,7 +13,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS, OPTIM_WRA
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
-from ..data import Mixing, build_transforms
+from ..data import ImageDataset, Mixing, build_transforms
 from ..distiller import Distiller
 from ..edge import parse_edges
 from ..errors import ConfigError, FBTError, nearest
@@ -181,13 +181,14 @@ class _Check:
         dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
         if not isinstance(dataset, Mapping) or dataset.get("type") not in DATASETS.module_dict:
             return {}
-        describe = getattr(DATASETS.module_dict[dataset["type"]], "describe", None)
-        if describe is None:
+        kind = DATASETS.module_dict[dataset["type"]]
+        if not (inspect.isclass(kind) and issubclass(kind, ImageDataset)):
             return {}
         try:
-            return describe(dataset.get("transforms", ()))
+            classes, size = kind.describe(dataset.get("transforms", ()))
         except FBTError:
             return {}  # what is wrong with the transforms is reported where they are checked
+        return {"image_size": size, "data_info": {"num_classes": classes} if classes else None}
 
     # ---- tools ----------------------------------------------------------------------------------------------------
 

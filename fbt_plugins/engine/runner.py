@@ -67,6 +67,7 @@ class DistillRunner(Runner):
         for handler in logger.handlers:
             if type(handler) is logging.StreamHandler:
                 handler.setLevel(logging.WARNING)
+                handler.addFilter(_actionable)
         return logger
 
     def build_visualizer(self, visualizer: Any = None) -> Any:
@@ -169,6 +170,12 @@ class DistillRunner(Runner):
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
         rank, world = get_dist_info()
         self.logger.info(f"device {self.device}, rank {rank} of {world}, seed {self.seed}, config:\n{self.cfg.pretty_text}")
+
+
+def _actionable(record: logging.LogRecord) -> bool:
+    """Not what mmengine says about its own deprecated parts: a user can do nothing about it."""
+    text = record.getMessage()
+    return "FileClient" not in text and "HardDiskBackend" not in text
 
 
 def _has(module: str) -> bool:

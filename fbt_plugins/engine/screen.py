@@ -13,13 +13,15 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = 120  # a log file has no width of its own
 
 
 def say(line: str) -> None:
     """One line."""
     if is_main_process():
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def warn(headline: str, *lines: str) -> None:
@@ -48,7 +50,7 @@ def header(runner: Any) -> None:
         table.add_row(name, f"splice {fusion.splice}", "", "shared", f"+{millions(trained)}", "")
     own = sum(p.numel() for edge in distiller.edges.values() for p in edge.parameters())
     if own:
-        table.add_row("losses", ", ".join(distiller.edges), "", "", f"+{millions(own)}", "")
+        table.add_row("losses", "projectors and temperatures", "", "", f"+{millions(own)}", "")
     console.print(table)
     dataset = runner.train_dataloader.dataset
     held = f", {len(runner.val_dataloader.dataset):,} for validation" if runner.val_loop is not None else ""

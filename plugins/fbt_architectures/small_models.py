@@ -5,6 +5,7 @@ Importing this module (or ``fbt_architectures``) makes the names known to ``timm
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from timm.models import MlpMixer, SwinTransformer, build_model_with_cfg, generate_default_cfgs, register_model
@@ -55,8 +56,12 @@ def swin_pico_patch4_window7_224(pretrained: bool = False, **arguments: Any) -> 
 
 @register_model
 def resmlp_s6_patch4_32(pretrained: bool = False, **arguments: Any) -> MlpMixer:
-    """ResMLP (arXiv 2105.03404) of 6 blocks for 32-pixel images; every size is an argument."""
-    fixed = {"embed_dim": 96, "mlp_ratio": 4, "block_layer": ResBlock, "norm_layer": Affine}
+    """ResMLP (arXiv 2105.03404) of 6 blocks for 32-pixel images; every size is an argument.
+
+    ``init_values`` is the layer scale's start; timm's 1e-4 is made for 400 epochs and too small for short runs.
+    """
+    block = partial(ResBlock, init_values=arguments.pop("init_values", 0.1))
+    fixed = {"embed_dim": 96, "mlp_ratio": 4, "block_layer": block, "norm_layer": Affine}
     return _mlp("resmlp_s6_patch4_32", pretrained, fixed, arguments)
 
 

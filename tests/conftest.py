@@ -1,0 +1,72 @@
+"""Fixtures that several rooms share: tiny models, and plugins loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from fbt_plugins import load_plugins
+from fbt_plugins.distiller import Distiller
+
+torch.set_num_threads(1)
+
+CNN = dict(type="timm", name="resnet18", num_classes=10)
+CONVNEXT = dict(type="timm", name="convnext_atto", num_classes=10, depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
+RESMLP = dict(type="timm", name="resmlp_s6_patch4_32", num_classes=10, embed_dim=16, num_blocks=4)
+SWIN = dict(
+    type="timm",
+    name="swin_pico_patch4_window7_224",
+    num_classes=10,
+    img_size=32,
+    window_size=2,
+    embed_dim=8,
+    num_heads=(1, 2, 4, 8),
+)
+VIT = dict(
+    type="timm", name="vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3
+)
+DEIT = dict(VIT, name="deit_tiny_distilled_patch16_224")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plugins() -> Any:
+    """The process's plugins."""
+    return load_plugins()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Five images of 32 x 32 pixels in [0, 1]."""
+    return torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.tensor([0, 1, 2, 3, 9])
+
+
+@pytest.fixture
+def make() -> Callable[..., Distiller]:
+    """Builds a distiller with FBT's edges and losses."""
+
+    def build(
+        student: dict[str, Any] = RESMLP,
+        teacher: dict[str, Any] | None = CONVNEXT,
+        splice: str | None = "auto",
+        edges: Sequence[Any] = ("teacher_to_student", "teacher_to_fusion", "fusion_to_student"),
+        **options: Any,
+    ) -> Distiller:
+        torch.manual_seed(0)
+        defaults: dict[str, Any] = dict(
+            feature_loss=dict(type="InfoNCELoss"),
+            logit_loss=dict(type="OFALoss"),
+            task_loss=dict(type="CrossEntropyLoss"),
+            fusion=dict(type="L2GFusion", splice=splice) if splice else None,
+            image_size=(32, 32),
+        )
+        return Distiller(student, teacher, edges=edges, **(defaults | options))
+
+    return build

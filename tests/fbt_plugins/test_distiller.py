@@ -1,0 +1,159 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import CNN, CONVNEXT, RESMLP, SWIN, VIT
+from torch import nn
+
+from fbt_plugins.distiller import Distiller
+from fbt_plugins.errors import ConfigError
+from fbt_plugins.knowledge import Batch
+
+Make = Callable[..., Distiller]
+EDGES = ("teacher_to_student", "teacher_to_fusion", "fusion_to_student")
+
+
+def test_losses_are_named_by_edge_and_slot(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
+    losses = make()(images, labels, mode="loss")
+    assert list(losses) == ["task", *(f"{e}/{s}" for e in EDGES for s in ("feature", "logit"))]
+
+
+def test_weights_of_edges_and_losses_multiply(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
+    plain = make(edges=["teacher_to_student"], splice=None).losses(images, Batch(labels))
+    edge = dict(name="teacher_to_student", weight=2.0, logit_loss=dict(type="OFALoss", weight=3.0))
+    task = dict(type="CrossEntropyLoss", weight=0.5)
+    heavy = make(edges=[edge], splice=None, task_loss=task).losses(images, Batch(labels))
+    key = "teacher_to_student"
+    torch.testing.assert_close(heavy["task"], 0.5 * plain["task"])
+    torch.testing.assert_close(heavy[f"{key}/feature"], 2 * plain[f"{key}/feature"])
+    torch.testing.assert_close(heavy[f"{key}/logit"], 6 * plain[f"{key}/logit"])
+
+
+def test_an_edge_may_have_losses_of_its_own(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
+    edge = dict(name="teacher_to_student", feature_loss=None, logit_loss=dict(type="KDLoss", temperature=4.0))
+    model = make(edges=[edge, "teacher_to_fusion"])
+    assert list(model.edges["teacher_to_student"].losses) == ["logit"]
+    assert list(model.losses(images, Batch(labels))) == [
+        "task",
+        "teacher_to_student/logit",
+        "teacher_to_fusion/feature",
+        "teacher_to_fusion/logit",
+    ]
+
+
+def test_the_giver_is_constant_unless_the_config_says_otherwise(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
+    for detach in (True, False):
+        model = make(edges=["teacher_to_fusion", dict(name="fusion_to_student", detach=detach)]).train()
+        model.losses(images, Batch(labels))["fusion_to_student/logit"].backward()
+        junctions = [p.grad for p in model.fusions["fusion"].junctions.parameters()]
+        assert all(g is None for g in junctions) if detach else any(g is not None for g in junctions)
+
+
+def test_widths_that_differ_get_a_projector_and_equal_ones_none(make: Make) -> None:
+    model = make()
+    projector = model.edges["teacher_to_student"].projectors["feature"]
+    assert (projector.in_features, projector.out_features) == (model.student.num_features, model.teacher.num_features)
+    assert not len(model.edges["teacher_to_fusion"].projectors)  # the fusion model ends in the teacher
+
+
+def test_plain_training_is_the_same_program_without_a_teacher(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
+    model = make(RESMLP, None, None, (), feature_loss=None, logit_loss=None)
+    assert model.names == ["student"] and list(model.losses(images, Batch(labels))) == ["task"]
+
+
+def test_several_fusions_have_names(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
+    fusion = dict(late=dict(type="L2GFusion", splice="S1-3+T4"), early=dict(type="L2GFusion", splice="S1-2+T3-4"))
+    model = make(fusion=fusion, edges=["teacher_to_late", "teacher_to_early", "early_to_student"])
+    assert model.names == ["student", "teacher", "late", "early"]
+    assert "teacher_to_early/logit" in model.losses(images, Batch(labels))
+    assert set(model.eval().predict(images, model.names)) == set(model.names)
+
+
+@pytest.mark.parametrize("student", [VIT, SWIN, CNN], ids=lambda c: c["name"])
+def test_init_weights_leaves_pretrained_weights_alone(make: Make, student: dict) -> None:
+    model = make(student)
+    before = copy.deepcopy(model.state_dict())
+    teacher = copy.deepcopy(model.teacher.state_dict())
+    model.init_weights()
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(torch.equal(teacher[k], v) for k, v in model.teacher.state_dict().items())
+
+
+def test_the_teacher_is_in_no_list_that_is_trained_saved_or_copied(make: Make) -> None:
+    model = make()
+    teacher = {id(p) for p in model.teacher.parameters()}
+    assert not teacher & {id(p) for p in model.parameters()}
+    assert not any(isinstance(m, type(model.teacher)) and m is model.teacher for m in model.modules())
+    assert model.to(torch.float64).teacher.net.stem[0].weight.dtype == torch.float64
+
+
+def test_every_model_gets_its_own_normalisation_and_size(make: Make, images: torch.Tensor) -> None:
+    model = make(dict(RESMLP, mean=(0.5,) * 3, std=(0.25,) * 3), dict(VIT, img_size=48, input_size=48, mean=(0.1, 0.2, 0.3)))
+    torch.testing.assert_close(model.prepare(images, "student"), (images - 0.5) / 0.25)
+    prepared = model.prepare(images, "teacher")
+    assert prepared.shape == (5, 3, 48, 48)
+    channel = model.prepare(torch.ones(1, 3, 32, 32), "teacher")[0, :, 0, 0]
+    std = torch.tensor(model.teacher.std)
+    torch.testing.assert_close(channel, (1 - torch.tensor([0.1, 0.2, 0.3])) / std, rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation_gives_every_model_the_logits_it_has_alone(make: Make, images: torch.Tensor) -> None:
+    model = make(CNN, CONVNEXT).eval()
+    logits = model.predict(images, model.names)
+    assert torch.equal(logits["student"], model.student.net(model.prepare(images, "student")))
+    assert torch.equal(logits["teacher"], model.teacher.net(model.prepare(images, "teacher")))
+    assert not any(v.requires_grad for v in logits.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "reasons"),
+    [
+        (dict(teacher=None), ["a fusion model needs a teacher"]),
+        (dict(student=dict(RESMLP, num_classes=7)), ["class counts differ: model.student has 7, model.teacher has 10"]),
+        (dict(data_info=dict(num_classes=100)), ["the data set has 100"]),
+        (dict(edges=["teacher_to_pupil", "teacher_to_fusion"]), ["no model 'pupil'"]),
+        (dict(edges=["fusion_to_teacher", "teacher_to_fusion"]), ["the teacher cannot receive"]),
+        (dict(edges=["teacher-student", "teacher_to_fusion"]), ["write giver_to_receiver; did you mean 'teacher_to_student'"]),
+        (dict(edges=["teacher_to_student"]), ["no edge mentions 'fusion'"]),
+        (dict(edges=[], splice=None), ["a teacher but no edge"]),
+        (dict(edges=["teacher_to_student"] * 2), ["is there twice"]),
+        (dict(edges=[dict(name="teacher_to_student", wieght=2)]), ["no option 'wieght'; did you mean 'weight'"]),
+        (dict(edges=["teacher_to_fusion"], task_loss=None), ["nothing trains the student"]),
+        (dict(edges=[dict(name="teacher_to_fusion", feature_loss=None, logit_loss=None)]), ["has no loss"]),
+        (dict(splice="S1-3+T9"), ["model.fusion: splice 'S1-3+T9': 'T9' is out of range"]),
+        (dict(student=dict(RESMLP, name="resmlp_s6_patch4_23"), teacher=dict(CNN, nmae=1)), ["timm has no model", "resnet18"]),
+    ],
+)
+def test_says_everything_that_does_not_fit(make: Make, options: dict, reasons: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        make(**options)
+    assert all(any(r in line for line in error.value.problems) for r in reasons), error.value.problems
+
+
+def test_a_loss_gets_the_stages_it_needs_and_is_set_up_once(
+    make: Make, images: torch.Tensor, labels: torch.Tensor, plugins  # type: ignore[no-untyped-def]
+) -> None:
+    class StageLoss(nn.Module):
+        needs = {"stages": (2, 4)}  # noqa: RUF012
+
+        def setup(self, student_specs, teacher_specs, data_info) -> None:  # type: ignore[no-untyped-def]
+            self.project = nn.Linear(student_specs[1].channels, teacher_specs[1].channels)
+            self.samples = data_info["num_samples"]
+
+        def forward(self, student, teacher, batch):  # type: ignore[no-untyped-def]
+            assert set(student.stages) >= {2, 4} and set(teacher.stages) >= {2, 4}
+            return (self.project(student.stages[2]).mean() - teacher.stages[4].mean()) ** 2
+
+    registry = plugins.registries.losses
+    registry.register_module(name="StageLoss", module=StageLoss)
+    try:
+        options = dict(edges=["teacher_to_student"], splice=None, feature_loss=dict(type="StageLoss"))
+        model = make(**options, data_info=dict(num_classes=10, num_samples=77))
+        model.losses(images, Batch(labels))["teacher_to_student/feature"].backward()
+        loss = model.edges["teacher_to_student"].losses["feature"]
+        assert loss.samples == 77 and loss.project.weight.grad is not None
+        with pytest.raises(ConfigError, match="needs stage 2 of the fusion, which gives features and logits only"):
+            make(edges=["teacher_to_fusion"], feature_loss=dict(type="StageLoss"))
+    finally:
+        registry._module_dict.pop("StageLoss")
