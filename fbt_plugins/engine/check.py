@@ -18,6 +18,7 @@ from ..distiller import Distiller
 from ..edge import parse_edges
 from ..errors import ConfigError, FBTError, nearest
 from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line
+from .checkpoints import find_resume
 from .device import resolve_device
 from .runner import DEFAULT_HOOKS, DistillRunner
 
@@ -67,6 +68,8 @@ class _Check:
             value = self.config.get(key)
             if isinstance(value, str) and not Path(value).is_file():
                 self.problems.append(f"{key}: {value!r}: no such file")
+        if self.config.get("resume") is True and self.config.get("work_dir"):
+            self._collect("", find_resume, Path(self.config["work_dir"]))
         return self._model()
 
     def _top_level(self) -> None:
@@ -103,7 +106,12 @@ class _Check:
 
     def _loops(self) -> None:
         train = self.config.get("train_cfg") or {}
+        if not isinstance(train, Mapping):
+            self.problems.append(f"train_cfg: expected a dict, got {train!r}")
+            return
         loop = EpochBasedTrainLoop if train.get("by_epoch", True) else IterBasedTrainLoop
+        if train and not {"type", "by_epoch"} & train.keys():
+            self.problems.append("train_cfg: 'by_epoch' is missing: True (with max_epochs) or False (with max_iters)")
         if train.get("type") is None:
             self._signature(loop, train, "train_cfg", given=("self", "runner", "dataloader"), extra=("by_epoch",))
         for section, kind in (("val", ValLoop), ("test", TestLoop)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.config import Config
@@ -46,6 +46,22 @@ class DistillRunner(Runner):
     """
 
     model: Any
+    _names: ClassVar[set[str]] = set()
+
+    @property
+    def _experiment_name(self) -> str:
+        """mmengine's name of the run, under which it keeps logger, message hub and visualizer for the whole process.
+
+        It ends in the second of the start, so two runs of one second would share them, and with them their best score.
+        """
+        return self._unique_name
+
+    @_experiment_name.setter
+    def _experiment_name(self, name: str) -> None:
+        self._unique_name = name
+        while self._unique_name in self._names:
+            self._unique_name += "+"
+        self._names.add(self._unique_name)
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillRunner:

@@ -1,0 +1,142 @@
+"""Every declared family is cut exactly, where the field cuts it."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from fbt_plugins import ARCHITECTURES
+from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError
+
+SMALL: dict[str, tuple[dict[str, Any], int]] = {
+    "resnet18": ({}, 32),
+    "resnet50d": (dict(drop_rate=0.2, drop_path_rate=0.1), 32),
+    "seresnet50": ({}, 32),
+    "resnetblur50": ({}, 64),
+    "mobilenetv2_100": (dict(drop_rate=0.2, drop_path_rate=0.1), 32),
+    "mobilenetv1_100": ({}, 32),
+    "efficientnet_b0": (dict(drop_path_rate=0.2), 64),
+    "tf_efficientnetv2_b0": ({}, 64),
+    "mixnet_s": ({}, 64),
+    "convnext_atto": (dict(drop_path_rate=0.1), 64),
+    "convnextv2_atto": ({}, 64),
+    "convnext_tiny": (dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), head_norm_first=True), 64),
+    "swin_tiny_patch4_window7_224": (dict(img_size=64, window_size=4, depths=(2, 1, 1, 1), embed_dim=24), 64),
+    "swin_pico_patch4_window7_224": (dict(img_size=32, window_size=2), 32),
+    "vit_tiny_patch16_224": (dict(img_size=32, depth=5, drop_path_rate=0.1, drop_rate=0.1, proj_drop_rate=0.1), 32),
+    "vit_small_patch16_224": (dict(img_size=32, depth=4, global_pool="avg", patch_drop_rate=0.25), 32),
+    "vit_base_patch16_siglip_224": (dict(img_size=32, depth=4, embed_dim=48, num_heads=3), 32),
+    "vit_small_patch14_reg4_dinov2": (dict(img_size=28, depth=4), 28),
+    "vit_tiny_r_s16_p8_224": (dict(img_size=64, depth=4), 64),
+    "deit_tiny_patch16_224": (dict(img_size=32, depth=4), 32),
+    "deit_tiny_distilled_patch16_224": (dict(img_size=32, depth=4, drop_rate=0.1), 32),
+    "deit3_small_patch16_224": (dict(img_size=32, depth=4), 32),
+    "mixer_s16_224": (dict(img_size=32, drop_path_rate=0.1), 32),
+    "resmlp_12_224": (dict(img_size=32), 32),
+    "gmlp_ti16_224": (dict(img_size=32), 32),
+    "mixer_s6_patch4_32": (dict(embed_dim=24), 32),
+    "resmlp_s6_patch4_32": (dict(embed_dim=24, drop_rate=0.1), 32),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_stages_and_head_are_the_model(name: str) -> None:
+    arguments, size = SMALL[name]
+    model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=7, **arguments))
+    proof = model.verify(size)
+    assert proof.batch_sizes == (2, 3) and proof.gradients > 0
+    assert proof.parameters == len(list(model.net.parameters()))
+    assert len(model.stages) == 4 and model.num_classes == 7
+
+
+# (layout, channels, grid) after each stage, at 224 pixels, as the papers have them.
+FIELD = {
+    "resnet18": ("cnn", "NCHW", [(64, 56), (128, 28), (256, 14), (512, 7)]),
+    "resnet50": ("cnn", "NCHW", [(256, 56), (512, 28), (1024, 14), (2048, 7)]),
+    "mobilenetv2_100": ("cnn", "NCHW", [(24, 56), (32, 28), (96, 14), (1280, 7)]),
+    "mobilenetv1_100": ("cnn", "NCHW", [(128, 56), (256, 28), (512, 14), (1024, 7)]),
+    "convnext_tiny": ("cnn", "NCHW", [(96, 56), (192, 28), (384, 14), (768, 7)]),
+    "swin_tiny_patch4_window7_224": ("attention", "NHWC", [(96, 56), (192, 28), (384, 14), (768, 7)]),
+    "swin_nano_patch4_window7_224": ("attention", "NHWC", [(64, 56), (128, 28), (256, 14), (512, 7)]),
+    "swin_pico_patch4_window7_224": ("attention", "NHWC", [(48, 56), (96, 28), (192, 14), (384, 7)]),
+    "vit_small_patch16_224": ("attention", "NLC", [(384, 14)] * 4),
+    "deit_tiny_patch16_224": ("attention", "NLC", [(192, 14)] * 4),
+    "mixer_b16_224": ("mlp", "NLC", [(768, 14)] * 4),
+    "resmlp_12_224": ("mlp", "NLC", [(384, 14)] * 4),
+}
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_stages_are_those_of_the_fields_tables(name: str) -> None:
+    family, layout, sizes = FIELD[name]
+    with torch.device("meta"):
+        model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=1000))
+    assert model.family == family
+    assert [(s.layout, s.channels, s.grid) for s in model.specs] == [(layout, c, (g, g)) for c, g in sizes]
+
+
+def test_twelve_blocks_are_cut_two_two_six_two() -> None:
+    with torch.device("meta"):
+        vit = ARCHITECTURES.build(dict(type="timm", name="deit_tiny_patch16_224", num_classes=10))
+        deep = ARCHITECTURES.build(dict(type="timm", name="resmlp_24_224", num_classes=10))
+    assert [sum(s.startswith("blocks") for s in stage.steps) for stage in vit.stages] == [2, 2, 6, 2]
+    assert [sum(s.startswith("blocks") for s in stage.steps) for stage in deep.stages] == [2, 2, 18, 2]
+
+
+def test_prefix_tokens_start_from_the_models_own() -> None:
+    model = ARCHITECTURES.build(dict(type="timm", name="deit_tiny_distilled_patch16_224", num_classes=10))
+    spec = model.specs[0]
+    assert spec.prefix_tokens == 2 and spec.prefix is not None
+    assert torch.equal(spec.prefix, torch.cat([model.net.cls_token[0], model.net.dist_token[0]]))
+
+
+def test_features_are_the_input_of_the_last_linear_layer() -> None:
+    for name in ("resnet18", "convnext_atto", "vit_tiny_patch16_224", "resmlp_12_224", "mobilenetv2_100"):
+        model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=10)).eval()
+        seen: list[torch.Tensor] = []
+        model.net.get_classifier().register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        images = torch.rand(2, 3, 224, 224)
+        model.net(images)
+        assert torch.equal(model.knowledge(images).features, seen[0])
+
+
+def test_swin_n_and_swin_p_are_those_of_the_literature() -> None:
+    for name, width in (("swin_nano_patch4_window7_224", 64), ("swin_pico_patch4_window7_224", 48)):
+        net = timm.create_model(name, num_classes=10)
+        assert net.patch_embed.proj.out_channels == width
+        assert [len(layer.blocks) for layer in net.layers] == [2, 2, 2, 2]
+        assert [layer.blocks[0].attn.num_heads for layer in net.layers] == [2, 4, 8, 16]
+
+
+def test_a_models_own_normalisation_comes_with_it_and_can_be_changed() -> None:
+    model = ARCHITECTURES.build(dict(type="timm", name="mixer_s16_224", num_classes=10))
+    assert model.mean == (0.5, 0.5, 0.5)
+    assert ARCHITECTURES.build(dict(type="timm", name="resnet18", num_classes=2, mean=(0, 0, 0))).mean == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "reason"),
+    [
+        (dict(name="resnet81"), UnknownNameError, "did you mean .*resnet18"),
+        (dict(name="resnet18", drop_rat=0.1), ConfigError, "takes no argument 'drop_rat'.*drop_rate"),
+        (dict(name="resmlp_12_224", patch_size=8), ConfigError, "timm fixes 'patch_size'"),
+        (dict(name="coat_tiny"), ConfigError, "no declared cut"),
+        (dict(name="vit_tiny_patch16_224", depth=3), ConfigError, "3 blocks cannot make 4 stages"),
+        (dict(name="resnet18", checkpoint="nowhere.pth"), FBTError, "'nowhere.pth': no such file"),
+        (dict(name="resnet18", checkpoint="embedded:nothing"), FBTError, "nothing of that name is shipped"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line(config: dict, error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=reason) as caught:
+        ARCHITECTURES.build(dict(type="timm", num_classes=10) | config)
+    assert "\n" not in str(caught.value)
+
+
+def test_pretrained_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("fbt_architectures.timm_models.timm.create_model", offline)
+    with pytest.raises(FBTError, match="pretrained weights could not be downloaded.*no route to host.*checkpoint="):
+        ARCHITECTURES.build(dict(type="timm", name="resnet18", num_classes=10, pretrained=True))

@@ -1,0 +1,171 @@
+"""What users get wrong: one line, exit code 2, no traceback, and what would be right."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+FLAGSHIP = ROOT / "configs" / "fbt_convnext_resmlp.py"
+BASE = f"_base_ = {str(FLAGSHIP)!r}\n"
+
+
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: object) -> tuple[int, list[str]]:
+    """Runs tools/train.py as the command line does; exit code and lines on stderr."""
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", *map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
+    return int(ended.value.code or 0), capsys.readouterr().err.splitlines()
+
+
+@pytest.fixture
+def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: command(capsys, monkeypatch, *args)
+
+
+OPTIONS = [
+    # misspelt keys and names
+    ("modle.student.name=resnet18", "there is no modle in the config; did you mean 'model'"),
+    ("model.teachr.name=resnet18", "there is no model.teachr in the config; did you mean 'teacher'"),
+    ("optim_wraper=1", "unknown key 'optim_wraper'; did you mean 'optim_wrapper'"),
+    ("model.fuson=None", "model: unknown key 'fuson'; did you mean 'fusion'"),
+    ("model.logit_loss.gama=1.2", "no argument 'gama'; did you mean 'gamma'"),
+    ("model.logit_loss.type=OFALos", "'OFALos' is not a registered loss; did you mean 'OFALoss'"),
+    ("model.logit_loss.type=os.system", "dotted import paths are not accepted"),
+    ("model.fusion.type=L2G", "'L2G' is not a registered fusion; did you mean 'L2GFusion'"),
+    ("model.student.type=tim", "'tim' is not a registered architecture; did you mean 'timm'"),
+    ("model.student.name=resmlp_s6_patch4_23", "did you mean 'resmlp_s6_patch4_32'"),
+    ("model.student.embed_dims=64", "takes no argument 'embed_dims' for it; did you mean 'embed_dim'"),
+    ("optim_wrapper.optimizer.type=AdmW", "no optimizer 'AdmW'; did you mean 'Adam"),
+    ("optim_wrapper.optimizer.lrr=0.1", "optim_wrapper.optimizer: unknown key 'lrr'; did you mean 'lr'"),
+    ("param_scheduler.0.type=LinearLRR", "did you mean 'LinearLR"),
+    ("param_scheduler.7.end=3", "param_scheduler is a list of 2; no item '7'"),
+    ("train_dataloader.batchsize=4", "unknown key 'batchsize'; did you mean 'batch_size'"),
+    ("train_dataloader.batch_size=many", "batch_size: a whole number above 0, not 'many'"),
+    ("train_dataloader.dataset.type=FashionMNISTMinni", "no dataset 'FashionMNISTMinni'; did you mean 'FashionMNISTMini'"),
+    ("train_dataloader.dataset.transforms.0.type=RandomCropp", "no 'RandomCropp'; did you mean 'RandomCrop'"),
+    ("train_cfg.max_epoch=3", "train_cfg: unknown key 'max_epoch'; did you mean 'max_epochs'"),
+    ("default_hooks.chekpoint.interval=1", "there is no default_hooks in the config"),
+    ("val_evaluator.topkk=1", "val_evaluator: unknown key 'topkk'; did you mean 'topk'"),
+    # things that do not fit each other
+    ("model.fusion.splice=S1-3+T5", "'T5' is out of range: the teacher has stages 1 to 4"),
+    ("model.fusion.splice=S1-4", "it never switches"),
+    ("model.fusion.splice=hello", "'hello' is not a piece"),
+    ("model.student.num_classes=100", "class counts differ: model.student has 100, model.teacher has 10"),
+    ("model.student.img_size=64", "cannot take images of 32x32 pixels"),
+    ("model.edges=[teacher_to_studnt]", "no model 'studnt'"),
+    ("model.logit_loss.gamma=-1", "gamma must be above 0"),
+    ("model.teacher.checkpoint=embedded:convnext", "nothing of that name is shipped"),
+    ("model.teacher.checkpoint=/nowhere/t.pth", "'/nowhere/t.pth': no such file"),
+    ("device=cuda:99", "this machine has no CUDA device 99"),
+    ("device=tpu", "not a device"),
+    ("load_from=/nowhere.pth", "load_from: '/nowhere.pth': no such file"),
+    # malformed options
+    ("model", "write key=value"),
+    ("=3", "write key=value"),
+    ("a=(1,2", "brackets do not match"),
+    ("model.student.name.x=3", "model.student.name is 'resmlp_s6_patch4_32', it has nothing below it"),
+]
+
+
+@pytest.mark.parametrize(("option", "reason"), OPTIONS, ids=[o for o, _ in OPTIONS])
+def test_a_wrong_option_is_one_line(train, option: str, reason: str) -> None:  # type: ignore[no-untyped-def]
+    code, lines = train(FLAGSHIP, "--check", "--cfg-options", option)
+    assert code == 2
+    assert len(lines) == 1 and reason in lines[0] and "Traceback" not in lines[0], lines
+
+
+FILES = [
+    ("model = dict(\n", "was never closed"),
+    ("x = 1 / 0\n", "ZeroDivisionError"),
+    ("_base_ = 'nowhere.py'\n", "nowhere.py"),
+    (BASE + "train_cfg = 3\n", "train_cfg"),
+    (BASE + "optim_wraper = dict()\n", "did you mean 'optim_wrapper'"),
+    (BASE + "custom_imports = dict(imports=['no_such_plugin'])\n", "no_such_plugin"),
+    (BASE + "test_evaluator = None\n", "test_dataloader, test_cfg and test_evaluator: set all three or none"),
+    ("import os\nmodel = dict()\n", "lazy config"),
+    ("model = dict(type='Distiller')\n", "train_dataloader is missing"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), FILES, ids=[r for _, r in FILES])
+def test_a_wrong_file_is_named_with_what_is_wrong(train, tmp_path: Path, text: str, reason: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    code, lines = train(path, "--check")
+    assert code == 2 and any(reason in line for line in lines), lines
+    assert all(line.startswith("error: ") and "mine.py" in line for line in lines)
+
+
+def test_a_missing_config_names_its_neighbours(train) -> None:  # type: ignore[no-untyped-def]
+    code, lines = train(FLAGSHIP.with_name("fbt_convnext_resmpl.py"))
+    assert code == 2 and len(lines) == 1 and "did you mean 'fbt_convnext_resmlp.py'" in lines[0]
+
+
+@pytest.mark.parametrize("args", [("--lanucher", "none"), ("--seed", "x"), ("--amp", "fp8"), ("--launcher", "ssh")])
+def test_wrong_arguments_are_one_line(train, args: tuple[str, str]) -> None:  # type: ignore[no-untyped-def]
+    code, lines = train(FLAGSHIP, *args)
+    assert code == 2 and len(lines) == 1
+
+
+def test_all_errors_of_a_config_come_together(train) -> None:  # type: ignore[no-untyped-def]
+    wrong = ["model.logit_loss.gama=1", "model.fusion.splice=S1-4", "train_cfg.max_epoch=1", "device=tpu"]
+    code, lines = train(FLAGSHIP, "--check", "--cfg-options", *wrong)
+    assert code == 2 and len(lines) == 4, lines
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "truncated, or not a checkpoint"),
+        (b"PK\x03\x04 half a zip", "truncated, or not a checkpoint"),
+        ({"weights": [1, 2]}, "no state dict"),
+        ({"conv.weight": torch.zeros(1)}, "is it another model's?"),
+        ({"head.fc.weight": torch.zeros(100, 160)}, "head.fc.weight is (100, 160) in the file and (10, 160) in the model"),
+    ],
+)
+def test_a_foreign_teacher_is_refused(train, tmp_path: Path, content: object, reason: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "teacher.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    code, lines = train(FLAGSHIP, "--check", "--cfg-options", f"model.teacher.checkpoint={path}")
+    assert code == 2 and len(lines) == 1 and reason in lines[0], lines
+
+
+def test_code_in_a_checkpoint_is_never_run(train, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    class Evil:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    code, lines = train(FLAGSHIP, "--check", "--cfg-options", f"model.teacher.checkpoint={tmp_path / 'evil.pth'}")
+    assert code == 2 and "not loaded" in lines[0]
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_resume_with_nothing_to_resume_does_not_start_over(train, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, lines = train(FLAGSHIP, "--work-dir", tmp_path / "run", "--resume")
+    assert code == 2 and len(lines) == 1 and "no checkpoint in" in lines[0]
+    code, lines = train(FLAGSHIP, "--work-dir", tmp_path / "run", "--resume", tmp_path / "gone.pth")
+    assert code == 2 and len(lines) == 1 and "no such file" in lines[0]
+
+
+def test_debug_shows_where_it_came_from() -> None:
+    args = [sys.executable, "tools/train.py", "nowhere.py"]
+    plain = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
+    debug = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "FBT_DEBUG": "1"})
+    assert plain.returncode == 2 and "Traceback" not in plain.stderr
+    assert "Traceback" in debug.stderr
+
+
+def test_help_has_examples_and_does_not_wait_for_torch() -> None:
+    code = "import sys, runpy; sys.argv = ['train.py', '--help']\ntry: runpy.run_path('tools/train.py', run_name='__main__')\nexcept SystemExit: pass\nassert 'mmengine.runner' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "examples:" in done.stdout and "configs/fbt_convnext_resmlp.py" in done.stdout
