@@ -1,6 +1,6 @@
 # The embedded data set: 5,000 / 1,000 / 2,000 images of Fashion-MNIST, padded to 32x32, three equal channels.
 _augment = [
-    dict(type="RandomCrop", size=32, padding=4),
+    dict(type="RandomCrop", size=32, padding=2),
     dict(type="RandomHorizontalFlip"),
 ]
 _pad = [dict(type="Pad", padding=2)]

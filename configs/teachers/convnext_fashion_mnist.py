@@ -9,10 +9,10 @@ model = dict(
         type="timm",
         name="convnext_tiny",
         num_classes=10,
+        input_size=64,
         stem_type="overlap_act",
-        output_stride=16,
-        depths=(2, 2, 2, 1),
-        dims=(40, 80, 128, 208),
+        depths=(1, 2, 2, 1),
+        dims=(24, 64, 128, 208),
         kernel_sizes=(5, 5, 3, 3),
         ls_init_value=0.1,
         mean=(0.2860,) * 3,
@@ -25,8 +25,8 @@ train_dataloader = dict(
     dataset=dict(type="FashionMNIST", split="train", root="{{$FASHION_MNIST:data}}", transforms=_base_._augment),
 )
 test_dataloader = dict(dataset=dict(type="FashionMNIST", split="test", root="{{$FASHION_MNIST:data}}", transforms=_base_._pad))
-train_cfg = dict(by_epoch=True, max_epochs=12)
+train_cfg = dict(by_epoch=True, max_epochs=15)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=1, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=1, end=12, T_max=11, eta_min=1e-5, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, end=15, T_max=14, eta_min=1e-5, convert_to_iter_based=True),
 ]
