@@ -17,8 +17,9 @@ USER_ERROR = 2
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def __init__(self, prog: str, description: str | None, epilog: str) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=form)
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"error: {message} (see {self.prog} --help)\n")

@@ -133,7 +133,9 @@ class Declaration:
         left = [n for n, _ in net.named_children() if n not in used] + (direct if owner is None else [])
         parts = [Segment(net, row, direct if i == owner else ()) for i, row in enumerate(rows)]
         function = step_head(*self.head.split()) if isinstance(self.head, str) else self.head
-        return StagedModel(net, parts, Head(net, tail, function, left), layout=self.layout, **{"family": self.family} | about)
+        return StagedModel(
+            net, parts, Head(net, tail, function, left), layout=self.layout, **{"family": self.family} | about
+        )
 
     def _ends(self, net: nn.Module, units: list[str], stages: int | Sequence[str] | None) -> list[str]:
         default = self.cuts.split() if isinstance(self.cuts, str) else self.cuts(net, units)
@@ -150,7 +152,9 @@ class Declaration:
                 known = sorted({u.rsplit(".", i)[0] for u in units for i in range(u.count(".") + 1)})
                 raise ConfigError(f"stages: no unit {name!r} to cut behind{nearest(name, known, limit=24)}")
             if found[-1] <= position:
-                raise ConfigError(f"stages: {name!r} does not come after the cut before it; give them in the order they run")
+                raise ConfigError(
+                    f"stages: {name!r} does not come after the cut before it; give them in the order they run"
+                )
             position = found[-1]
         if position != len(units) - 1:
             raise ConfigError(f"stages: the last stage must end the row; add {units[-1]!r}")
@@ -171,7 +175,9 @@ def expand(net: nn.Module, names: Sequence[str]) -> list[str]:
             result.append(name)
             continue
         before, after = name[: match.start()], name[match.end() :]
-        children = match[1].split(",") if match[1] else [n for n, _ in net.get_submodule(before.rstrip(".")).named_children()]
+        children = (
+            match[1].split(",") if match[1] else [n for n, _ in net.get_submodule(before.rstrip(".")).named_children()]
+        )
         result += expand(net, [before + child + after for child in children])
     return result
 

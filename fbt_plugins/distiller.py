@@ -47,6 +47,9 @@ class Distiller(BaseModel):
         ConfigError: with everything that does not fit, one line each.
     """
 
+    fusions: dict[str, FusionModel]  # an nn.ModuleDict
+    edges: dict[str, Edge]  # an nn.ModuleDict
+
     def __init__(
         self,
         student: Config,
@@ -71,8 +74,8 @@ class Distiller(BaseModel):
         self._teacher: tuple[StagedModel, ...] = (frozen.requires_grad_(False).eval(),) if frozen else ()
         self.image_size = image_size or self.student.image_size
         self.validated: list[str] | None = None
-        self.fusions = nn.ModuleDict()
-        self.edges = nn.ModuleDict()
+        self.fusions = nn.ModuleDict()  # type: ignore[assignment]
+        self.edges = nn.ModuleDict()  # type: ignore[assignment]
         self._check_models(data_info or {})
 
         for name, config in _named_fusions(fusion).items():
@@ -90,7 +93,9 @@ class Distiller(BaseModel):
         for role, model in self.models.items():
             channels = (1, model.in_chans, 1, 1)
             for what, values in (("mean", model.mean), ("std", model.std)):
-                self.register_buffer(f"{role}_{what}", torch.tensor(values).reshape(1, -1, 1, 1).expand(channels), False)
+                self.register_buffer(
+                    f"{role}_{what}", torch.tensor(values).reshape(1, -1, 1, 1).expand(channels), False
+                )
 
     @property
     def teacher(self) -> StagedModel | None:
@@ -159,9 +164,15 @@ class Distiller(BaseModel):
 
     def _unused(self, defaults: Mapping[str, Config | None]) -> list[str]:
         used = {end for edge in self.edges.values() for end in (edge.giver, edge.receiver)}
-        problems = [f"model.fusion: no edge mentions {n!r}; name it in model.edges, or drop it" for n in self.fusions if n not in used]
+        problems = [
+            f"model.fusion: no edge mentions {n!r}; name it in model.edges, or drop it"
+            for n in self.fusions
+            if n not in used
+        ]
         if self.teacher is not None and not self.edges:
-            problems.append("model.edges: there is a teacher but no edge; add 'teacher_to_student', or set teacher=None")
+            problems.append(
+                "model.edges: there is a teacher but no edge; add 'teacher_to_student', or set teacher=None"
+            )
         for slot in SLOTS:
             if defaults[slot] is not None and not self.edges:
                 problems.append(f"model.{slot}_loss: no edge uses it; add model.edges, or set it to None")
@@ -186,8 +197,8 @@ class Distiller(BaseModel):
             inputs: images (N, C, H, W) in [0, 1].
             labels: (N,) or (N, classes).
             index: (N,) positions in the data set.
-            mode: "loss" for the named, weighted losses; "predict" for the validated models' logits by name; "tensor" for the
-                student's logits.
+            mode: "loss" for the named, weighted losses; "predict" for the validated models' logits by name;
+                "tensor" for the student's logits.
         """
         if mode == "loss":
             return self.losses(inputs, Batch(labels, index))

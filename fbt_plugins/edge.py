@@ -75,7 +75,11 @@ class Edge(nn.Module):
                     if number > len(models[model].specs):
                         raise ConfigError(
                             f"edge {name}: {options['type']} needs stage {number} of the {model}, which "
-                            + (f"has {len(models[model].specs)}" if models[model].specs else "gives features and logits only")
+                            + (
+                                f"has {len(models[model].specs)}"
+                                if models[model].specs
+                                else "gives features and logits only"
+                            )
                         )
                     self.needs[model].add(number)
             if needs.get("same_width") and giver.num_features != receiver.num_features:
@@ -100,13 +104,15 @@ class Edge(nn.Module):
         for slot, loss in self.losses.items():
             view = received
             if slot in self.projectors:
-                view = Knowledge(self.projectors[slot](received.features), received.logits, received.stages, received.extra)
+                view = Knowledge(
+                    self.projectors[slot](received.features), received.logits, received.stages, received.extra
+                )
             values[slot] = self.weight * self.weights[slot] * loss(view, given, batch)
         return values
 
 
 def split_name(name: str, models: Mapping[str, Any]) -> tuple[str, str]:
-    """"A_to_B" as (A, B).
+    """ "A_to_B" as (A, B).
 
     Raises:
         ConfigError: if it is not of that form, or A or B is no model of this config.
@@ -119,7 +125,10 @@ def split_name(name: str, models: Mapping[str, Any]) -> tuple[str, str]:
         if model not in models:
             raise ConfigError(f"edge {name!r}: there is no model {model!r} here{nearest(model, models)}")
     if receiver == "teacher" or giver == receiver:
-        raise ConfigError(f"edge {name!r}: the {receiver} cannot receive" + (" from itself" if giver == receiver else ": it is frozen"))
+        raise ConfigError(
+            f"edge {name!r}: the {receiver} cannot receive"
+            + (" from itself" if giver == receiver else ": it is frozen")
+        )
     return giver, receiver
 
 

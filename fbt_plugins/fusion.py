@@ -18,7 +18,9 @@ from .staged import StagedModel, StageSpec
 class FusionStrategy(Protocol):
     """What FUSIONS holds: builds the junctions of a splice."""
 
-    def build(self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice) -> nn.ModuleDict:
+    def build(
+        self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
+    ) -> nn.ModuleDict:
         """One module per junction, under its name, that maps what arrives to what the next stage takes."""
         ...
 
@@ -79,8 +81,14 @@ class FusionModel(nn.Module):
             x = self.junctions[junction.name](x)
             for number in piece.stages:
                 stage = self._models[piece.owner].stages[number - 1]
-                x = stage(x) if piece.owner == "T" else functional_call(stage, self.statistics[str(number)].named(), (x,))
+                x = stage(x) if piece.owner == "T" else functional_call(stage, self._statistics(number), (x,))
         return self.owner.head(x)
+
+    def _statistics(self, number: int) -> dict[str, Tensor]:
+        """This model's own BatchNorm buffers for a student stage; a forward in train mode updates them in place."""
+        own = self.statistics[str(number)]
+        assert isinstance(own, _Statistics)
+        return own.named()
 
 
 class _Statistics(nn.Module):
@@ -97,5 +105,5 @@ class _Statistics(nn.Module):
                     self.register_buffer(self._names[key], buffer.detach().clone())
 
     def named(self) -> dict[str, Tensor]:
-        """The buffers by their names inside the stage; a forward in train mode updates them in place."""
+        """The buffers by their names inside the stage."""
         return {key: getattr(self, name) for key, name in self._names.items()}

@@ -122,5 +122,7 @@ def _each_once(model: StagedModel) -> int:
         reached = Counter(id(t) for part in (*model.stages, model.head) for t in getattr(part, kind)())
         for name, tensor in getattr(model.net, f"named_{kind}")():
             if reached[id(tensor)] != 1:
-                raise SplitError(f"{model.name}: {name} is in {reached[id(tensor)]} of the stages and the head, not in one")
+                raise SplitError(
+                    f"{model.name}: {name} is in {reached[id(tensor)]} of the stages and the head, not in one"
+                )
     return len(list(model.net.parameters()))

@@ -74,7 +74,9 @@ class PluginRegistry(Registry):
             ConfigError: if an argument is unknown or missing.
         """
         if not isinstance(cfg, Mapping) or not isinstance(cfg.get("type"), str):
-            raise ConfigError(f"{self.name}: expected a dict with a 'type' (one of {', '.join(self._module_dict)}), got {cfg!r}")
+            raise ConfigError(
+                f"{self.name}: expected a dict with a 'type' (one of {', '.join(self._module_dict)}), got {cfg!r}"
+            )
         arguments = {k: v for k, v in cfg.items() if k != "type"} | context
         factory = self.get(cfg["type"])
         problems = argument_problems(factory, arguments, cfg["type"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .errors import ConfigError
 
@@ -76,7 +77,7 @@ class Splice:
 
     @property
     def junctions(self) -> list[Junction]:
-        pairs = zip(self.pieces, self.pieces[1:], strict=False)
+        pairs = pairwise(self.pieces)
         return [Junction(a.owner, a.last, b.owner, b.first) for a, b in pairs]
 
     @classmethod
@@ -101,7 +102,9 @@ class Splice:
         for part in str(text).split("+"):
             match = _PIECE.fullmatch(part)
             if match is None:
-                raise wrong(f"{part!r} is not a piece; write S or T and stage numbers, as in 'S1-3+T4', or 'Thead' at the end")
+                raise wrong(
+                    f"{part!r} is not a piece; write S or T and stage numbers, as in 'S1-3+T4', or 'Thead' at the end"
+                )
             owner, n = match[1], count[match[1]]
             first = int(match[2]) if match[2] else n + 1
             last = int(match[3] or match[2]) if match[2] else n
@@ -112,14 +115,16 @@ class Splice:
         owners = [p.owner for p in pieces]
         if len(set(owners)) < 2:
             raise wrong(f"it never switches: all of it is {_OWNERS[owners[0]]}; for example {default(count)!r} does")
-        if any(a == b for a, b in zip(owners, owners[1:], strict=False)):
+        if any(a == b for a, b in pairwise(owners)):
             raise wrong("two pieces of one model stand side by side; write them as one, as in 'S1-3'")
         if any(not p.stages for p in pieces[:-1]):
             raise wrong("a head can only be the last piece")
         if pieces[0].first != 1:
             raise wrong(f"it must begin with stage 1, which takes images, not with {pieces[0]}")
         if pieces[-1].last != count[owners[-1]]:
-            raise wrong(f"it must end with the {_OWNERS[owners[-1]]}'s last stage, {count[owners[-1]]}, which its head follows")
+            raise wrong(
+                f"it must end with the {_OWNERS[owners[-1]]}'s last stage, {count[owners[-1]]}, which its head follows"
+            )
         reached = {"S": 0, "T": 0}
         for piece in pieces:
             if piece.first <= reached[piece.owner] or (piece.first == 1 and piece is not pieces[0]):
@@ -143,7 +148,9 @@ def enumerate_splices(student_stages: int = 4, teacher_stages: int = 4, switches
         ConfigError: if they have not.
     """
     if student_stages != teacher_stages:
-        raise ConfigError(f"splices are enumerated for equal numbers of stages, not {student_stages} and {teacher_stages}")
+        raise ConfigError(
+            f"splices are enumerated for equal numbers of stages, not {student_stages} and {teacher_stages}"
+        )
 
     def grow(pieces: tuple[Piece, ...], left: int) -> Iterator[Splice]:
         start = pieces[-1].last + 1 if pieces else 1

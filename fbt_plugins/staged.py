@@ -91,7 +91,9 @@ class StagedModel(nn.Module):
         self.layouts = (layout,) * count if isinstance(layout, str) else tuple(layout)
         self.prefix_tokens = (prefix_tokens,) * count if isinstance(prefix_tokens, int) else tuple(prefix_tokens)
         if len(self.layouts) != count or len(self.prefix_tokens) != count or set(self.layouts) - set(LAYOUTS):
-            raise ValueError(f"{name or type(net).__name__}: {count} stages need {count} layouts of {', '.join(LAYOUTS)}")
+            raise ValueError(
+                f"{name or type(net).__name__}: {count} stages need {count} layouts of {', '.join(LAYOUTS)}"
+            )
         self._prefix = prefix
         self.family = family
         self.image_size = input_size or image_size

@@ -46,7 +46,10 @@ def find_weights(source: str) -> Path:
     path = Path(source).expanduser()
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
-        hint = nearest(path.name, siblings, limit=5) or f"; shipped: {', '.join(EMBEDDED + n for n in embedded_manifest())}"
+        hint = (
+            nearest(path.name, siblings, limit=5)
+            or f"; shipped: {', '.join(EMBEDDED + n for n in embedded_manifest())}"
+        )
         raise FBTError(f"checkpoint {source!r}: no such file{hint}")
     return path
 
@@ -91,7 +94,9 @@ def load_plain(path: Path) -> Any:
     except Exception as error:  # torch raises a different type for each way in which a file can be wrong
         reason = " ".join(str(error).split()) or type(error).__name__
         if "weights_only" in reason or "Unsupported" in reason:
-            raise FBTError(f"checkpoint {str(path)!r}: it holds more than tensors and plain values, so it is not loaded") from error
+            raise FBTError(
+                f"checkpoint {str(path)!r}: it holds more than tensors and plain values, so it is not loaded"
+            ) from error
         raise FBTError(f"checkpoint {str(path)!r}: truncated, or not a checkpoint ({reason[:120]})") from error
 
 

@@ -26,7 +26,14 @@ SWIN = dict(
     num_heads=(1, 2, 4, 8),
 )
 VIT = dict(
-    type="timm", name="vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3
+    type="timm",
+    name="vit_tiny_patch16_224",
+    num_classes=10,
+    img_size=32,
+    patch_size=8,
+    embed_dim=24,
+    depth=4,
+    num_heads=3,
 )
 DEIT = dict(VIT, name="deit_tiny_distilled_patch16_224")
 

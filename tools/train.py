@@ -30,13 +30,23 @@ def parse() -> Parser:
     parser.add_argument("config", help="config file")
     parser.add_argument("--work-dir", help="folder of the run (default: work_dirs/NAME OF THE CONFIG)")
     parser.add_argument(
-        "--resume", nargs="?", const=True, metavar="PATH", help="go on from PATH, or from the run's newest whole checkpoint"
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="PATH",
+        help="go on from PATH, or from the run's newest whole checkpoint",
     )
-    parser.add_argument("--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change values of the config")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change values of the config"
+    )
     parser.add_argument("--seed", type=int, help="seed of everything random (default: the config's, else 0)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument("--amp", nargs="?", const="bf16", choices=("bf16", "fp16"), help="mixed precision (default: bf16)")
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="who started the processes")
+    parser.add_argument(
+        "--amp", nargs="?", const="bf16", choices=("bf16", "fp16"), help="mixed precision (default: bf16)"
+    )
+    parser.add_argument(
+        "--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="who started the processes"
+    )
     parser.add_argument("--check", action="store_true", help="only check the config and all shapes")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch's launcher")
     return parser
@@ -45,7 +55,7 @@ def parse() -> Parser:
 def main() -> None:
     args = parse().parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    # Imported late: --help and usage errors must not wait for torch.
+    # Imported late: --help and usage errors must not wait for the engine.
     from fbt_plugins import load_plugins
     from fbt_plugins.engine.config import load_config
 
@@ -73,7 +83,9 @@ def main() -> None:
 def apply(config: Config, args: object) -> None:
     """The command line's own options, over the config's values."""
     options = vars(args)
-    config.work_dir = options["work_dir"] or config.get("work_dir") or str(Path("work_dirs") / Path(options["config"]).stem)
+    config.work_dir = (
+        options["work_dir"] or config.get("work_dir") or str(Path("work_dirs") / Path(options["config"]).stem)
+    )
     config.launcher = options["launcher"]
     if options["resume"] is not None:
         config.resume = options["resume"]

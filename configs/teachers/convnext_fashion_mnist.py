@@ -24,9 +24,11 @@ train_dataloader = dict(
     batch_size=128,
     dataset=dict(type="FashionMNIST", split="train", root="{{$FASHION_MNIST:data}}", transforms=_base_._augment),
 )
-test_dataloader = dict(dataset=dict(type="FashionMNIST", split="test", root="{{$FASHION_MNIST:data}}", transforms=_base_._pad))
-train_cfg = dict(by_epoch=True, max_epochs=15)
+test_dataloader = dict(
+    dataset=dict(type="FashionMNIST", split="test", root="{{$FASHION_MNIST:data}}", transforms=_base_._pad)
+)
+train_cfg = dict(by_epoch=True, max_epochs=12)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=1, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=1, end=15, T_max=14, eta_min=1e-5, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, end=12, T_max=11, eta_min=1e-5, convert_to_iter_based=True),
 ]

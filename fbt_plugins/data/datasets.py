@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -110,7 +110,18 @@ class CIFAR10(InMemoryDataset):
     """
 
     source: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR10
-    known_classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    known_classes: ClassVar[Sequence[str]] = (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
     known_size = (32, 32)
 
     def __init__(

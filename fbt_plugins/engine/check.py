@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, Registry
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    METRICS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    Registry,
+)
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
@@ -60,8 +69,12 @@ class _Check:
         self._loops()
         self._optimizer()
         self._hooks()
-        self._signature(DistillRunner.set_randomness, self.config.get("randomness") or {}, "randomness", given=("self",))
-        self._collect("device", resolve_device, self.config.get("device"), self.config.get("launcher", "none") != "none")
+        self._signature(
+            DistillRunner.set_randomness, self.config.get("randomness") or {}, "randomness", given=("self",)
+        )
+        self._collect(
+            "device", resolve_device, self.config.get("device"), self.config.get("launcher", "none") != "none"
+        )
         if mixing := self.config.get("data_preprocessor"):
             self._signature(Mixing, mixing, "data_preprocessor", given=("num_classes",))
         for key in ("load_from", "resume"):
@@ -97,7 +110,9 @@ class _Check:
             self._typed(DATASETS, dataset, f"{where}.dataset", given=("seed",))
             self._collect("", build_transforms, dataset.get("transforms", ()), f"{where}.dataset.transforms")
         if not isinstance(sampler, Mapping):
-            self.problems.append(f"{where}.sampler is missing: dict(type='SeededSampler', shuffle={where.startswith('train')})")
+            self.problems.append(
+                f"{where}.sampler is missing: dict(type='SeededSampler', shuffle={where.startswith('train')})"
+            )
         else:
             self._typed(DATA_SAMPLERS, sampler, f"{where}.sampler", given=("dataset", "seed"))
         size = loader.get("batch_size")
@@ -117,7 +132,9 @@ class _Check:
         for section, kind in (("val", ValLoop), ("test", TestLoop)):
             parts = [self.config.get(f"{section}_{part}") for part in ("dataloader", "cfg", "evaluator")]
             if any(p is None for p in parts) and not all(p is None for p in parts):
-                self.problems.append(f"{section}_dataloader, {section}_cfg and {section}_evaluator: set all three or none")
+                self.problems.append(
+                    f"{section}_dataloader, {section}_cfg and {section}_evaluator: set all three or none"
+                )
             elif parts[1] and "type" not in parts[1]:
                 self._signature(kind, parts[1], f"{section}_cfg", given=("self", "runner", "dataloader", "evaluator"))
 
@@ -133,8 +150,8 @@ class _Check:
         else:
             self._typed(OPTIMIZERS, wrapper["optimizer"], "optim_wrapper.optimizer", given=("params",))
         schedule = self.config.get("param_scheduler")
-        given, extra = ("optimizer", "param_name"), ("convert_to_iter_based",)
-        self._typed(PARAM_SCHEDULERS, schedule, "param_scheduler", given=given, extra=extra)
+        given = ("optimizer", "param_name")
+        self._typed(PARAM_SCHEDULERS, schedule, "param_scheduler", given, extra=("convert_to_iter_based",))
 
     def _hooks(self) -> None:
         changes = self.config.get("default_hooks") or {}
@@ -221,7 +238,9 @@ class _Check:
             factory = registry.module_dict.get(name)
             if factory is None:
                 dotted = " (dotted import paths are not accepted)" if "." in name else ""
-                self.problems.append(f"{where}.type: no {registry.name} {name!r}{dotted}{nearest(name, registry.module_dict)}")
+                self.problems.append(
+                    f"{where}.type: no {registry.name} {name!r}{dotted}{nearest(name, registry.module_dict)}"
+                )
         if factory is not None:
             self._signature(factory, {k: v for k, v in config.items() if k != "type"}, where, given, extra)
 
@@ -258,8 +277,10 @@ class _Check:
 
 
 def _parameters(factory: Callable[..., Any]) -> tuple[list[str] | None, list[str]]:
-    """Names that a callable accepts (None: any) and those it requires; a class that passes ``**kwargs`` on is followed."""
-    steps = [c.__init__ for c in factory.__mro__ if "__init__" in vars(c)] if inspect.isclass(factory) else [factory]
+    """Names that a callable accepts (None: any) and those it requires; a class that passes ``**kwargs`` on is
+    followed."""
+    mro = inspect.getmro(factory) if inspect.isclass(factory) else ()
+    steps: list[Callable[..., Any]] = [vars(c)["__init__"] for c in mro if "__init__" in vars(c)] or [factory]
     accepted: list[str] = []
     required: list[str] = []
     for step in steps:

@@ -90,7 +90,9 @@ def find_resume(work_dir: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         FBTError: if there is none; a run never starts over where it was asked to go on.
     """
-    found = [(int(m[1]), p) for p in work_dir.glob("*.pth") if (m := re.fullmatch(r"(?:epoch|iter)_(\d+)\.pth", p.name))]
+    found = [
+        (int(m[1]), p) for p in work_dir.glob("*.pth") if (m := re.fullmatch(r"(?:epoch|iter)_(\d+)\.pth", p.name))
+    ]
     for _, path in sorted(found, reverse=True):
         try:
             return path, read_checkpoint(path)
@@ -124,6 +126,7 @@ def save_student(model: StagedModel, path: Path, about: Mapping[str, Any]) -> No
         about: further metadata, such as classes and accuracy.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}
-    metadata = {"name": model.name, "arguments": model.arguments, "mean": model.mean, "std": model.std, **about}
+    metadata: dict[str, Any] = {"name": model.name, "arguments": model.arguments, "mean": model.mean, "std": model.std}
+    metadata |= {"input_size": model.input_size, **about}
     text = json.dumps(metadata, default=str)
     write_atomic(path, safetensors_bytes(tensors, metadata={METADATA_KEY: text, "format": "pt"}))

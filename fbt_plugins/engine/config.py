@@ -33,7 +33,9 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     path = Path(path)
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
-        raise ConfigError(f"config {str(path)!r}: no such file{nearest(path.name, [p.name for p in folder.glob('*.py')], 0)}")
+        raise ConfigError(
+            f"config {str(path)!r}: no such file{nearest(path.name, [p.name for p in folder.glob('*.py')], 0)}"
+        )
     with _merging_our_way():
         config = _read(path)
     for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
@@ -55,7 +57,9 @@ def _read(path: Path) -> Config:
             text = path.read_text(encoding="utf-8")
             compile(text, str(path), "exec")
             if Config._is_lazy_import(str(path)):
-                raise ConfigError(f"config {path}: it imports modules, which mmengine takes for a lazy config; use _base_")
+                raise ConfigError(
+                    f"config {path}: it imports modules, which mmengine takes for a lazy config; use _base_"
+                )
             if re.search(r"\}\}['\"]?\s*[*/+-]|[*/+-]\s*['\"]?\{\{\s*_base_\.", text):
                 raise ConfigError(f"config {path}: {{{{_base_.x}}}} in an expression becomes a string; write _base_.x")
         return Config.fromfile(str(path), import_custom_modules=False)
@@ -65,7 +69,9 @@ def _read(path: Path) -> Config:
     except FBTError:
         raise
     except Exception as error:  # a config is code: anything can go wrong in it
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith((".py", ".yaml", ".json"))]
+        frames = [
+            f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith((".py", ".yaml", ".json"))
+        ]
         own = next((f for f in reversed(frames) if "mmengine" not in f.filename and f.filename != __file__), None)
         where = f"{own.filename}, line {own.lineno}" if own else str(path)
         raise ConfigError(f"config {where}: {one_line(error)}") from error
@@ -102,7 +108,9 @@ def merge(base: Mapping[str, Any], child: Mapping[str, Any], where: str = "") ->
                 kept = {k: old[k] for k in ("type",) if k in old} if changed else old
                 value = merge(kept, fresh, f"{place}.")
             elif old is not None and not delete:
-                raise ConfigError(f"{place} is a dict here and {old!r} in the base; add {DELETE_KEY}=True to replace it")
+                raise ConfigError(
+                    f"{place} is a dict here and {old!r} in the base; add {DELETE_KEY}=True to replace it"
+                )
             else:
                 value = merge({}, fresh, f"{place}.")
         result[key] = value

@@ -27,7 +27,7 @@ class TopK(BaseMetric):
         self.topk = tuple(topk)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Tensor]]) -> None:
-        """Takes ``{"labels": (N,), model: (N, classes), ...}``; one result per image, so that padding can be trimmed."""
+        """Takes ``{"labels": (N,), model: (N, classes), ...}``; one result per image: padding is trimmed."""
         for sample in data_samples:
             labels = sample["labels"]
             columns: dict[str, list[bool]] = {}

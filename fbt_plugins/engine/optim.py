@@ -96,6 +96,8 @@ class TwoGroupConstructor:
         rest = [p for p in trained if p.ndim > 1 or self.decay_vectors]
         groups = [{"params": rest}] + ([{"params": plain, "weight_decay": 0.0}] if plain else [])
         config = dict(self.config)
-        optimizer = OPTIMIZERS.build(dict(config.pop("optimizer")), default_args={"params": [g for g in groups if g["params"]]})
+        optimizer = OPTIMIZERS.build(
+            dict(config.pop("optimizer")), default_args={"params": [g for g in groups if g["params"]]}
+        )
         config.setdefault("type", "AutocastOptimWrapper")
         return OPTIM_WRAPPERS.build(config, default_args={"optimizer": optimizer})

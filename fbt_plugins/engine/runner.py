@@ -41,11 +41,12 @@ DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
 class DistillRunner(Runner):
     """mmengine's Runner for a :class:`Distiller`.
 
-    A config says what mmengine's Runner takes, and besides: ``device`` ("cpu", "cuda", "cuda:1"; by default the first GPU
-    if there is one), ``resume`` (True, or the path of a checkpoint).
+    A config says what mmengine's Runner takes, and besides: ``device`` ("cpu", "cuda", "cuda:1"; by default the first
+    GPU if there is one), ``resume`` (True, or the path of a checkpoint).
     """
 
     model: Any
+    _train_dataloader: Any
     _names: ClassVar[set[str]] = set()
 
     @property
@@ -90,7 +91,12 @@ class DistillRunner(Runner):
         """mmengine's Visualizer, with TensorBoard where that is installed."""
         if visualizer is None:
             backends = [{"type": "TensorboardVisBackend"}] if _has("tensorboard") else []
-            visualizer = {"type": "Visualizer", "name": self._experiment_name, "vis_backends": backends, "save_dir": self._log_dir}
+            visualizer = {
+                "type": "Visualizer",
+                "name": self._experiment_name,
+                "vis_backends": backends,
+                "save_dir": self._log_dir,
+            }
             return VISUALIZERS.build(visualizer)
         return super().build_visualizer(visualizer)
 
@@ -185,7 +191,9 @@ class DistillRunner(Runner):
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
         rank, world = get_dist_info()
-        self.logger.info(f"device {self.device}, rank {rank} of {world}, seed {self.seed}, config:\n{self.cfg.pretty_text}")
+        self.logger.info(
+            f"device {self.device}, rank {rank} of {world}, seed {self.seed}, config:\n{self.cfg.pretty_text}"
+        )
 
 
 def _actionable(record: logging.LogRecord) -> bool:
@@ -198,5 +206,3 @@ def _has(module: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(module) is not None
-
-

@@ -75,7 +75,9 @@ def result_table(rows: Sequence[Mapping[str, Any]], split: str) -> None:
     for column in ("top-1 %", "parameters", "ms / image"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(f"{row['role']} ({row['name']})", f"{row['top1']:.2f}", millions(row["parameters"]), f"{row['ms']:.3f}")
+        table.add_row(
+            f"{row['role']} ({row['name']})", f"{row['top1']:.2f}", millions(row["parameters"]), f"{row['ms']:.3f}"
+        )
     console.print(table)
 
 

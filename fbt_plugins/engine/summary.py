@@ -64,7 +64,9 @@ class SummaryHook(Hook):
         rows = [
             {
                 "role": name,
-                "name": distiller.models[name].name if name in distiller.models else str(distiller.fusions[name].splice),
+                "name": distiller.models[name].name
+                if name in distiller.models
+                else str(distiller.fusions[name].splice),
                 "top1": metrics[f"{name}_top1"],
                 "parameters": _parameters(distiller, name),
                 "ms": self._milliseconds(distiller, name, images),
@@ -72,7 +74,12 @@ class SummaryHook(Hook):
             for name in distiller.names
         ]
         classes = list(loader.dataset.classes)
-        about = {"classes": classes, "image_size": list(distiller.image_size), "top1": metrics["student_top1"], "split": split}
+        about = {
+            "classes": classes,
+            "image_size": list(distiller.image_size),
+            "top1": metrics["student_top1"],
+            "split": split,
+        }
         path = Path(runner.work_dir) / "student.safetensors"
         save_student(distiller.student, path, about)
         summary = {
@@ -119,9 +126,9 @@ def _parameters(distiller: Distiller, name: str) -> int:
     if name in distiller.models:
         return count(distiller.models[name])
     fusion = distiller.fusions[name]
-    owners = {"S": distiller.student, "T": distiller.teacher}
-    parts = [owners[p.owner].stages[i - 1] for p in fusion.splice.pieces for i in p.stages]  # type: ignore[union-attr]
-    return sum(count(part) for part in (*parts, fusion.owner.head, fusion.junctions))
+    owners: dict[str, Any] = {"S": distiller.student, "T": distiller.teacher}
+    parts = [owners[p.owner].stages[i - 1] for p in fusion.splice.pieces for i in p.stages]
+    return sum([count(part) for part in (*parts, fusion.owner.head, fusion.junctions)])
 
 
 def _final_data(runner: Any) -> tuple[Any, Evaluator, str]:
@@ -137,7 +144,9 @@ def _final_data(runner: Any) -> tuple[Any, Evaluator, str]:
 def versions() -> dict[str, str]:
     """Of everything that a number may depend on."""
     modules = {"torch": torch, "torchvision": torchvision, "timm": timm, "mmengine": mmengine}
-    return {"fbt_plugins": __version__, "python": platform.python_version()} | {n: m.__version__ for n, m in modules.items()}
+    return {"fbt_plugins": __version__, "python": platform.python_version()} | {
+        n: m.__version__ for n, m in modules.items()
+    }
 
 
 def git_state() -> dict[str, Any] | None:
@@ -145,11 +154,11 @@ def git_state() -> dict[str, Any] | None:
 
     def git(*args: str) -> str:
         folder = Path(__file__).parent
-        return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", *args], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-

@@ -36,12 +36,13 @@ class TeacherCheckHook(Hook):
         chance = 100 / classes
         if top1 < chance + 0.1 * (100 - chance):
             warn(
-                f"THE TEACHER IS NEAR CHANCE: {top1:.1f} % top-1 over {classes} classes, where guessing gives {chance:.1f} %.",
+                f"THE TEACHER IS NEAR CHANCE: {top1:.1f} % top-1; guessing among {classes} classes gives {chance:.1f} %.",
                 "Whatever it gives will be noise. The usual reasons:",
                 "- an untrained head or no checkpoint: is model.teacher.checkpoint (or pretrained=True) set?",
                 "- another order of the classes than this data set's:",
                 f"  here {', '.join(list(loop.dataloader.dataset.classes)[:5])}, ...",
-                f"- another input normalisation: it is given mean {distiller.teacher.mean}, std {distiller.teacher.std};",
+                "- another input normalisation than it was trained with: it is given",
+                f"  mean {distiller.teacher.mean}, std {distiller.teacher.std};",
                 "  set model.teacher.mean and std to what it was trained with.",
             )
 

@@ -16,7 +16,13 @@ _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def _cfg(size: int, **values: Any) -> dict[str, Any]:
-    return {"url": "", "num_classes": 1000, "input_size": (3, size, size), "crop_pct": 1.0, "interpolation": "bicubic"} | values
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, size, size),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+    } | values
 
 
 _MLP = {"first_conv": "stem.proj", "classifier": "head", "fixed_input_size": True} | _FASHION_MNIST
@@ -33,12 +39,18 @@ default_cfgs = generate_default_cfgs(
 
 
 def _swin(variant: str, width: int, pretrained: bool, arguments: dict[str, Any]) -> SwinTransformer:
-    fixed = {"patch_size": 4, "window_size": 7, "embed_dim": width, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)}
+    fixed: dict[str, Any] = {
+        "patch_size": 4,
+        "window_size": 7,
+        "embed_dim": width,
+        "depths": (2, 2, 2, 2),
+        "num_heads": (2, 4, 8, 16),
+    }
     return build_model_with_cfg(SwinTransformer, variant, pretrained, **(fixed | arguments))
 
 
 def _mlp(variant: str, pretrained: bool, fixed: dict[str, Any], arguments: dict[str, Any]) -> MlpMixer:
-    small = {"img_size": 32, "patch_size": 4, "num_blocks": 6}
+    small: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_blocks": 6}
     return build_model_with_cfg(MlpMixer, variant, pretrained, **(small | fixed | arguments))
 
 

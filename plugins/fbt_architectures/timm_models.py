@@ -38,7 +38,8 @@ def build_timm(
             units that end them.
         checkpoint: file with weights, or "embedded:NAME" for one that is shipped.
         pretrained: download timm's own weights.
-        input_size: pixels that images are resized to before this model; None leaves them as they are.
+        input_size: pixels that images are resized to before this model; by default what the checkpoint says, if our
+            engine wrote it, else None, which leaves them as they are.
         mean, std: input normalisation; by default that of the checkpoint, else that of timm's configuration.
         arguments: any other argument that timm takes for this model.
 
@@ -54,8 +55,9 @@ def build_timm(
             f"{name} is a {type(net).__name__}, which has no declared cut; declared: {', '.join(sorted(DECLARED))}"
         )
     metadata = load_weights(net, checkpoint, name) if checkpoint else {}
-    config = net.pretrained_cfg
-    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    config: Any = net.pretrained_cfg
+    input_size = input_size or metadata.get("input_size")
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size and tuple(input_size)
     patches = getattr(net, "patch_embed", getattr(net, "stem", None))
     image_size = getattr(patches, "img_size", None) or config["input_size"][1:]
     about: dict[str, Any] = {"family": "hybrid"} if hasattr(patches, "backbone") else {}
@@ -102,7 +104,9 @@ def _refused(name: str, error: TypeError) -> str:
         argument = text.rsplit("'", 2)[1]
         with torch.device("meta"):
             known = inspect.signature(type(timm.create_model(name)).__init__).parameters
-        return f"timm takes no argument {argument!r} for it{nearest(argument, [k for k in known if k != 'self'], limit=0)}"
+        return (
+            f"timm takes no argument {argument!r} for it{nearest(argument, [k for k in known if k != 'self'], limit=0)}"
+        )
     if "multiple values for keyword argument" in text:
         return f"timm fixes {text.rsplit(chr(39), 2)[1]!r} for this name; use a name that is registered with that value"
     return f"timm refuses these arguments ({text})"

@@ -26,8 +26,9 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, source: StageSpec, target: StageSpec) -> None:
         super().__init__()
-        kernel = [max(1, round(s / t)) for s, t in zip(source.grid, target.grid, strict=True)]
-        self.size = tuple(t * k for t, k in zip(target.grid, kernel, strict=True))
+        (height, width), (h, w) = source.grid, target.grid
+        kernel = (max(1, round(height / h)), max(1, round(width / w)))
+        self.size = (h * kernel[0], w * kernel[1])
         self.proj = nn.Conv2d(source.channels, target.channels, kernel, stride=kernel)
         self.norm = nn.LayerNorm(target.channels)
 
@@ -52,7 +53,9 @@ class L2GFusion:
             raise ValueError(f"head_dim, window and mlp_ratio must be positive, not {head_dim}, {window}, {mlp_ratio}")
         self.head_dim, self.window, self.mlp_ratio = head_dim, window, mlp_ratio
 
-    def build(self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice) -> nn.ModuleDict:
+    def build(
+        self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
+    ) -> nn.ModuleDict:
         """One L2G per junction; what stage j takes is what stage j - 1 of its model gives."""
         specs = {"S": student_specs, "T": teacher_specs}
         return nn.ModuleDict(

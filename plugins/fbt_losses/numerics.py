@@ -25,7 +25,9 @@ def same_shape(what: str, student: Tensor, teacher: Tensor, remedy: str) -> None
         ValueError: naming both shapes.
     """
     if student.shape != teacher.shape:
-        raise ValueError(f"{what} of shape {tuple(student.shape)} (receiver) and {tuple(teacher.shape)} (giver): {remedy}")
+        raise ValueError(
+            f"{what} of shape {tuple(student.shape)} (receiver) and {tuple(teacher.shape)} (giver): {remedy}"
+        )
 
 
 def the_teacher(loss: str, teacher: Knowledge | None) -> Knowledge:

@@ -42,7 +42,9 @@ def test_an_edge_may_have_losses_of_its_own(make: Make, images: torch.Tensor, la
     ]
 
 
-def test_the_giver_is_constant_unless_the_config_says_otherwise(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
+def test_the_giver_is_constant_unless_the_config_says_otherwise(
+    make: Make, images: torch.Tensor, labels: torch.Tensor
+) -> None:
     for detach in (True, False):
         model = make(edges=["teacher_to_fusion", dict(name="fusion_to_student", detach=detach)]).train()
         model.losses(images, Batch(labels))["fusion_to_student/logit"].backward()
@@ -57,7 +59,9 @@ def test_widths_that_differ_get_a_projector_and_equal_ones_none(make: Make) -> N
     assert not len(model.edges["teacher_to_fusion"].projectors)  # the fusion model ends in the teacher
 
 
-def test_plain_training_is_the_same_program_without_a_teacher(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
+def test_plain_training_is_the_same_program_without_a_teacher(
+    make: Make, images: torch.Tensor, labels: torch.Tensor
+) -> None:
     model = make(RESMLP, None, None, (), feature_loss=None, logit_loss=None)
     assert model.names == ["student"] and list(model.losses(images, Batch(labels))) == ["task"]
 
@@ -89,7 +93,9 @@ def test_the_teacher_is_in_no_list_that_is_trained_saved_or_copied(make: Make) -
 
 
 def test_every_model_gets_its_own_normalisation_and_size(make: Make, images: torch.Tensor) -> None:
-    model = make(dict(RESMLP, mean=(0.5,) * 3, std=(0.25,) * 3), dict(VIT, img_size=48, input_size=48, mean=(0.1, 0.2, 0.3)))
+    model = make(
+        dict(RESMLP, mean=(0.5,) * 3, std=(0.25,) * 3), dict(VIT, img_size=48, input_size=48, mean=(0.1, 0.2, 0.3))
+    )
     torch.testing.assert_close(model.prepare(images, "student"), (images - 0.5) / 0.25)
     prepared = model.prepare(images, "teacher")
     assert prepared.shape == (5, 3, 48, 48)
@@ -114,7 +120,10 @@ def test_evaluation_gives_every_model_the_logits_it_has_alone(make: Make, images
         (dict(data_info=dict(num_classes=100)), ["the data set has 100"]),
         (dict(edges=["teacher_to_pupil", "teacher_to_fusion"]), ["no model 'pupil'"]),
         (dict(edges=["fusion_to_teacher", "teacher_to_fusion"]), ["the teacher cannot receive"]),
-        (dict(edges=["teacher-student", "teacher_to_fusion"]), ["write giver_to_receiver; did you mean 'teacher_to_student'"]),
+        (
+            dict(edges=["teacher-student", "teacher_to_fusion"]),
+            ["write giver_to_receiver; did you mean 'teacher_to_student'"],
+        ),
         (dict(edges=["teacher_to_student"]), ["no edge mentions 'fusion'"]),
         (dict(edges=[], splice=None), ["a teacher but no edge"]),
         (dict(edges=["teacher_to_student"] * 2), ["is there twice"]),
@@ -122,7 +131,10 @@ def test_evaluation_gives_every_model_the_logits_it_has_alone(make: Make, images
         (dict(edges=["teacher_to_fusion"], task_loss=None), ["nothing trains the student"]),
         (dict(edges=[dict(name="teacher_to_fusion", feature_loss=None, logit_loss=None)]), ["has no loss"]),
         (dict(splice="S1-3+T9"), ["model.fusion: splice 'S1-3+T9': 'T9' is out of range"]),
-        (dict(student=dict(RESMLP, name="resmlp_s6_patch4_23"), teacher=dict(CNN, nmae=1)), ["timm has no model", "resnet18"]),
+        (
+            dict(student=dict(RESMLP, name="resmlp_s6_patch4_23"), teacher=dict(CNN, nmae=1)),
+            ["timm has no model", "resnet18"],
+        ),
     ],
 )
 def test_says_everything_that_does_not_fit(make: Make, options: dict, reasons: list[str]) -> None:
@@ -132,7 +144,10 @@ def test_says_everything_that_does_not_fit(make: Make, options: dict, reasons: l
 
 
 def test_a_loss_gets_the_stages_it_needs_and_is_set_up_once(
-    make: Make, images: torch.Tensor, labels: torch.Tensor, plugins  # type: ignore[no-untyped-def]
+    make: Make,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    plugins,  # type: ignore[no-untyped-def]
 ) -> None:
     class StageLoss(nn.Module):
         needs = {"stages": (2, 4)}  # noqa: RUF012

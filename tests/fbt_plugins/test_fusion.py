@@ -97,7 +97,10 @@ def test_training_changes_neither_weights_nor_buffers_of_the_teacher(
 def test_a_second_run_of_student_stages_keeps_batchnorm_statistics_of_its_own(
     make: Make, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    spliced, alone = make(CNN, RESMLP, "T1-3+S4").train(), make(CNN, None, None, (), feature_loss=None, logit_loss=None).train()
+    spliced, alone = (
+        make(CNN, RESMLP, "T1-3+S4").train(),
+        make(CNN, None, None, (), feature_loss=None, logit_loss=None).train(),
+    )
     alone.student.load_state_dict(spliced.student.state_dict())
     spliced.losses(images, Batch(labels))
     alone.losses(images, Batch(labels))

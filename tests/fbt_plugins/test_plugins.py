@@ -109,7 +109,9 @@ def test_a_module_named_in_a_config_must_load(isolated) -> None:  # type: ignore
 
 def test_the_built_in_plugins_come_in_by_the_same_door(plugins: Plugins) -> None:
     assert not plugins.failures
-    assert {p.distribution for n, p in plugins.loaded.items() if n in ("architectures", "fusions", "losses")} == {"fbt-plugins"}
+    assert {p.distribution for n, p in plugins.loaded.items() if n in ("architectures", "fusions", "losses")} == {
+        "fbt-plugins"
+    }
     assert {"timm"} <= set(plugins.registries.architectures.module_dict)
     assert {"L2GFusion"} <= set(plugins.registries.fusions.module_dict)
     losses = {"InfoNCELoss", "OFALoss", "MSELoss", "KDLoss", "CrossEntropyLoss"}

@@ -4,7 +4,9 @@ from fbt_plugins.errors import ConfigError
 from fbt_plugins.splice import Junction, Piece, Splice, enumerate_splices
 
 
-@pytest.mark.parametrize("text", ["S1-3+T4", "T1-3+S4", "S1-2+T3-4", "S1+T2+S3-4", "S1-4+Thead", "S1-3+Thead", "T1-4+Shead"])
+@pytest.mark.parametrize(
+    "text", ["S1-3+T4", "T1-3+S4", "S1-2+T3-4", "S1+T2+S3-4", "S1-4+Thead", "S1-3+Thead", "T1-4+Shead"]
+)
 def test_prints_what_it_parsed(text: str) -> None:
     assert str(Splice.parse(text)) == text
 

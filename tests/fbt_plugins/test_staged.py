@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import CNN, CONVNEXT, RESMLP, SWIN, VIT
 from torch import nn
 
 from fbt_plugins import ARCHITECTURES, Knowledge
@@ -10,7 +11,6 @@ from fbt_plugins.declaration import Declaration
 from fbt_plugins.errors import ConfigError, FBTError
 from fbt_plugins.proof import SplitError, _each_once
 from fbt_plugins.staged import StagedModel, StageSpec
-from conftest import CNN, CONVNEXT, RESMLP, SWIN, VIT
 
 
 class Toy(nn.Module):

@@ -16,7 +16,9 @@ FLAGSHIP = ROOT / "configs" / "fbt_convnext_resmlp.py"
 BASE = f"_base_ = {str(FLAGSHIP)!r}\n"
 
 
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: object) -> tuple[int, list[str]]:
+def command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: object
+) -> tuple[int, list[str]]:
     """Runs tools/train.py as the command line does; exit code and lines on stderr."""
     monkeypatch.setattr(sys, "argv", ["tools/train.py", *map(str, args)])
     with pytest.raises(SystemExit) as ended:
@@ -49,7 +51,10 @@ OPTIONS = [
     ("param_scheduler.7.end=3", "param_scheduler is a list of 2; no item '7'"),
     ("train_dataloader.batchsize=4", "unknown key 'batchsize'; did you mean 'batch_size'"),
     ("train_dataloader.batch_size=many", "batch_size: a whole number above 0, not 'many'"),
-    ("train_dataloader.dataset.type=FashionMNISTMinni", "no dataset 'FashionMNISTMinni'; did you mean 'FashionMNISTMini'"),
+    (
+        "train_dataloader.dataset.type=FashionMNISTMinni",
+        "no dataset 'FashionMNISTMinni'; did you mean 'FashionMNISTMini'",
+    ),
     ("train_dataloader.dataset.transforms.0.type=RandomCropp", "no 'RandomCropp'; did you mean 'RandomCrop'"),
     ("train_cfg.max_epoch=3", "train_cfg: unknown key 'max_epoch'; did you mean 'max_epochs'"),
     ("default_hooks.chekpoint.interval=1", "there is no default_hooks in the config"),
@@ -128,7 +133,10 @@ def test_all_errors_of_a_config_come_together(train) -> None:  # type: ignore[no
         (b"PK\x03\x04 half a zip", "truncated, or not a checkpoint"),
         ({"weights": [1, 2]}, "no state dict"),
         ({"conv.weight": torch.zeros(1)}, "is it another model's?"),
-        ({"head.fc.weight": torch.zeros(100, 160)}, "head.fc.weight is (100, 160) in the file and (10, 160) in the model"),
+        (
+            {"head.fc.weight": torch.zeros(100, 160)},
+            "head.fc.weight is (100, 160) in the file and (10, 160) in the model",
+        ),
     ],
 )
 def test_a_foreign_teacher_is_refused(train, tmp_path: Path, content: object, reason: str) -> None:  # type: ignore[no-untyped-def]
@@ -164,8 +172,13 @@ def test_debug_shows_where_it_came_from() -> None:
     assert "Traceback" in debug.stderr
 
 
-def test_help_has_examples_and_does_not_wait_for_torch() -> None:
-    code = "import sys, runpy; sys.argv = ['train.py', '--help']\ntry: runpy.run_path('tools/train.py', run_name='__main__')\nexcept SystemExit: pass\nassert 'mmengine.runner' not in sys.modules"
+def test_help_has_examples_and_does_not_wait_for_the_engine() -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['train.py', '--help']\n"
+        "try: runpy.run_path('tools/train.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'mmengine.runner' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "examples:" in done.stdout and "configs/fbt_convnext_resmlp.py" in done.stdout

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+from conftest import CNN, CONVNEXT, RESMLP, VIT
 from mmengine.config import Config
 from safetensors.torch import load_file
 
-from conftest import CNN, CONVNEXT, RESMLP, VIT
 from fbt_plugins.engine.checkpoints import find_resume, read_checkpoint
 from fbt_plugins.engine.config import load_config
 from fbt_plugins.engine.runner import DistillRunner
@@ -60,7 +60,9 @@ def test_a_run_leaves_everything_behind(config: Callable[..., Config], tmp_path:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["iter"] for r in records if "train/loss" in r] == [2, 4, 6, 8, 10, 12]
     assert {"val/student_top1", "val/teacher_top1", "val/fusion_top1"} <= records[-1].keys() | records[-2].keys()
-    assert {f"train/{e}/{s}" for e in ("teacher_to_student", "fusion_to_student") for s in ("feature", "logit")} <= records[0].keys()
+    assert {
+        f"train/{e}/{s}" for e in ("teacher_to_student", "fusion_to_student") for s in ("feature", "logit")
+    } <= records[0].keys()
     again = load_config(folder / "config.py")
     assert again.model.to_dict() == config().model.to_dict()
 
@@ -143,10 +145,14 @@ def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("student", [VIT, CNN], ids=lambda c: c["name"])
-def test_a_run_starts_from_the_weights_that_it_was_given(config: Callable[..., Config], tmp_path: Path, student: dict) -> None:
+def test_a_run_starts_from_the_weights_that_it_was_given(
+    config: Callable[..., Config], tmp_path: Path, student: dict
+) -> None:
     """mmengine's Runner would call timm's init_weights here."""
     torch.manual_seed(11)
-    net = timm.create_model(**{"model_name": student["name"]}, **{k: v for k, v in student.items() if k not in ("type", "name")})
+    net = timm.create_model(
+        **{"model_name": student["name"]}, **{k: v for k, v in student.items() if k not in ("type", "name")}
+    )
     torch.save(net.state_dict(), tmp_path / "pretrained.pth")
     settings = config()
     settings.model.student = dict(student, checkpoint=str(tmp_path / "pretrained.pth"))
@@ -179,7 +185,9 @@ def test_iterations_instead_of_epochs(config: Callable[..., Config]) -> None:
     assert runner.iter == 6 and (Path(runner.work_dir) / "iter_6.pth").is_file()
 
 
-def test_a_teacher_near_chance_is_a_loud_warning(config: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_near_chance_is_a_loud_warning(
+    config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
     run(config(**{"train_cfg.max_epochs": 1}))
     out = capsys.readouterr().out
     assert "THE TEACHER IS NEAR CHANCE" in out and out.index("NEAR CHANCE") < out.index("epoch 1/1")

@@ -20,7 +20,12 @@ TARGETS = [
     StageSpec("NCHW", 16, (1, 1)),
     StageSpec("NCHW", 16, (9, 16)),  # larger than a window, and not a multiple of it
 ]
-SOURCES = [MAP, StageSpec("NHWC", 24, (8, 8)), StageSpec("NLC", 24, (8, 8)), StageSpec("NLC", 24, (6, 9), prefix_tokens=1)]
+SOURCES = [
+    MAP,
+    StageSpec("NHWC", 24, (8, 8)),
+    StageSpec("NLC", 24, (8, 8)),
+    StageSpec("NLC", 24, (6, 9), prefix_tokens=1),
+]
 
 
 def sample(spec: StageSpec, n: int = 2) -> torch.Tensor:

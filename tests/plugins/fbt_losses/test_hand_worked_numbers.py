@@ -1,0 +1,108 @@
+"""Losses against numbers worked out by hand.
+
+Logits are logarithms of probabilities, so that softmax gives the probabilities back: with p_s = (1/2, 1/4, 1/4) and
+p_t = (1/4, 1/2, 1/4), ln 2 = 0.693147... is all that is needed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fbt_plugins import LOSSES, Batch, Knowledge
+
+LN2 = math.log(2)
+STUDENT = Knowledge(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.5, 0.25, 0.25]]).log() + 7)  # a shift changes nothing
+TEACHER = Knowledge(torch.tensor([[4.0, 3.0]]), torch.tensor([[0.25, 0.5, 0.25]]).log())
+FIRST = Batch(torch.tensor([0]))
+
+
+def value(config: dict, student: Knowledge = STUDENT, teacher: Knowledge = TEACHER, batch: Batch = FIRST) -> float:
+    return LOSSES.build(config)(student, teacher, batch).item()
+
+
+def test_cross_entropy() -> None:
+    # -ln(1/2) = ln 2
+    assert value(dict(type="CrossEntropyLoss")) == pytest.approx(LN2)
+    # e = 0.3: 0.7 ln 2 + 0.1 (ln 2 + 2 ln 2 + 2 ln 2) = 1.2 ln 2
+    assert value(dict(type="CrossEntropyLoss", label_smoothing=0.3)) == pytest.approx(1.2 * LN2)
+    # soft labels (1/2, 1/2, 0): (ln 2 + 2 ln 2) / 2
+    assert value(dict(type="CrossEntropyLoss"), batch=Batch(torch.tensor([[0.5, 0.5, 0.0]]))) == pytest.approx(
+        1.5 * LN2
+    )
+
+
+def test_kd() -> None:
+    # KL(p_t || p_s) = 1/4 ln(1/2) + 1/2 ln 2 + 1/4 ln 1 = 1/4 ln 2
+    assert value(dict(type="KDLoss")) == pytest.approx(0.25 * LN2)
+    # T = 1/2 squares the probabilities: (4, 1, 1)/6 and (1, 4, 1)/6; KL = (1/6) ln(1/4) + (4/6) ln 4 = ln 2; times 1/4
+    assert value(dict(type="KDLoss", temperature=0.5)) == pytest.approx(0.25 * LN2)
+
+
+def test_mse() -> None:
+    # ((3 - 4)^2 + (4 - 3)^2) / 2 = 1
+    assert value(dict(type="MSELoss")) == pytest.approx(1.0)
+
+
+def test_ofa_at_gamma_one_is_the_cross_entropy_with_the_teacher_in_both_readings() -> None:
+    # 1/4 ln 2 + 1/2 (2 ln 2) + 1/4 (2 ln 2) = 7/4 ln 2
+    for modulate in ("target", "all"):
+        assert value(dict(type="OFALoss", modulate=modulate)) == pytest.approx(1.75 * LN2)
+
+
+def test_ofa_raises_the_target_class() -> None:
+    # target 0, gamma 2: ((5/4)^2 - 1) ln 2 + 1/2 (2 ln 2) + 1/4 (2 ln 2) = (9/16 + 3/2) ln 2
+    assert value(dict(type="OFALoss", gamma=2.0)) == pytest.approx((9 / 16 + 1.5) * LN2)
+    # target 1: 1/4 ln 2 + ((3/2)^2 - 1) (2 ln 2) + 1/4 (2 ln 2) = (1/4 + 5/2 + 1/2) ln 2
+    assert value(dict(type="OFALoss", gamma=2.0), batch=Batch(torch.tensor([1]))) == pytest.approx(3.25 * LN2)
+
+
+def test_ofa_with_every_class_raised() -> None:
+    # target 0, gamma 2: ((5/4)^2 - 1) ln 2 + (1/2)^2 (2 ln 2) + (1/4)^2 (2 ln 2) = (9/16 + 1/2 + 1/8) ln 2
+    assert value(dict(type="OFALoss", gamma=2.0, modulate="all")) == pytest.approx((9 / 16 + 5 / 8) * LN2)
+
+
+def test_ofa_divides_both_logits_by_the_temperature_and_has_no_factor() -> None:
+    # T = 1/2: p_s = (4, 1, 1)/6, p_t = (1, 4, 1)/6; -(1/6) ln(4/6) - (5/6) ln(1/6) = ln 6 - (1/3) ln 2
+    assert value(dict(type="OFALoss", temperature=0.5)) == pytest.approx(math.log(6) - LN2 / 3, rel=1e-6)
+
+
+def test_ofa_takes_the_largest_soft_label_as_target() -> None:
+    soft = Batch(torch.tensor([[0.2, 0.7, 0.1]]))
+    expected = value(dict(type="OFALoss", gamma=2.0), batch=Batch(torch.tensor([1])))
+    assert value(dict(type="OFALoss", gamma=2.0), batch=soft) == pytest.approx(expected)
+
+
+def test_infonce() -> None:
+    """Two orthogonal unit directions: similarity 1 on the diagonal and 0 off it."""
+    features = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
+    same = Knowledge(features, torch.zeros(2, 3))
+    # tau = 1/2: -ln(e^2 / (e^2 + 1)) = ln(1 + e^-2)
+    assert value(dict(type="InfoNCELoss", temperature=0.5), same, same) == pytest.approx(math.log1p(math.exp(-2)))
+    # positives swapped: ln(1 + e^2)
+    swapped = Knowledge(features.flip(0), torch.zeros(2, 3))
+    assert value(dict(type="InfoNCELoss", temperature=0.5), same, swapped) == pytest.approx(math.log1p(math.exp(2)))
+
+
+def test_infonce_anchors_are_the_receivers() -> None:
+    # student (1,0), (0.6, 0.8); teacher (1,0), (0,1); tau 1. Rows: [1, 0], [0.6, 0.8]; columns: [1, 0.6], [0, 0.8]
+    student = Knowledge(torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.zeros(2, 3))
+    teacher = Knowledge(torch.eye(2), torch.zeros(2, 3))
+    rows = (math.log1p(math.exp(-1)) + math.log1p(math.exp(0.6 - 0.8))) / 2
+    columns = (math.log1p(math.exp(0.6 - 1)) + math.log1p(math.exp(0 - 0.8))) / 2
+    assert value(dict(type="InfoNCELoss", temperature=1.0), student, teacher) == pytest.approx(rows)
+    both = dict(type="InfoNCELoss", temperature=1.0, symmetric=True)
+    assert value(both, student, teacher) == pytest.approx((rows + columns) / 2)
+
+
+def test_infonce_of_one_image_is_zero() -> None:
+    assert value(dict(type="InfoNCELoss")) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_losses_are_means_over_the_batch() -> None:
+    twice = [Knowledge(k.features.repeat(2, 1), k.logits.repeat(2, 1)) for k in (STUDENT, TEACHER)]
+    labels = Batch(FIRST.labels.repeat(2))
+    for name in ("CrossEntropyLoss", "KDLoss", "MSELoss", "OFALoss"):
+        assert value(dict(type=name), *twice, labels) == pytest.approx(value(dict(type=name)))
