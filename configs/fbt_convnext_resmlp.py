@@ -15,7 +15,7 @@ model = dict(
         ls_init_value=0.1,
         checkpoint="embedded:convnext_fashion_mnist",
     ),
-    student=dict(type="timm", name="resmlp_s6_patch4_32", num_classes=10),
+    student=dict(type="timm", name="resmlp_s4_patch4_32", num_classes=10),
 )
 train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=1)
 param_scheduler = [

@@ -60,7 +60,7 @@ class StagedModel(nn.Module):
         prefix: (prefix_tokens, channels), the model's own prefix tokens, where it has some.
         in_chans: image channels.
         mean, std: input normalisation, one value per channel, for images in [0, 1].
-        input_size: (height, width) that images are resized to before this model sees them; None leaves them as they are.
+        input_size: (height, width) that images are resized to before this model sees them; None leaves them alone.
         name: what messages and files call the model.
         arguments: what the model was built with, so that a file can say it.
     """

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 CNN = dict(type="timm", name="resnet18", num_classes=10)
 CONVNEXT = dict(type="timm", name="convnext_atto", num_classes=10, depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
-RESMLP = dict(type="timm", name="resmlp_s6_patch4_32", num_classes=10, embed_dim=16, num_blocks=4)
+RESMLP = dict(type="timm", name="resmlp_s4_patch4_32", num_classes=10, embed_dim=16)
 SWIN = dict(
     type="timm",
     name="swin_pico_patch4_window7_224",

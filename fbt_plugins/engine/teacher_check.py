@@ -36,7 +36,7 @@ class TeacherCheckHook(Hook):
         chance = 100 / classes
         if top1 < chance + 0.1 * (100 - chance):
             warn(
-                f"THE TEACHER IS NEAR CHANCE: {top1:.1f} % top-1; guessing among {classes} classes gives {chance:.1f} %.",
+                f"THE TEACHER IS NEAR CHANCE: {top1:.1f} % top-1, and guessing gives {chance:.1f} %.",
                 "Whatever it gives will be noise. The usual reasons:",
                 "- an untrained head or no checkpoint: is model.teacher.checkpoint (or pretrained=True) set?",
                 "- another order of the classes than this data set's:",

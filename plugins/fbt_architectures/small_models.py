@@ -32,8 +32,8 @@ default_cfgs = generate_default_cfgs(
     {
         "swin_nano_patch4_window7_224.untrained": _cfg(224, **_SWIN),
         "swin_pico_patch4_window7_224.untrained": _cfg(224, **_SWIN),
-        "resmlp_s6_patch4_32.untrained": _cfg(32, **_MLP),
-        "mixer_s6_patch4_32.untrained": _cfg(32, **_MLP),
+        "resmlp_s4_patch4_32.untrained": _cfg(32, **_MLP),
+        "mixer_s4_patch4_32.untrained": _cfg(32, **_MLP),
     }
 )
 
@@ -50,7 +50,7 @@ def _swin(variant: str, width: int, pretrained: bool, arguments: dict[str, Any])
 
 
 def _mlp(variant: str, pretrained: bool, fixed: dict[str, Any], arguments: dict[str, Any]) -> MlpMixer:
-    small: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_blocks": 6}
+    small: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_blocks": 4}
     return build_model_with_cfg(MlpMixer, variant, pretrained, **(small | fixed | arguments))
 
 
@@ -67,17 +67,17 @@ def swin_pico_patch4_window7_224(pretrained: bool = False, **arguments: Any) -> 
 
 
 @register_model
-def resmlp_s6_patch4_32(pretrained: bool = False, **arguments: Any) -> MlpMixer:
-    """ResMLP (arXiv 2105.03404) of 6 blocks for 32-pixel images; every size is an argument.
+def resmlp_s4_patch4_32(pretrained: bool = False, **arguments: Any) -> MlpMixer:
+    """ResMLP (arXiv 2105.03404) of 4 blocks for 32-pixel images; every size is an argument.
 
     ``init_values`` is the layer scale's start; timm's 1e-4 is made for 400 epochs and too small for short runs.
     """
     block = partial(ResBlock, init_values=arguments.pop("init_values", 0.1))
-    fixed = {"embed_dim": 96, "mlp_ratio": 4, "block_layer": block, "norm_layer": Affine}
-    return _mlp("resmlp_s6_patch4_32", pretrained, fixed, arguments)
+    fixed = {"embed_dim": 64, "mlp_ratio": 4, "block_layer": block, "norm_layer": Affine}
+    return _mlp("resmlp_s4_patch4_32", pretrained, fixed, arguments)
 
 
 @register_model
-def mixer_s6_patch4_32(pretrained: bool = False, **arguments: Any) -> MlpMixer:
-    """MLP-Mixer (arXiv 2105.01601) of 6 blocks for 32-pixel images; every size is an argument."""
-    return _mlp("mixer_s6_patch4_32", pretrained, {"embed_dim": 96}, arguments)
+def mixer_s4_patch4_32(pretrained: bool = False, **arguments: Any) -> MlpMixer:
+    """MLP-Mixer (arXiv 2105.01601) of 4 blocks for 32-pixel images; every size is an argument."""
+    return _mlp("mixer_s4_patch4_32", pretrained, {"embed_dim": 64}, arguments)

@@ -132,7 +132,7 @@ def test_evaluation_gives_every_model_the_logits_it_has_alone(make: Make, images
         (dict(edges=[dict(name="teacher_to_fusion", feature_loss=None, logit_loss=None)]), ["has no loss"]),
         (dict(splice="S1-3+T9"), ["model.fusion: splice 'S1-3+T9': 'T9' is out of range"]),
         (
-            dict(student=dict(RESMLP, name="resmlp_s6_patch4_23"), teacher=dict(CNN, nmae=1)),
+            dict(student=dict(RESMLP, name="resmlp_s4_patch4_23"), teacher=dict(CNN, nmae=1)),
             ["timm has no model", "resnet18"],
         ),
     ],

@@ -43,7 +43,7 @@ OPTIONS = [
     ("model.logit_loss.type=os.system", "dotted import paths are not accepted"),
     ("model.fusion.type=L2G", "'L2G' is not a registered fusion; did you mean 'L2GFusion'"),
     ("model.student.type=tim", "'tim' is not a registered architecture; did you mean 'timm'"),
-    ("model.student.name=resmlp_s6_patch4_23", "did you mean 'resmlp_s6_patch4_32'"),
+    ("model.student.name=resmlp_s4_patch4_23", "did you mean 'resmlp_s4_patch4_32'"),
     ("model.student.embed_dims=64", "takes no argument 'embed_dims' for it; did you mean 'embed_dim'"),
     ("optim_wrapper.optimizer.type=AdmW", "no optimizer 'AdmW'; did you mean 'Adam"),
     ("optim_wrapper.optimizer.lrr=0.1", "optim_wrapper.optimizer: unknown key 'lrr'; did you mean 'lr'"),
@@ -76,7 +76,7 @@ OPTIONS = [
     ("model", "write key=value"),
     ("=3", "write key=value"),
     ("a=(1,2", "brackets do not match"),
-    ("model.student.name.x=3", "model.student.name is 'resmlp_s6_patch4_32', it has nothing below it"),
+    ("model.student.name.x=3", "model.student.name is 'resmlp_s4_patch4_32', it has nothing below it"),
 ]
 
 

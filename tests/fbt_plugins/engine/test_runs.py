@@ -71,7 +71,7 @@ def test_the_student_file_is_a_plain_timm_model(config: Callable[..., Config]) -
     runner = run(config())
     path = Path(runner.work_dir) / "student.safetensors"
     student = timm.create_model(
-        "resmlp_s6_patch4_32", num_classes=10, embed_dim=16, num_blocks=4, checkpoint_path=str(path)
+        "resmlp_s4_patch4_32", num_classes=10, embed_dim=16, num_blocks=4, checkpoint_path=str(path)
     ).eval()
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(student(images), runner.model.student.net.eval()(images))
@@ -80,7 +80,7 @@ def test_the_student_file_is_a_plain_timm_model(config: Callable[..., Config]) -
 
 def test_the_student_file_can_teach(config: Callable[..., Config]) -> None:
     path = Path(run(config()).work_dir) / "student.safetensors"
-    taught = config("second", **{"model.teacher.name": "resmlp_s6_patch4_32"})
+    taught = config("second", **{"model.teacher.name": "resmlp_s4_patch4_32"})
     taught.model.teacher = dict(RESMLP, checkpoint=str(path))
     teacher = DistillRunner.from_cfg(taught).model.teacher
     assert torch.equal(teacher.net.head.weight, load_file(path)["head.weight"])

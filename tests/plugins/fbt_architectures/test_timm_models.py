@@ -35,8 +35,8 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "mixer_s16_224": (dict(img_size=32, drop_path_rate=0.1), 32),
     "resmlp_12_224": (dict(img_size=32), 32),
     "gmlp_ti16_224": (dict(img_size=32), 32),
-    "mixer_s6_patch4_32": (dict(embed_dim=24), 32),
-    "resmlp_s6_patch4_32": (dict(embed_dim=24, drop_rate=0.1), 32),
+    "mixer_s4_patch4_32": (dict(embed_dim=24), 32),
+    "resmlp_s4_patch4_32": (dict(embed_dim=24, drop_rate=0.1), 32),
 }
 
 
@@ -138,5 +138,5 @@ def test_pretrained_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.
         raise OSError("no route to host")
 
     monkeypatch.setattr("fbt_architectures.timm_models.timm.create_model", offline)
-    with pytest.raises(FBTError, match="pretrained weights could not be downloaded.*no route to host.*checkpoint="):
+    with pytest.raises(FBTError, match=r"pretrained weights could not be downloaded.*no route to host.*checkpoint="):
         ARCHITECTURES.build(dict(type="timm", name="resnet18", num_classes=10, pretrained=True))

@@ -1,0 +1,68 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fbt_plugins.engine.checkpoints import plain
+from fbt_plugins.engine.device import resolve_device
+from fbt_plugins.engine.files import AtomicBackend, write_atomic
+from fbt_plugins.engine.metrics import TopK
+from fbt_plugins.errors import ConfigError
+
+
+def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def broken(handle: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_old_checkpoint_is_removed_only_after_the_next_is_written(tmp_path: Path) -> None:
+    backend = AtomicBackend()
+    old, new = tmp_path / "epoch_1.pth", tmp_path / "epoch_2.pth"
+    backend.put(b"1", old)
+    backend.remove(old)  # mmengine's hook does this first
+    assert old.exists()
+    backend.put(b"2", new)
+    assert not old.exists() and new.read_bytes() == b"2"
+    backend.remove(new)
+    backend.put(b"3", new)  # removed and written again under the same name
+    assert new.read_bytes() == b"3"
+
+
+def test_plain_types_survive_weights_only(tmp_path: Path) -> None:
+    value = dict(a=np.float32(1.5), b=[Path("x"), (1, None)], c=torch.ones(2), d=dict(e=True))
+    torch.save(plain(value), tmp_path / "x.pth")
+    loaded = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert loaded["a"] == 1.5 and loaded["b"] == ["x", (1, None)] and loaded["d"] == dict(e=True)
+
+
+def test_topk_counts_by_hand() -> None:
+    logits = torch.tensor([[9.0, 5.0, 1.0], [9.0, 5.0, 1.0], [1.0, 5.0, 9.0], [5.0, 9.0, 1.0]])
+    metric = TopK(topk=(1, 2, 5))
+    metric.process(None, [dict(labels=torch.tensor([0, 1, 0, 1]), student=logits, teacher=-logits)])
+    # student: right, second, third, right; teacher (reversed): third, second, right, third
+    assert metric.evaluate(4) == dict(student_top1=50.0, student_top2=75.0, teacher_top1=25.0, teacher_top2=50.0)
+
+
+def test_padding_is_trimmed() -> None:
+    metric = TopK(topk=(1,))
+    logits = torch.eye(3)
+    metric.process(None, [dict(labels=torch.tensor([0, 1, 0]), student=logits)])
+    assert metric.evaluate(2) == dict(student_top1=100.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("tpu", "not a device"), ("mps", "only cpu and cuda"), ("cuda:99", "no CUDA device 99")]
+)
+def test_a_device_that_is_not_there_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        resolve_device(name)
