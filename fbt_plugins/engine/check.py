@@ -69,9 +69,8 @@ class _Check:
         self._loops()
         self._optimizer()
         self._hooks()
-        self._signature(
-            DistillRunner.set_randomness, self.config.get("randomness") or {}, "randomness", given=("self",)
-        )
+        randomness = self.config.get("randomness") or {}
+        self._signature(DistillRunner.set_randomness, randomness, "randomness", ("self", "seed"), ("seed",))
         self._collect(
             "device", resolve_device, self.config.get("device"), self.config.get("launcher", "none") != "none"
         )
