@@ -13,6 +13,7 @@ from .errors import ConfigError, nearest
 from .knowledge import Knowledge
 from .staged import StagedModel
 
+FEATURES = ("classifier", "avgpool")
 HeadFunction = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -54,15 +55,29 @@ class Segment(nn.Module):
 
 
 class Head(Segment):
-    """The steps behind the last stage, then a function that gives pooled features and logits."""
+    """The steps behind the last stage, then a function that gives pooled features and logits.
 
-    def __init__(self, net: nn.Module, steps: Sequence[str], function: HeadFunction, extra: Sequence[str]) -> None:
+    Args:
+        net, steps, extra: see :class:`Segment`.
+        function: (net, output of the steps) -> (features, logits).
+        pool: another feature than the function's, taken from the output of the steps.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        steps: Sequence[str],
+        function: HeadFunction,
+        extra: Sequence[str],
+        pool: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__(net, steps, extra)
-        self._function = function
+        self._function, self._pool = function, pool
 
     def forward(self, x: Tensor) -> Knowledge:  # type: ignore[override]
-        features, logits = self._function(self.net, super().forward(x))
-        return Knowledge(features, logits)
+        x = super().forward(x)
+        features, logits = self._function(self.net, x)
+        return Knowledge(features if self._pool is None else self._pool(x), logits)
 
 
 def step_head(*steps: str) -> HeadFunction:
@@ -103,13 +118,16 @@ class Declaration:
     layout: str = "NCHW"
     family: str = "cnn"
 
-    def cut(self, net: nn.Module, stages: int | Sequence[str] | None = None, **about: Any) -> StagedModel:
+    def cut(
+        self, net: nn.Module, stages: int | Sequence[str] | None = None, feature: str = "classifier", **about: Any
+    ) -> StagedModel:
         """Cuts a model.
 
         Args:
             net: the model.
             stages: None for the family's own four stages; a number for that many stages of about as many units each;
                 or the names of the units that end the stages.
+            feature: "classifier" (the input of the last linear layer) or "avgpool" (the mean over all positions).
             about: what :class:`StagedModel` is told besides.
 
         Raises:
@@ -133,9 +151,16 @@ class Declaration:
         left = [n for n, _ in net.named_children() if n not in used] + (direct if owner is None else [])
         parts = [Segment(net, row, direct if i == owner else ()) for i, row in enumerate(rows)]
         function = step_head(*self.head.split()) if isinstance(self.head, str) else self.head
-        return StagedModel(
-            net, parts, Head(net, tail, function, left), layout=self.layout, **{"family": self.family} | about
-        )
+        pool = self._average(about.get("prefix_tokens", 0)) if _one_of(feature) == "avgpool" else None
+        head = Head(net, tail, function, left, pool)
+        return StagedModel(net, parts, head, layout=self.layout, **{"family": self.family} | about)
+
+    def _average(self, prefix_tokens: int) -> Callable[[Tensor], Tensor]:
+        """The mean over the positions of an output, prefix tokens left out."""
+        if self.layout == "NLC":
+            return lambda x: x[:, prefix_tokens:].mean(1)
+        axes = (2, 3) if self.layout == "NCHW" else (1, 2)
+        return lambda x: x.mean(axes)
 
     def _ends(self, net: nn.Module, units: list[str], stages: int | Sequence[str] | None) -> list[str]:
         default = self.cuts.split() if isinstance(self.cuts, str) else self.cuts(net, units)
@@ -180,6 +205,12 @@ def expand(net: nn.Module, names: Sequence[str]) -> list[str]:
         )
         result += expand(net, [before + child + after for child in children])
     return result
+
+
+def _one_of(feature: str) -> str:
+    if feature not in FEATURES:
+        raise ConfigError(f"feature: {feature!r}{nearest(feature, FEATURES)}")
+    return feature
 
 
 def isotropic(net: nn.Module, units: list[str]) -> list[str]:

@@ -268,14 +268,10 @@ class Distiller(BaseModel):
         known = self.know(images, set(names))
         return {name: known[name].logits for name in names}
 
-    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
-        """One step of an mmengine train loop; the losses come back as they are on the device, unread."""
-        with optim_wrapper.optim_context(self):
-            data = self.data_preprocessor(data, True)
-            losses: dict[str, Tensor] = self(**data, mode="loss")  # type: ignore[assignment]
-            loss = total(losses)
-        optim_wrapper.update_params(loss)
-        return {"loss": loss.detach()} | {k: v.detach() for k, v in losses.items()}
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        """The sum to descend, and all named losses as they are on the device, unread."""
+        loss = total(losses)
+        return loss, {"loss": loss.detach()} | {k: v.detach() for k, v in losses.items()}
 
     def val_step(self, data: Any) -> list[dict[str, Tensor]]:
         """One step of an mmengine validation loop: the validated models' logits, and the labels."""

@@ -22,10 +22,11 @@ METADATA_KEY = "fbt_plugins"
 
 def embedded_manifest() -> dict[str, dict[str, Any]]:
     """What is shipped: for each teacher its file's sha256, accuracy, normalisation and recipe."""
-    return json.loads((_embedded_folder() / "manifest.json").read_text(encoding="utf-8"))
+    return json.loads((embedded_folder() / "manifest.json").read_text(encoding="utf-8"))
 
 
-def _embedded_folder() -> Path:
+def embedded_folder() -> Path:
+    """Where the shipped teachers and their manifest are."""
     return Path(str(resources.files("fbt_plugins.data") / "teachers"))
 
 
@@ -39,7 +40,7 @@ def find_weights(source: str) -> Path:
         name, manifest = source.removeprefix(EMBEDDED), embedded_manifest()
         if name not in manifest:
             raise FBTError(f"checkpoint {source!r}: nothing of that name is shipped{nearest(name, manifest)}")
-        path = _embedded_folder() / f"{name}.safetensors"
+        path = embedded_folder() / f"{name}.safetensors"
         if hashlib.sha256(path.read_bytes()).hexdigest() != manifest[name]["sha256"]:
             raise FBTError(f"checkpoint {source!r}: {path} is not the file of the manifest (sha256 differs); reinstall")
         return path

@@ -1,23 +1,11 @@
 # The shipped teacher "embedded:convnext_fashion_mnist": plain training of one model, on all of Fashion-MNIST's training
 # images but the 1,000 of the embedded validation set. Needs the original files (see the README).
 #   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/train.py configs/teachers/convnext_fashion_mnist.py
-_base_ = ["../_base_/fashion_mnist_mini.py", "../_base_/adamw_cosine.py"]
+_base_ = ["../_base_/fashion_mnist_mini.py", "../_base_/convnext_fashion_mnist.py", "../_base_/adamw_cosine.py"]
 
 model = dict(
     type="Distiller",
-    student=dict(
-        type="timm",
-        name="convnext_tiny",
-        num_classes=10,
-        input_size=64,
-        stem_type="overlap_act",
-        depths=(1, 2, 2, 1),
-        dims=(24, 64, 128, 208),
-        kernel_sizes=(5, 5, 3, 3),
-        ls_init_value=0.1,
-        mean=(0.2860,) * 3,
-        std=(0.3530,) * 3,
-    ),
+    student=dict(**_base_._convnext, mean=(0.2860,) * 3, std=(0.3530,) * 3),
     task_loss=dict(type="CrossEntropyLoss"),
 )
 train_dataloader = dict(

@@ -11,6 +11,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -113,6 +114,8 @@ class ProgressHook(Hook):
 
     @staticmethod
     def _title(runner: Any, done: bool = False) -> str:
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            return f"iteration {runner.iter:>{len(str(runner.max_iters))}}/{runner.max_iters}"
         epoch = runner.epoch + (0 if done else 1)
         return f"epoch {epoch:>{len(str(runner.max_epochs))}}/{runner.max_epochs}"
 

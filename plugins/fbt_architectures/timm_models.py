@@ -27,6 +27,7 @@ def build_timm(
     input_size: int | tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    feature: str = "classifier",
     **arguments: Any,
 ) -> StagedModel:
     """Builds a timm model and cuts it.
@@ -41,6 +42,8 @@ def build_timm(
         input_size: pixels that images are resized to before this model; by default what the checkpoint says, if our
             engine wrote it, else None, which leaves them as they are.
         mean, std: input normalisation; by default that of the checkpoint, else that of timm's configuration.
+        feature: what is transferred as feature: "classifier", the input of the last linear layer (a ViT's class token),
+            or "avgpool", the mean over all positions behind the last norm.
         arguments: any other argument that timm takes for this model.
 
     Raises:
@@ -64,6 +67,7 @@ def build_timm(
     return declaration.cut(
         net,
         stages,
+        feature,
         image_size=tuple(image_size),
         input_size=size,
         in_chans=arguments.get("in_chans", config["input_size"][0]),

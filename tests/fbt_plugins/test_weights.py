@@ -59,6 +59,6 @@ def test_what_is_shipped_is_what_the_manifest_says() -> None:
 def test_a_shipped_file_that_was_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "manifest.json").write_text('{"toy": {"sha256": "0000"}}')
     (tmp_path / "toy.safetensors").write_bytes(b"something else")
-    monkeypatch.setattr("fbt_plugins.weights._embedded_folder", lambda: tmp_path)
+    monkeypatch.setattr("fbt_plugins.weights.embedded_folder", lambda: tmp_path)
     with pytest.raises(FBTError, match="sha256 differs"):
         find_weights("embedded:toy")

@@ -101,6 +101,19 @@ def test_features_are_the_input_of_the_last_linear_layer() -> None:
         assert torch.equal(model.knowledge(images).features, seen[0])
 
 
+def test_features_can_be_the_mean_over_all_positions() -> None:
+    images = torch.rand(2, 3, 224, 224)
+    for name, axes in (("resnet18", (2, 3)), ("swin_pico_patch4_window7_224", (1, 2)), ("vit_tiny_patch16_224", 1)):
+        config = dict(type="timm", name=name, num_classes=3)
+        pooled = ARCHITECTURES.build(dict(config, feature="avgpool")).eval()
+        normed = pooled.net.forward_features(images)
+        normed = normed[:, 1:] if name.startswith("vit") else normed
+        known = pooled.knowledge(images)
+        assert torch.equal(known.features, normed.mean(axes)) and torch.equal(known.logits, pooled.net(images))
+    with pytest.raises(ConfigError, match="'avgpol'; did you mean 'avgpool'"):
+        ARCHITECTURES.build(dict(config, feature="avgpol"))
+
+
 def test_swin_n_and_swin_p_are_those_of_the_literature() -> None:
     for name, width in (("swin_nano_patch4_window7_224", 64), ("swin_pico_patch4_window7_224", 48)):
         net = timm.create_model(name, num_classes=10)
