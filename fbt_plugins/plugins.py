@@ -49,17 +49,19 @@ class Plugins:
             self._load(point.name, dist.name if dist else "?", dist.version if dist else "?", point.load)
 
     def load_module(self, name: str) -> None:
-        """Loads a plugin module by its import path, as a config's ``custom_imports`` does.
+        """Loads a module by its import path, as a config's ``custom_imports`` does; its hook, if it has one, is called.
 
         Raises:
             FBTError: if it cannot be imported or its hook fails.
         """
-        self._load(name, "module named in the config", "-", lambda: importlib.import_module(name))
+        self._load(name, "module named in the config", "-", lambda: importlib.import_module(name), needs_hook=False)
         for failure in self.failures:
             if failure.plugin == name:
                 raise FBTError(str(failure))
 
-    def _load(self, name: str, distribution: str, version: str, load: Callable[[], ModuleType]) -> None:
+    def _load(
+        self, name: str, distribution: str, version: str, load: Callable[[], ModuleType], needs_hook: bool = True
+    ) -> None:
         if name in self.loaded or any((f.plugin, f.distribution) == (name, distribution) for f in self.failures):
             return
         before = [(dict(r._module_dict), dict(r.owners)) for r in self.registries]
@@ -68,7 +70,7 @@ class Plugins:
             wanted = getattr(module, "FBT_API_VERSION", hookspecs.API_VERSION)
             if wanted != hookspecs.API_VERSION:
                 raise FBTError(f"written for plugin interface {wanted}, this is {hookspecs.API_VERSION}")
-            self._register(module, name)
+            self._register(module, name, needs_hook)
         except (Exception, SystemExit) as error:  # a plugin is anyone's code: whatever it raises is its own failure
             for registry, (modules, owners) in zip(self.registries, before, strict=True):
                 registry._module_dict, registry.owners = modules, owners
@@ -78,12 +80,14 @@ class Plugins:
             registry.owners |= dict.fromkeys(registry._module_dict.keys() - modules.keys(), name)
         self.loaded[name] = PluginInfo(name, distribution, version, getattr(module, "__name__", str(module)))
 
-    def _register(self, module: ModuleType, name: str) -> None:
+    def _register(self, module: ModuleType, name: str, needs_hook: bool) -> None:
         if self._manager.register(module, name) is None:
             raise FBTError("its name is blocked")
         try:
             others = [p for p in self._manager.get_plugins() if p is not module]
             if not any(impl.plugin is module for impl in self._manager.hook.fbt_register.get_hookimpls()):
+                if not needs_hook:  # it may register mmengine's things, such as hooks, while it is imported
+                    return
                 raise FBTError("it has no hook: define fbt_register(registries) and mark it with fbt_plugins.hookimpl")
             self._manager.subset_hook_caller("fbt_register", others)(registries=self.registries)
         except BaseException:

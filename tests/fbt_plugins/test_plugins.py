@@ -107,6 +107,13 @@ def test_a_module_named_in_a_config_must_load(isolated) -> None:  # type: ignore
         isolated().load_module("no_such_plugin")
 
 
+def test_a_module_named_in_a_config_needs_no_hook(isolated, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    plugins = isolated()
+    (tmp_path / "plugin_plain.py").write_text("x = 1")
+    plugins.load_module("plugin_plain")
+    assert "plugin_plain" in plugins.loaded and not plugins.failures
+
+
 def test_the_built_in_plugins_come_in_by_the_same_door(plugins: Plugins) -> None:
     assert not plugins.failures
     assert {p.distribution for n, p in plugins.loaded.items() if n in ("architectures", "fusions", "losses")} == {
