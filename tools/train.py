@@ -91,8 +91,8 @@ def apply(config: Config, args: object) -> None:
         config.resume = options["resume"]
     if options["device"] is not None:
         config.device = options["device"]
-    if options["seed"] is not None or "randomness" not in config:
-        config.randomness = {**config.get("randomness", {}), "seed": options["seed"] or 0}
+    if options["seed"] is not None:
+        config.randomness.seed = options["seed"]
     if options["amp"] and config.get("optim_wrapper"):
         config.optim_wrapper.precision = options["amp"]
 

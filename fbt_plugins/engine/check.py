@@ -28,8 +28,9 @@ from ..edge import parse_edges
 from ..errors import ConfigError, FBTError, nearest
 from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line
 from .checkpoints import find_resume
+from .config import DEFAULT_HOOKS
 from .device import resolve_device
-from .runner import DEFAULT_HOOKS, DistillRunner
+from .runner import DistillRunner
 
 OURS = ("device", "custom_imports", "sync_bn", "compile", "model_wrapper_cfg")
 LOADER_KEYS = ("dataset", "sampler", "batch_sampler", "collate_fn", "num_batch_per_epoch", "worker_init_fn")
@@ -62,13 +63,11 @@ class _Check:
         self.problems: list[str] = []
 
     def run(self) -> Distiller | None:
-        self._top_level()
-        for section in SECTIONS:
-            self._loader(f"{section}_dataloader")
-            self._typed(METRICS, self.config.get(f"{section}_evaluator"), f"{section}_evaluator")
-        self._loops()
-        self._optimizer()
-        self._hooks()
+        for section in (self._top_level, self._data, self._loops, self._optimizer, self._hooks):
+            try:
+                section()
+            except (TypeError, AttributeError, ValueError, KeyError) as error:  # something of quite another form
+                self.problems.append(f"config cannot be read: {one_line(error)}")
         randomness = self.config.get("randomness") or {}
         self._signature(DistillRunner.set_randomness, randomness, "randomness", ("self", "seed"), ("seed",))
         self._collect(
@@ -96,9 +95,17 @@ class _Check:
 
     # ---- sections -------------------------------------------------------------------------------------------------
 
+    def _data(self) -> None:
+        for section in SECTIONS:
+            self._loader(f"{section}_dataloader")
+            self._typed(METRICS, self.config.get(f"{section}_evaluator"), f"{section}_evaluator")
+
     def _loader(self, where: str) -> None:
         loader = self.config.get(where)
         if loader is None:
+            return
+        if not isinstance(loader, Mapping):
+            self.problems.append(f"{where}: expected a dict, got {loader!r}")
             return
         known = [*list(inspect.signature(DataLoader.__init__).parameters)[1:], *LOADER_KEYS]
         self._known_keys(loader, known, where)
@@ -151,14 +158,27 @@ class _Check:
         schedule = self.config.get("param_scheduler")
         given = ("optimizer", "param_name")
         self._typed(PARAM_SCHEDULERS, schedule, "param_scheduler", given, extra=("convert_to_iter_based",))
+        if not self.problems:
+            self._build_optimizer(wrapper["optimizer"], schedule)
+
+    def _build_optimizer(self, optimizer: Mapping[str, Any], schedule: Any) -> None:
+        """Optimizer and schedules of one number: they check their values when they are built."""
+        try:
+            where = "optim_wrapper.optimizer"
+            given = {"params": [torch.nn.Parameter(torch.zeros(1))]}
+            built = OPTIMIZERS.build(dict(optimizer), default_args=given)
+            for i, one in enumerate(schedule if isinstance(schedule, list | tuple) else [schedule] * bool(schedule)):
+                where = f"param_scheduler.{i}"
+                options = {k: v for k, v in one.items() if k != "convert_to_iter_based"}
+                PARAM_SCHEDULERS.build(options, default_args={"optimizer": built})
+        except Exception as error:  # torch and mmengine refuse values with any exception
+            self.problems.append(f"{where}: {one_line(error)}")
 
     def _hooks(self) -> None:
-        changes = self.config.get("default_hooks") or {}
-        self._known_keys(changes, DEFAULT_HOOKS, "default_hooks")
-        for name, change in changes.items():
-            if change is not None and name in DEFAULT_HOOKS:
-                hook = change if "type" in change else {**DEFAULT_HOOKS[name], **change}
-                self._typed(HOOKS, hook, f"default_hooks.{name}", extra=("priority",))
+        hooks = self.config.get("default_hooks") or {}
+        self._known_keys(hooks, DEFAULT_HOOKS, "default_hooks")
+        for name in DEFAULT_HOOKS:
+            self._typed(HOOKS, hooks.get(name), f"default_hooks.{name}", extra=("priority",))
         self._typed(HOOKS, self.config.get("custom_hooks"), "custom_hooks", extra=("priority",))
 
     def _model(self) -> Distiller | None:

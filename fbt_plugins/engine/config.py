@@ -19,6 +19,18 @@ from ..registry import one_line
 IDENTITY = ("type", "name")
 """Keys that say what a dict is; where one changes, what the old one was told means nothing to the new one."""
 
+DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
+    "step_seed": {"type": "StepSeedHook"},
+    "sampler_seed": {"type": "DistSamplerSeedHook"},
+    "param_scheduler": {"type": "ParamSchedulerHook"},
+    "teacher_check": {"type": "TeacherCheckHook"},
+    "progress": {"type": "ProgressHook"},
+    "checkpoint": {"type": "AtomicCheckpointHook"},
+    "plain_checkpoint": {"type": "PlainCheckpointHook"},
+    "summary": {"type": "SummaryHook"},
+}
+"""What every run does beside training; ``default_hooks`` in a config changes their arguments, or None drops one."""
+
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
     """Reads a config file as mmengine does and merges ``--cfg-options``.
@@ -45,7 +57,9 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
             load_plugins().load_module(module)
         except FBTError as error:
             raise ConfigError(f"config {path}: custom_imports: {error}") from error
-    merged = merge_options(config.to_dict(), options or {})
+    # Written out, so that options can reach them and config.py is complete.
+    defaults = {"default_hooks": DEFAULT_HOOKS, "randomness": {"seed": 0}}
+    merged = merge_options(merge(defaults, config.to_dict()), options or {})
     object.__setattr__(config, "_cfg_dict", ConfigDict(merged))
     return config
 

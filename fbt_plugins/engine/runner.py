@@ -22,20 +22,9 @@ from ..data.preprocessor import ImagePreprocessor
 from ..errors import FBTError
 from . import checkpoints, metrics, optim, progress, seeding, summary, teacher_check  # noqa: F401 - register themselves
 from .checkpoints import find_resume, read_checkpoint
+from .config import DEFAULT_HOOKS, merge
 from .device import resolve_device
 from .files import write_atomic
-
-DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
-    "step_seed": {"type": "StepSeedHook"},
-    "sampler_seed": {"type": "DistSamplerSeedHook"},
-    "param_scheduler": {"type": "ParamSchedulerHook"},
-    "teacher_check": {"type": "TeacherCheckHook"},
-    "progress": {"type": "ProgressHook"},
-    "checkpoint": {"type": "AtomicCheckpointHook"},
-    "plain_checkpoint": {"type": "PlainCheckpointHook"},
-    "summary": {"type": "SummaryHook"},
-}
-"""What every run does beside training; ``default_hooks`` in a config changes their arguments, or None drops one."""
 
 
 class DistillRunner(Runner):
@@ -136,11 +125,9 @@ class DistillRunner(Runner):
 
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
         """Registers ``DEFAULT_HOOKS`` as the config changes them."""
-        changes = hooks or {}
-        for name, default in DEFAULT_HOOKS.items():
-            change = changes.get(name, {})
-            if change is not None:
-                self.register_hook(dict(change) if "type" in change else {**default, **change})
+        for hook in merge(DEFAULT_HOOKS, hooks or {}).values():
+            if hook is not None:
+                self.register_hook(dict(hook))
         if self.distributed:
             self.register_hook({"type": "SyncBuffersHook"})
 

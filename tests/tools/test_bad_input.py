@@ -57,7 +57,13 @@ OPTIONS = [
     ),
     ("train_dataloader.dataset.transforms.0.type=RandomCropp", "no 'RandomCropp'; did you mean 'RandomCrop'"),
     ("train_cfg.max_epoch=3", "train_cfg: unknown key 'max_epoch'; did you mean 'max_epochs'"),
-    ("default_hooks.chekpoint.interval=1", "there is no default_hooks in the config"),
+    (
+        "default_hooks.chekpoint.interval=1",
+        "there is no default_hooks.chekpoint in the config; did you mean 'checkpoint'",
+    ),
+    ("default_hooks.checkpoint.intervall=1", "unknown key 'intervall'; did you mean 'interval'"),
+    ("optim_wrapper.optimizer.lr=-1", "optim_wrapper.optimizer: Invalid learning rate: -1"),
+    ("train_dataloader=3", "train_dataloader: expected a dict, got 3"),
     ("val_evaluator.topkk=1", "val_evaluator: unknown key 'topkk'; did you mean 'topk'"),
     # things that do not fit each other
     ("model.fusion.splice=S1-3+T5", "'T5' is out of range: the teacher has stages 1 to 4"),

@@ -37,7 +37,7 @@ default_hooks = dict(progress=dict(interval=2))
 def config(tmp_path: Path) -> Callable[..., Config]:
     def build(folder: str = "run", **options: Any) -> Config:
         (tmp_path / "tiny.py").write_text(TINY)
-        loaded = load_config(tmp_path / "tiny.py", {"default_hooks.progress.interval": 2, **options})
+        loaded = load_config(tmp_path / "tiny.py", options)
         loaded.work_dir = str(tmp_path / folder)
         return loaded
 
@@ -180,7 +180,7 @@ def test_iterations_instead_of_epochs(config: Callable[..., Config]) -> None:
     settings = config()
     settings.train_cfg = dict(by_epoch=False, max_iters=6, val_interval=3)
     settings.param_scheduler = [dict(type="ConstantLR", factor=1.0, by_epoch=False)]
-    settings.default_hooks.checkpoint = dict(by_epoch=False, interval=3)
+    settings.default_hooks.checkpoint.update(by_epoch=False, interval=3)
     runner = run(settings)
     assert runner.iter == 6 and (Path(runner.work_dir) / "iter_6.pth").is_file()
 
