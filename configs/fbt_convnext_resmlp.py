@@ -11,7 +11,7 @@ model = dict(
     teacher=dict(**_base_._convnext, checkpoint="embedded:convnext_fashion_mnist"),
     student=dict(type="timm", name="resmlp_s4_patch4_32", num_classes=10),
 )
-optim_wrapper = dict(optimizer=dict(lr=8e-3))
+optim_wrapper = dict(optimizer=dict(lr=1.4e-2))
 train_cfg = dict(by_epoch=True, max_epochs=15, val_interval=1)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=1, convert_to_iter_based=True),
