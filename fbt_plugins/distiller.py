@@ -80,12 +80,11 @@ class Distiller(BaseModel):
 
         for name, config in _named_fusions(fusion).items():
             _collect(problems, f"model.fusion{'' if name == FUSION else '.' + name}", self._add_fusion, name, config)
-        try:
-            defaults = {"feature": feature_loss, "logit": logit_loss}
-            for options in parse_edges(edges, defaults):
-                _collect(problems, "model.edges", self._add_edge, options, data_info or {})
-        except FBTError as error:
-            problems += [f"model.edges: {line}" for line in str(error).splitlines()]
+        failed = _named_fusions(fusion).keys() - self.fusions.keys()
+        defaults = {"feature": feature_loss, "logit": logit_loss}
+        for options in _collect(problems, "", parse_edges, edges, defaults) or ():
+            if not failed & set(str(options["name"]).split("_to_")):  # what is wrong with those is said already
+                _collect(problems, "", self._add_edge, options, data_info or {})
         if not problems:
             problems += self._unused(defaults)
         if problems:
@@ -310,5 +309,6 @@ def _collect(problems: list[str], where: str, function: Any, *args: Any) -> Any:
     try:
         return function(*args)
     except FBTError as error:
-        problems += [f"{where}: {line}" for line in str(error).splitlines()]
+        lines = [f"{where}: {line}" if where else line for line in str(error).splitlines()]
+        problems += [line for line in lines if line not in problems]
         return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError, nearest
+from .errors import ConfigError, FBTError, nearest
 from .knowledge import Batch, Knowledge
 from .registry import LOSSES
 from .staged import StageSpec
@@ -37,6 +37,7 @@ class Edge(nn.Module):
     Args:
         name: "A_to_B".
         losses: by slot ("feature", "logit"), a config each, or None; a config may carry a ``weight`` of its own.
+        places: where in the user's config each of them stands, for messages.
         models: what is known of each model, by name.
         data_info: ``{"num_classes": ..., "num_samples": ...}`` for losses that ask.
         weight: of the whole edge.
@@ -50,6 +51,7 @@ class Edge(nn.Module):
         self,
         name: str,
         losses: Mapping[str, Mapping[str, Any] | None],
+        places: Mapping[str, str],
         models: Mapping[str, ModelInfo],
         data_info: Mapping[str, int],
         weight: float = 1.0,
@@ -68,13 +70,16 @@ class Edge(nn.Module):
                 continue
             options = dict(config)
             self.weights[slot] = float(options.pop("weight", 1.0))
-            loss = LOSSES.build(options)
+            try:
+                loss = LOSSES.build(options)
+            except FBTError as error:
+                raise ConfigError([f"{places[slot]}: {line}" for line in str(error).splitlines()]) from error
             needs = getattr(loss, "needs", {})
             for number in needs.get("stages", ()):
                 for model in (self.giver, self.receiver):
                     if number > len(models[model].specs):
                         raise ConfigError(
-                            f"edge {name}: {options['type']} needs stage {number} of the {model}, which "
+                            f"model.edges: {name}: {options['type']} needs stage {number} of the {model}, which "
                             + (
                                 f"has {len(models[model].specs)}"
                                 if models[model].specs
@@ -88,7 +93,7 @@ class Edge(nn.Module):
                 loss.setup(receiver.specs, giver.specs, data_info)
             self.losses[slot] = loss
         if not self.losses:
-            raise ConfigError(f"edge {name} has no loss: set feature_loss or logit_loss")
+            raise ConfigError(f"model.edges: {name} has no loss: set feature_loss or logit_loss")
 
     def forward(self, knowledge: Mapping[str, Knowledge], batch: Batch) -> dict[str, Tensor]:
         """The edge's weighted losses by slot.
@@ -120,13 +125,13 @@ def split_name(name: str, models: Mapping[str, Any]) -> tuple[str, str]:
     giver, found, receiver = str(name).partition("_to_")
     if not found:
         possible = [f"{a}_to_{b}" for a in models for b in models if a != b and b != "teacher"]
-        raise ConfigError(f"edge {name!r}: write giver_to_receiver{nearest(name, possible)}")
+        raise ConfigError(f"model.edges: {name!r}: write giver_to_receiver{nearest(name, possible)}")
     for model in (giver, receiver):
         if model not in models:
-            raise ConfigError(f"edge {name!r}: there is no model {model!r} here{nearest(model, models)}")
+            raise ConfigError(f"model.edges: {name!r}: there is no model {model!r} here{nearest(model, models)}")
     if receiver == "teacher" or giver == receiver:
         raise ConfigError(
-            f"edge {name!r}: the {receiver} cannot receive"
+            f"model.edges: {name!r}: the {receiver} cannot receive"
             + (" from itself" if giver == receiver else ": it is frozen")
         )
     return giver, receiver
@@ -150,11 +155,14 @@ def parse_edges(
         unknown = [k for k in options if k not in _OPTIONS]
         if unknown or "name" not in options:
             what = f"no option {unknown[0]!r}{nearest(unknown[0], _OPTIONS)}" if unknown else "an edge needs a 'name'"
-            raise ConfigError(f"edges: {what}")
+            raise ConfigError(f"model.edges: {what}")
         if options["name"] in [p["name"] for p in parsed]:
-            raise ConfigError(f"edges: {options['name']} is there twice")
+            raise ConfigError(f"model.edges: {options['name']} is there twice")
+        own = {slot for slot in SLOTS if f"{slot}_loss" in options}
         losses = {slot: options.pop(f"{slot}_loss", defaults[slot]) for slot in SLOTS}
-        parsed.append({**options, "losses": losses})
+        place = f"model.edges.{options['name']}"
+        places = {slot: f"{place}.{slot}_loss" if slot in own else f"model.{slot}_loss" for slot in SLOTS}
+        parsed.append({**options, "losses": losses, "places": places})
     return parsed
 
 

@@ -32,7 +32,7 @@ from .config import DEFAULT_HOOKS
 from .device import resolve_device
 from .runner import DistillRunner
 
-OURS = ("device", "custom_imports", "sync_bn", "compile", "model_wrapper_cfg")
+OURS = ("device", "custom_imports", "compile")
 LOADER_KEYS = ("dataset", "sampler", "batch_sampler", "collate_fn", "num_batch_per_epoch", "worker_init_fn")
 SECTIONS = ("train", "val", "test")
 
@@ -188,10 +188,9 @@ class _Check:
         options = {k: v for k, v in model.items() if k != "type"}
         if model.get("type", "Distiller") != "Distiller":
             self.problems.append(f"model.type: {model['type']!r} is not 'Distiller'")
-        before = len(self.problems)
         self._signature(Distiller, options, "model")
-        if len(self.problems) > before:
-            self._parts(options)
+        options = {k: v for k, v in options.items() if k in inspect.signature(Distiller).parameters}
+        if "student" not in options:
             return None
         info = self._data_info()
         try:
@@ -199,7 +198,8 @@ class _Check:
                 return Distiller(**options, **info)
         except FBTError as error:
             self.problems += str(error).splitlines()
-            self._parts(options)
+            if any(line.startswith(("model.student", "model.teacher")) for line in self.problems):
+                self._parts(options)  # the distiller gave up before it came to these
         except Exception as error:  # a third party's architecture may fail in any way
             self.problems.append(f"model cannot be built: {one_line(error)}")
         return None

@@ -31,7 +31,8 @@ class AtomicCheckpointHook(MMCheckpointHook):
         max_keep_ckpts: how many of them are kept.
         save_best: metric whose best checkpoint is kept as well.
         rule: "greater" or "less" is better.
-        kwargs: anything else that mmengine's hook takes.
+        by_epoch: whether the interval is in epochs.
+        save_begin: epoch or iteration before which nothing is saved.
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class AtomicCheckpointHook(MMCheckpointHook):
         max_keep_ckpts: int = 1,
         save_best: str | None = "student_top1",
         rule: str = "greater",
-        **kwargs: Any,
+        by_epoch: bool = True,
+        save_begin: int = 0,
     ) -> None:
         super().__init__(
             interval=interval,
@@ -48,7 +50,8 @@ class AtomicCheckpointHook(MMCheckpointHook):
             save_best=save_best,
             rule=rule if save_best else None,
             backend_args={"backend": "atomic"},
-            **kwargs,
+            by_epoch=by_epoch,
+            save_begin=save_begin,
         )
 
 

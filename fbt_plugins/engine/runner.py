@@ -118,8 +118,6 @@ class DistillRunner(Runner):
         model = model.to(self.device)
         if not self.distributed:
             return model
-        if model_wrapper_cfg:
-            raise FBTError(f"model_wrapper_cfg: only torch's DDP is supported, not {model_wrapper_cfg.get('type')}")
         ids = [self.device.index] if self.device.type == "cuda" else None
         return MMDistributedDataParallel(module=model, device_ids=ids, broadcast_buffers=False)
 

@@ -14,9 +14,18 @@ def timm_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def two_token_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Distilled DeiT: class and distillation token, a classifier each, averaged (arXiv 2012.12877, section 4)."""
-    cls, dist = net.head_drop(x[:, 0]), net.head_drop(x[:, 1])  # type: ignore[operator]
-    return (cls + dist) / 2, (net.head(cls) + net.head_dist(dist)) / 2  # type: ignore[operator]
+    """Distilled DeiT: class and distillation token, a classifier each, averaged (arXiv 2012.12877, section 4).
+
+    The features are what the two classifiers are given; whether dropout comes before them depends on timm's version.
+    """
+    seen: list[Tensor] = []
+    hooks = [c.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for c in net.get_classifier()]  # type: ignore[operator]
+    try:
+        logits = net.forward_head(x)  # type: ignore[operator]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (seen[0] + seen[1]) / 2, logits
 
 
 def last_of_each_reduction(net: nn.Module, units: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ from .timm_declared import DECLARED
 
 def build_timm(
     name: str,
-    num_classes: int,
+    num_classes: int | None = None,
     stages: int | Sequence[str] | None = None,
     checkpoint: str | None = None,
     pretrained: bool = False,
@@ -34,7 +34,8 @@ def build_timm(
 
     Args:
         name: timm's name of the model, or one that a plugin registered with timm.
-        num_classes: number of logits; a pretrained head of another size is replaced by timm with a fresh one.
+        num_classes: number of logits, which has to be given; timm puts a fresh head in the place of a pretrained one of
+            another size.
         stages: None for four stages, cut where the field cuts this family; a number of stages; or the names of the
             units that end them.
         checkpoint: file with weights, or "embedded:NAME" for one that is shipped.
@@ -51,6 +52,10 @@ def build_timm(
         ConfigError: if timm refuses an argument, or the model's family is not declared.
         FBTError: if weights cannot be loaded.
     """
+    if not timm.is_model(name):
+        raise UnknownNameError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    if num_classes is None:
+        raise ConfigError(f"{name}: argument 'num_classes' is missing")
     net = _create(name, num_classes, pretrained, arguments)
     declaration = DECLARED.get(type(net).__name__)
     if declaration is None:
@@ -82,8 +87,6 @@ def build_timm(
 
 
 def _create(name: str, num_classes: int, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
-    if not timm.is_model(name):
-        raise UnknownNameError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **arguments)
     except TypeError as error:

@@ -38,10 +38,10 @@ OPTIONS = [
     ("model.teachr.name=resnet18", "there is no model.teachr in the config; did you mean 'teacher'"),
     ("optim_wraper=1", "unknown key 'optim_wraper'; did you mean 'optim_wrapper'"),
     ("model.fuson=None", "model: unknown key 'fuson'; did you mean 'fusion'"),
-    ("model.logit_loss.gama=1.2", "no argument 'gama'; did you mean 'gamma'"),
+    ("model.logit_loss.gama=1.2", "model.logit_loss: OFALoss: no argument 'gama'; did you mean 'gamma'"),
     ("model.logit_loss.type=OFALos", "'OFALos' is not a registered loss; did you mean 'OFALoss'"),
     ("model.logit_loss.type=os.system", "dotted import paths are not accepted"),
-    ("model.fusion.type=L2G", "'L2G' is not a registered fusion; did you mean 'L2GFusion'"),
+    ("model.fusion.type=L2G", "'L2G' is not a registered fusion; known: L2GFusion"),
     ("model.student.type=tim", "'tim' is not a registered architecture; did you mean 'timm'"),
     ("model.student.name=resmlp_s4_patch4_23", "did you mean 'resmlp_s4_patch4_32'"),
     ("model.student.embed_dims=64", "takes no argument 'embed_dims' for it; did you mean 'embed_dim'"),
@@ -140,8 +140,8 @@ def test_all_errors_of_a_config_come_together(train) -> None:  # type: ignore[no
         ({"weights": [1, 2]}, "no state dict"),
         ({"conv.weight": torch.zeros(1)}, "is it another model's?"),
         (
-            {"head.fc.weight": torch.zeros(100, 160)},
-            "head.fc.weight is (100, 160) in the file and (10, 160) in the model",
+            {"head.fc.weight": torch.zeros(100, 208)},
+            "head.fc.weight is (100, 208) in the file and (10, 208) in the model",
         ),
     ],
 )
