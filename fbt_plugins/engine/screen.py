@@ -52,6 +52,7 @@ def header(runner: Any) -> None:
     if own:
         table.add_row("losses", "projectors and temperatures", "", "", f"+{millions(own)}", "")
     console.print(table)
+    say(f"config  {relative(runner.cfg.filename)}" if runner.cfg.filename else "config  (built in Python)")
     dataset = runner.train_dataloader.dataset
     held = f", {len(runner.val_dataloader.dataset):,} for validation" if runner.val_loop is not None else ""
     name = dataset.metainfo.get("name", type(dataset).__name__)
