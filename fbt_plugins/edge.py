@@ -149,6 +149,8 @@ def parse_edges(
     Raises:
         ConfigError: for an unknown key, a repeated edge, or an entry of another form.
     """
+    if isinstance(edges, str) or not isinstance(edges, Sequence):
+        raise ConfigError(f"model.edges: expected a list of edges, got {edges!r}")
     parsed: list[dict[str, Any]] = []
     for entry in edges:
         options: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)

@@ -115,8 +115,45 @@ def argument_problems(factory: Callable[..., Any], arguments: Mapping[str, Any],
     problems = []
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         problems += [f"{where}: no argument {a!r}{nearest(a, named, limit=12)}" for a in arguments if a not in named]
+    problems += [line for a in arguments if a in named and (line := value_problem(where, named[a], arguments[a]))]
     missing = [n for n, p in named.items() if p.default is p.empty and n not in arguments]
     return problems + [f"{where}: argument {n!r} is missing" for n in missing]
+
+
+LEAST = {
+    **dict.fromkeys(("max_epochs", "max_iters", "val_interval", "interval", "batch_size", "input_size", "img_size"), 1),
+    "num_workers": 0,
+}
+"""The smallest values of arguments that mean the same wherever they occur."""
+
+
+def value_problem(where: str, parameter: inspect.Parameter, value: Any) -> str | None:
+    """Holds a value against what its parameter's default or annotation says it is.
+
+    Args:
+        where: what the line begins with.
+        parameter: of the function that would get it.
+        value: the value.
+
+    Returns:
+        One line if a truth value or a number is expected and this is none, or if it is too small; else None.
+    """
+    default, name = parameter.default, parameter.name
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    expected = None
+    if value is None or value is default:
+        pass
+    elif isinstance(default, bool):
+        expected = None if isinstance(value, bool) else "True or False"
+    elif parameter.annotation in (int, "int") and not (number and value == int(value)):
+        expected = "a whole number"
+    elif (isinstance(default, int | float) or parameter.annotation in (float, "float")) and isinstance(
+        value, str | bool
+    ):
+        expected = "a number"
+    elif name in LEAST and number and value < LEAST[name]:
+        expected = f"{LEAST[name]} or more"
+    return f"{where}: {name} must be {expected}, not {value!r}" if expected else None
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,15 @@ from ..data import ImageDataset, Mixing, build_transforms
 from ..distiller import Distiller
 from ..edge import parse_edges
 from ..errors import ConfigError, FBTError, nearest
-from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line
+from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line, value_problem
 from .checkpoints import find_resume
 from .config import DEFAULT_HOOKS
 from .device import resolve_device
 from .runner import DistillRunner
 
 OURS = ("device", "custom_imports", "compile")
+SPLITS = ("train", "val", "test")
 LOADER_KEYS = ("dataset", "sampler", "batch_sampler", "collate_fn", "num_batch_per_epoch", "worker_init_fn")
-SECTIONS = ("train", "val", "test")
 
 
 def check_config(config: Config) -> Distiller | None:
@@ -69,6 +69,8 @@ class _Check:
             except (TypeError, AttributeError, ValueError, KeyError) as error:  # something of quite another form
                 self.problems.append(f"config cannot be read: {one_line(error)}")
         randomness = self.config.get("randomness") or {}
+        if isinstance(randomness, Mapping) and not isinstance(seed := randomness.get("seed"), int | None):
+            self.problems.append(f"randomness.seed: a whole number, not {seed!r}")
         self._signature(DistillRunner.set_randomness, randomness, "randomness", ("self", "seed"), ("seed",))
         self._collect(
             "device", resolve_device, self.config.get("device"), self.config.get("launcher", "none") != "none"
@@ -96,9 +98,14 @@ class _Check:
     # ---- sections -------------------------------------------------------------------------------------------------
 
     def _data(self) -> None:
-        for section in SECTIONS:
+        for section in SPLITS:
             self._loader(f"{section}_dataloader")
-            self._typed(METRICS, self.config.get(f"{section}_evaluator"), f"{section}_evaluator")
+            evaluator = self.config.get(f"{section}_evaluator")
+            before = len(self.problems)
+            self._typed(METRICS, evaluator, f"{section}_evaluator")
+            if evaluator and len(self.problems) == before:
+                for metric in evaluator if isinstance(evaluator, list | tuple) else [evaluator]:
+                    self._collect(f"{section}_evaluator", METRICS.build, dict(metric))
 
     def _loader(self, where: str) -> None:
         loader = self.config.get(where)
@@ -107,23 +114,25 @@ class _Check:
         if not isinstance(loader, Mapping):
             self.problems.append(f"{where}: expected a dict, got {loader!r}")
             return
-        known = [*list(inspect.signature(DataLoader.__init__).parameters)[1:], *LOADER_KEYS]
-        self._known_keys(loader, known, where)
+        self._signature(DataLoader, loader, where, given=("dataset", "sampler"), extra=LOADER_KEYS)
         dataset, sampler = loader.get("dataset"), loader.get("sampler")
         if not isinstance(dataset, Mapping):
             self.problems.append(f"{where}.dataset is missing")
         else:
             self._typed(DATASETS, dataset, f"{where}.dataset", given=("seed",))
             self._collect("", build_transforms, dataset.get("transforms", ()), f"{where}.dataset.transforms")
+            kind = DATASETS.module_dict.get(str(dataset.get("type")))
+            split = dataset.get("split", SPLITS[0])
+            if inspect.isclass(kind) and issubclass(kind, ImageDataset) and split not in SPLITS:
+                self.problems.append(f"{where}.dataset: no split {split!r}{nearest(split, SPLITS)}")
         if not isinstance(sampler, Mapping):
             self.problems.append(
                 f"{where}.sampler is missing: dict(type='SeededSampler', shuffle={where.startswith('train')})"
             )
         else:
             self._typed(DATA_SAMPLERS, sampler, f"{where}.sampler", given=("dataset", "seed"))
-        size = loader.get("batch_size")
-        if "batch_sampler" not in loader and not (isinstance(size, int) and not isinstance(size, bool) and size > 0):
-            self.problems.append(f"{where}.batch_size: a whole number above 0, not {size!r}")
+        if not {"batch_size", "batch_sampler"} & loader.keys():
+            self.problems.append(f"{where}: 'batch_size' is missing")
 
     def _loops(self) -> None:
         train = self.config.get("train_cfg") or {}
@@ -147,7 +156,12 @@ class _Check:
     def _optimizer(self) -> None:
         wrapper = self.config.get("optim_wrapper")
         if not isinstance(wrapper, Mapping):
+            self.problems += [f"optim_wrapper: expected a dict, got {wrapper!r}"] if wrapper is not None else []
             return
+        if isinstance(clip := wrapper.get("clip_grad"), Mapping):
+            by_value = clip.get("type") == "value"
+            function = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
+            self._signature(function, clip, "optim_wrapper.clip_grad", given=("parameters",), extra=("type",))
         wrapper = {"type": "AutocastOptimWrapper", "constructor": "TwoGroupConstructor", **wrapper}
         extra = ("constructor", "paramwise_cfg", "optimizer")
         self._typed(OPTIM_WRAPPERS, wrapper, "optim_wrapper", given=("optimizer",), extra=extra)
@@ -184,6 +198,7 @@ class _Check:
     def _model(self) -> Distiller | None:
         model = self.config.get("model")
         if not isinstance(model, Mapping):
+            self.problems += [f"model: expected a dict, got {model!r}"] if model is not None else []
             return None
         options = {k: v for k, v in model.items() if k != "type"}
         if model.get("type", "Distiller") != "Distiller":
@@ -274,11 +289,14 @@ class _Check:
         if not isinstance(options, Mapping):
             self.problems.append(f"{where}: expected a dict, got {options!r}")
             return
-        accepted, required = _parameters(factory)
-        if accepted is not None:
+        accepted, complete = _parameters(factory)
+        if complete:
             self._known_keys(options, [*(a for a in accepted if a not in given), *extra], where)
-        for name in required:
-            if name not in options and name not in given:
+        for name, parameter in accepted.items():
+            if name in options:
+                if problem := value_problem(where, parameter, options[name]):
+                    self.problems.append(problem)
+            elif parameter.default is parameter.empty and name not in given:
                 self.problems.append(f"{where}: {name!r} is missing")
 
     def _known_keys(self, options: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -295,23 +313,22 @@ class _Check:
         return None
 
 
-def _parameters(factory: Callable[..., Any]) -> tuple[list[str] | None, list[str]]:
-    """Names that a callable accepts (None: any) and those it requires; a class that passes ``**kwargs`` on is
-    followed."""
+def _parameters(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """What a callable accepts by name, and whether that is all; a class that passes ``**kwargs`` on is followed."""
     mro = inspect.getmro(factory) if inspect.isclass(factory) else ()
     steps: list[Callable[..., Any]] = [vars(c)["__init__"] for c in mro if "__init__" in vars(c)] or [factory]
-    accepted: list[str] = []
-    required: list[str] = []
+    accepted: dict[str, inspect.Parameter] = {}
     for step in steps:
         try:
             parameters = list(inspect.signature(step).parameters.values())
         except (TypeError, ValueError):
-            return None, required
+            return accepted, False
         for p in parameters[1:] if inspect.isclass(factory) else parameters:
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in accepted:
-                accepted.append(p.name)
-                if p.default is p.empty and step is steps[0]:
-                    required.append(p.name)
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                # What a base class requires, the class itself may provide.
+                accepted.setdefault(
+                    p.name, p if step is steps[0] or p.default is not p.empty else p.replace(default=None)
+                )
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return accepted, required
-    return None, required
+            return accepted, True
+    return accepted, False

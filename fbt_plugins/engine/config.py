@@ -52,15 +52,18 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         config = _read(path)
     for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
         config.pop(name)
-    for module in (config.get("custom_imports") or {}).get("imports", ()):
-        try:
-            load_plugins().load_module(module)
-        except FBTError as error:
-            raise ConfigError(f"config {path}: custom_imports: {error}") from error
     # Written out, so that options can reach them and config.py is complete.
     defaults = {"default_hooks": DEFAULT_HOOKS, "randomness": {"seed": 0}}
     merged = merge_options(merge(defaults, config.to_dict()), options or {})
     object.__setattr__(config, "_cfg_dict", ConfigDict(merged))
+    imports = config.get("custom_imports") or {}
+    if not isinstance(imports, Mapping) or isinstance(imports.get("imports", ()), str):
+        raise ConfigError(f"config {path}: custom_imports: write dict(imports=['module', ...]), not {imports!r}")
+    for module in imports.get("imports", ()):
+        try:
+            load_plugins().load_module(module)
+        except FBTError as error:
+            raise ConfigError(f"config {path}: custom_imports: {error}") from error
     return config
 
 

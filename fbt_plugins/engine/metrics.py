@@ -11,13 +11,15 @@ from mmengine.registry import METRICS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..errors import ConfigError
+
 
 @METRICS.register_module()
 class TopK(BaseMetric):
     """Share of images whose label is among a model's k largest logits, in percent, as "student_top1" and so on.
 
     Args:
-        topk: the values of k; those above the number of classes are left out.
+        topk: the values of k, 1 among them; those above the number of classes are left out.
     """
 
     default_prefix = ""
@@ -25,6 +27,8 @@ class TopK(BaseMetric):
     def __init__(self, topk: Sequence[int] = (1, 5)) -> None:
         super().__init__(collect_device="cpu", prefix="")
         self.topk = tuple(topk)
+        if 1 not in self.topk or min(self.topk) < 1:
+            raise ConfigError(f"TopK: topk must be whole numbers above 0, 1 among them, not {topk}")
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Tensor]]) -> None:
         """Takes ``{"labels": (N,), model: (N, classes), ...}``; one result per image: padding is trimmed."""

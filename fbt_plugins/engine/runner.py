@@ -20,6 +20,7 @@ from .. import distiller  # noqa: F401 - registers Distiller with mmengine
 from ..data import Mixing
 from ..data.preprocessor import ImagePreprocessor
 from ..errors import FBTError
+from ..registry import one_line
 from . import checkpoints, metrics, optim, progress, seeding, summary, teacher_check  # noqa: F401 - register themselves
 from .checkpoints import find_resume, read_checkpoint
 from .config import DEFAULT_HOOKS, merge
@@ -55,7 +56,17 @@ class DistillRunner(Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillRunner:
-        runner: DistillRunner = super().from_cfg(cfg)  # type: ignore[assignment]
+        """Builds a run.
+
+        Raises:
+            FBTError: for whatever in the config or the machine stops it; ``FBT_DEBUG=1`` shows where.
+        """
+        try:
+            runner: DistillRunner = super().from_cfg(cfg)  # type: ignore[assignment]
+        except FBTError:
+            raise
+        except Exception as error:  # mmengine, torch and plugins refuse things with any exception
+            raise FBTError(f"config {cfg.filename}: the run cannot be built: {one_line(error)}") from error
         return runner
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:

@@ -53,8 +53,12 @@ class SummaryHook(Hook):
             checkpoint = read_checkpoint(best)
             distiller.load_state_dict(checkpoint["state_dict"])
             best_epoch = checkpoint["meta"]["epoch"]
+        path = Path(runner.work_dir) / "student.safetensors"
         loader, evaluator, split = _final_data(runner)
-        if loader is None:
+        if loader is None:  # nothing to measure on, but still a student
+            if is_main_process():
+                save_student(distiller.student, path, {"classes": list(runner.train_dataloader.dataset.classes)})
+                say(f"student  {relative(path)}")
             return
         with console.status(f"testing the best student (epoch {best_epoch})"):
             metrics = evaluate(runner.model, loader, evaluator, distiller.names)
@@ -80,7 +84,6 @@ class SummaryHook(Hook):
             "top1": metrics["student_top1"],
             "split": split,
         }
-        path = Path(runner.work_dir) / "student.safetensors"
         save_student(distiller.student, path, about)
         summary = {
             **metrics,

@@ -50,7 +50,7 @@ OPTIONS = [
     ("param_scheduler.0.type=LinearLRR", "did you mean 'LinearLR"),
     ("param_scheduler.7.end=3", "param_scheduler is a list of 2; no item '7'"),
     ("train_dataloader.batchsize=4", "unknown key 'batchsize'; did you mean 'batch_size'"),
-    ("train_dataloader.batch_size=many", "batch_size: a whole number above 0, not 'many'"),
+    ("train_dataloader.batch_size=many", "train_dataloader: batch_size must be a number, not 'many'"),
     (
         "train_dataloader.dataset.type=FashionMNISTMinni",
         "no dataset 'FashionMNISTMinni'; did you mean 'FashionMNISTMini'",
@@ -65,6 +65,19 @@ OPTIONS = [
     ("optim_wrapper.optimizer.lr=-1", "optim_wrapper.optimizer: Invalid learning rate: -1"),
     ("train_dataloader=3", "train_dataloader: expected a dict, got 3"),
     ("val_evaluator.topkk=1", "val_evaluator: unknown key 'topkk'; did you mean 'topk'"),
+    # values
+    ("train_cfg.max_epochs=abc", "train_cfg: max_epochs must be a whole number, not 'abc'"),
+    ("train_cfg.val_interval=0", "val_interval must be 1 or more, not 0"),
+    ("train_dataloader.num_workers=-1", "num_workers must be 0 or more, not -1"),
+    ("train_dataloader.drop_last=maybe", "drop_last must be True or False, not 'maybe'"),
+    ("train_dataloader.dataset.split=trian", "no split 'trian'; did you mean 'train'"),
+    ("val_evaluator.topk=[5]", "topk must be whole numbers above 0, 1 among them"),
+    ("optim_wrapper.clip_grad.max_nrm=5", "optim_wrapper.clip_grad: unknown key 'max_nrm'; did you mean 'max_norm'"),
+    ("randomness.seed=abc", "randomness.seed: a whole number, not 'abc'"),
+    ("model.feature_loss.temperature=hot", "model.feature_loss: InfoNCELoss: temperature must be a number, not 'hot'"),
+    ("model.student.input_size=0", "input_size must be 1 or more, not 0"),
+    ("model.edges=5", "model.edges: expected a list of edges, got 5"),
+    ("model=3", "model: expected a dict, got 3"),
     # things that do not fit each other
     ("model.fusion.splice=S1-3+T5", "'T5' is out of range: the teacher has stages 1 to 4"),
     ("model.fusion.splice=S1-4", "it never switches"),
