@@ -132,4 +132,4 @@ def save_student(model: StagedModel, path: Path, about: Mapping[str, Any]) -> No
     metadata: dict[str, Any] = {"name": model.name, "arguments": model.arguments, "mean": model.mean, "std": model.std}
     metadata |= {"input_size": model.input_size, **about}
     text = json.dumps(metadata, default=str)
-    write_atomic(path, safetensors_bytes(tensors, metadata={METADATA_KEY: text, "format": "pt"}))
+    write_atomic(path, safetensors_bytes(tensors, metadata={METADATA_KEY: text}))
