@@ -65,8 +65,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if os.environ.get("FBT_DEBUG") == "1":
             raise
         for line in _lines(error):
-            print(f"error: {line}", file=sys.stderr)
-        code = USER_ERROR
+            print(f"{error.prefix}{line}", file=sys.stderr)
+        code = error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 130

@@ -11,7 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .edge import SLOTS, Edge, ModelInfo, parse_edges, total
+from .edge import SLOTS, Edge, ModelInfo, StepLosses, parse_edges
 from .errors import ConfigError, FBTError, nearest
 from .fusion import FusionModel
 from .knowledge import Batch, Knowledge
@@ -267,10 +267,10 @@ class Distiller(BaseModel):
         known = self.know(images, set(names))
         return {name: known[name].logits for name in names}
 
-    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, StepLosses]:  # type: ignore[override]
         """The sum to descend, and all named losses as they are on the device, unread."""
-        loss = total(losses)
-        return loss, {"loss": loss.detach()} | {k: v.detach() for k, v in losses.items()}
+        step = StepLosses(losses)
+        return step.total, step
 
     def val_step(self, data: Any) -> list[dict[str, Tensor]]:
         """One step of an mmengine validation loop: the validated models' logits, and the labels."""

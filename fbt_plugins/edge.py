@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,6 +168,27 @@ def parse_edges(
     return parsed
 
 
-def total(losses: Mapping[str, Tensor]) -> Tensor:
-    """The sum of named losses."""
-    return torch.stack([value.float() for value in losses.values()]).sum()
+class StepLosses(Mapping[str, Tensor]):
+    """The named, weighted losses of one step, and their sum under "loss", as they are on the device.
+
+    They are one tensor, so that a loop can keep or read all of them at once.
+
+    Attributes:
+        names: of the losses.
+        stacked: (number of losses,), without gradient.
+        total: what is descended, with gradient.
+    """
+
+    def __init__(self, losses: Mapping[str, Tensor]) -> None:
+        self.names = tuple(losses)
+        stacked = torch.stack([value.float() for value in losses.values()])
+        self.total, self.stacked = stacked.sum(), stacked.detach()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.total.detach() if name == "loss" else self.stacked[self.names.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("loss", *self.names))
+
+    def __len__(self) -> int:
+        return len(self.names) + 1

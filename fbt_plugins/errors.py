@@ -9,6 +9,24 @@ from collections.abc import Iterable, Sequence
 class FBTError(Exception):
     """A mistake outside the program (config, file, device, plugin): one clear line, exit code 2, no traceback."""
 
+    exit_code = 2
+    prefix = "error: "
+
+
+class Interrupted(FBTError):
+    """A run was told to stop and has saved what it had.
+
+    Args:
+        line: what a user reads.
+        signal: number of the signal; shells expect 128 more than it as exit code.
+    """
+
+    prefix = ""
+
+    def __init__(self, line: str, signal: int) -> None:
+        super().__init__(line)
+        self.exit_code = 128 + signal
+
 
 class ConfigError(FBTError):
     """One or more things that are wrong with a config, all of them reported together.

@@ -34,7 +34,7 @@ def parse() -> Parser:
         nargs="?",
         const=True,
         metavar="PATH",
-        help="go on from PATH, or from the run's newest whole checkpoint",
+        help="go on from PATH, or from the run's newest whole checkpoint; 'auto': from the start where there is none",
     )
     parser.add_argument(
         "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change values of the config"

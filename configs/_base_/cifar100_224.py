@@ -49,7 +49,7 @@ data_preprocessor = dict(mixup_alpha=0.8, cutmix_alpha=1.0)
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=5)
 optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=5e-4, weight_decay=0.05),
-    constructor="TwoGroupConstructor",
+    constructor="MergedGroupConstructor",
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = [

@@ -79,7 +79,7 @@ class _Check:
             self._signature(Mixing, mixing, "data_preprocessor", given=("num_classes",))
         for key in ("load_from", "resume"):
             value = self.config.get(key)
-            if isinstance(value, str) and not Path(value).is_file():
+            if isinstance(value, str) and value != "auto" and not Path(value).is_file():
                 self.problems.append(f"{key}: {value!r}: no such file")
         if self.config.get("resume") is True and self.config.get("work_dir"):
             self._collect("", find_resume, Path(self.config["work_dir"]))
@@ -162,7 +162,7 @@ class _Check:
             by_value = clip.get("type") == "value"
             function = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
             self._signature(function, clip, "optim_wrapper.clip_grad", given=("parameters",), extra=("type",))
-        wrapper = {"type": "AutocastOptimWrapper", "constructor": "TwoGroupConstructor", **wrapper}
+        wrapper = {"type": "AutocastOptimWrapper", "constructor": "MergedGroupConstructor", **wrapper}
         extra = ("constructor", "paramwise_cfg", "optimizer")
         self._typed(OPTIM_WRAPPERS, wrapper, "optim_wrapper", given=("optimizer",), extra=extra)
         if not isinstance(wrapper.get("optimizer"), Mapping):

@@ -26,6 +26,7 @@ DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
     "teacher_check": {"type": "TeacherCheckHook"},
     "progress": {"type": "ProgressHook"},
     "checkpoint": {"type": "AtomicCheckpointHook"},
+    "stop": {"type": "StopHook"},
     "plain_checkpoint": {"type": "PlainCheckpointHook"},
     "summary": {"type": "SummaryHook"},
 }

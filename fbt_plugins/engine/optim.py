@@ -1,15 +1,17 @@
-"""Optimizer wrappers: precision on any device, and few parameter groups."""
+"""The optimizer wrapper: precision on any device, accumulation, clipping, and updates that stop at the first NaN."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from mmengine.dist import get_world_size
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
-from torch import nn
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import Tensor, nn
+from torch import distributed as dist
 
 from ..errors import ConfigError, nearest
 
@@ -20,11 +22,21 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class AutocastOptimWrapper(OptimWrapper):
     """Precision by ``torch.autocast`` on whatever device the model is on; losses are scaled for fp16 only.
 
+    A loss or gradient that is not finite stops all updates from that step on, on every rank, without a wait for the
+    device where the optimizer is a fused one on a GPU; ``engine.losses`` finds out later which loss it was. (Gradients
+    that overflow in fp16 are no fault: torch's scaler skips those steps and lowers its scale.)
+
     mmengine's own AmpOptimWrapper refuses CPUs, and its gradient clipping reads the norm at every step.
 
     Args:
         precision: "fp32", "bf16" or "fp16".
-        kwargs: see mmengine's OptimWrapper.
+        kwargs: see mmengine's OptimWrapper; ``accumulative_counts`` batches make one update, fewer at the end of an
+            epoch.
+
+    Attributes:
+        period: iterations after which a group of accumulated batches ends in any case; the loop sets it.
+        grad_norm: of the last update, before clipping, on the device; without clipping by norm 0, or inf where the
+            gradients were not finite. None before the first update, and for fp16, whose scaler lets gradients overflow.
     """
 
     def __init__(self, precision: str = "fp32", **kwargs: Any) -> None:
@@ -32,32 +44,117 @@ class AutocastOptimWrapper(OptimWrapper):
         if precision not in PRECISIONS:
             raise ConfigError(f"optim_wrapper.precision: {precision!r}{nearest(precision, PRECISIONS)}")
         self.dtype = PRECISIONS[precision]
-        device = self.optimizer.param_groups[0]["params"][0].device.type
-        self._scaler = torch.amp.GradScaler(device, enabled=self.dtype is torch.float16)
+        self.device = self.optimizer.param_groups[0]["params"][0].device
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+        # A fused optimizer on a GPU leaves everything as it is where this is 1, and nobody has to wait to know.
+        fused = getattr(self.optimizer, "_step_supports_amp_scaling", False) and self.device.type == "cuda"
+        self._masked_on_device = fused and not self._scaler.is_enabled()
+        self._bad = torch.zeros((), device=self.device)
+        self._one = torch.ones((), device=self.device)
+        self.period = 0
+        self.grad_norm: Tensor | None = None
+
+    # ---- accumulation: groups of batches never cross the end of a period ------------------------------------------
+
+    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
+        self._inner_count, self._max_counts = init_counts, max_counts
+        self.period = self.period or max_counts
+
+    def should_update(self) -> bool:
+        return self._ends_group(self._inner_count)
+
+    def should_sync(self) -> bool:
+        return self._ends_group(self._inner_count + 1)
+
+    def _ends_group(self, count: int) -> bool:
+        position = (count - 1) % self.period + 1 if self.period else count
+        return position % self._accumulative_counts == 0 or position == self.period
+
+    def group_start(self, iteration: int) -> int:
+        """The first iteration of the group of accumulated batches that an iteration belongs to."""
+        position = iteration % self.period if self.period else iteration
+        return iteration - position % self._accumulative_counts
+
+    def get_scale_factor(self) -> int:
+        """How many batches the current group has."""
+        rest = self.period % self._accumulative_counts if self.period else 0
+        in_rest = rest and self._inner_count % self.period >= self.period - rest
+        return rest if in_rest else self._accumulative_counts
+
+    # ---- one step --------------------------------------------------------------------------------------------------
+
+    def optim_context(self, model: nn.Module) -> AbstractContextManager[None]:
+        if self.dtype is torch.float32 and self._accumulative_counts == 1:
+            return nullcontext()
+        return self._context(model)
 
     @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        device = next(model.parameters()).device.type
+    def _context(self, model: nn.Module) -> Iterator[None]:
         enabled = self.dtype is not torch.float32
-        with super().optim_context(model), torch.autocast(device, self.dtype if enabled else None, enabled=enabled):
+        dtype = self.dtype if enabled else None
+        with super().optim_context(model), torch.autocast(self.device.type, dtype, enabled=enabled):
             yield
 
-    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
-        self._scaler.scale(loss).backward(**kwargs)
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        factor = self.get_scale_factor()
+        return loss if factor == 1 else loss / factor
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        # 1, or NaN where the loss is not finite: then all gradients are, on every rank, whatever the loss had of them.
+        seed = torch.addcmul(self._one, loss.detach(), self._one, value=0)
+        if self._scaler.is_enabled():
+            self._bad = torch.maximum(self._bad, seed.isnan().float())
+        self._scaler.scale(loss).backward(gradient=seed, **kwargs)
         self._inner_count += 1
 
     def step(self, **kwargs: Any) -> None:
+        if self._scaler.is_enabled():
+            self._scaled_step(**kwargs)
+        elif self._masked_on_device:
+            self._bad = torch.maximum(self._bad, self._found())
+            self.optimizer.found_inf = self._bad  # type: ignore[attr-defined]
+            self.optimizer.step(**kwargs)
+        elif not self._bad.item() and not self._found().item():
+            self.optimizer.step(**kwargs)
+        else:
+            self._bad.fill_(1)
+
+    def _scaled_step(self, **kwargs: Any) -> None:
+        if get_world_size() > 1:
+            dist.all_reduce(self._bad, dist.ReduceOp.MAX)
+        if self._bad.item():
+            return
         if self.clip_grad_kwargs:
             self._scaler.unscale_(self.optimizer)
-            self._clip_grad()
+            self.clip_func(self._parameters(), **self.clip_grad_kwargs)
         self._scaler.step(self.optimizer, **kwargs)
         self._scaler.update()
 
-    def _clip_grad(self) -> None:
-        """Clips without reading the norm, which would wait for the device."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    def _found(self) -> Tensor:
+        """1 where the gradients are not finite, else 0; they are clipped on the way."""
+        parameters = self._parameters()
+        norm = self.clip_func(parameters, **self.clip_grad_kwargs) if self.clip_grad_kwargs and parameters else None
+        if norm is not None:
+            self.grad_norm = norm
+            return norm.isfinite().logical_not().float()
+        found = torch.zeros_like(self._bad)
         if parameters:
-            self.clip_func(parameters, **self.clip_grad_kwargs)
+            # What torch's GradScaler finds out with, here with a scale of 1: one call however many tensors there are.
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self._one)
+        self.grad_norm = found / (1 - found)
+        return found
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def trusted(self) -> Tensor | float:
+        """1 while updates go on, 0 from the first that was not finite; on the device where that is not known here."""
+        if self._masked_on_device:
+            return 1 - self._bad
+        return 1.0 - self._bad.item()
+
+    # ---- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | ({"scaler": self._scaler.state_dict()} if self._scaler.is_enabled() else {})
@@ -67,37 +164,3 @@ class AutocastOptimWrapper(OptimWrapper):
         if (scaler := state.pop("scaler", None)) and self._scaler.is_enabled():
             self._scaler.load_state_dict(scaler)
         super().load_state_dict(state)
-
-
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class TwoGroupConstructor:
-    """Two parameter groups, with and without weight decay; frozen parameters are in neither.
-
-    Vectors and scalars (biases, norms, gains, temperatures) do not decay. mmengine's ``paramwise_cfg`` makes a group of
-    each parameter, which slows the optimizer's step several times.
-
-    Args:
-        optim_wrapper_cfg: config of the wrapper, with its ``optimizer``.
-        paramwise_cfg: ``dict(decay_vectors=True)`` lets vectors and scalars decay too.
-    """
-
-    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
-        self.config = dict(optim_wrapper_cfg)
-        options = dict(paramwise_cfg or {})
-        self.decay_vectors = options.pop("decay_vectors", False)
-        if options:
-            name = next(iter(options))
-            raise ConfigError(f"optim_wrapper.paramwise_cfg: no option {name!r}{nearest(name, ['decay_vectors'])}")
-
-    def __call__(self, model: nn.Module) -> OptimWrapper:
-        model = getattr(model, "module", model)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        plain = [p for p in trained if p.ndim <= 1 and not self.decay_vectors]
-        rest = [p for p in trained if p.ndim > 1 or self.decay_vectors]
-        groups = [{"params": rest}] + ([{"params": plain, "weight_decay": 0.0}] if plain else [])
-        config = dict(self.config)
-        optimizer = OPTIMIZERS.build(
-            dict(config.pop("optimizer")), default_args={"params": [g for g in groups if g["params"]]}
-        )
-        config.setdefault("type", "AutocastOptimWrapper")
-        return OPTIM_WRAPPERS.build(config, default_args={"optimizer": optimizer})

@@ -1,28 +1,49 @@
-"""Progress of a run: a live bar, a line per validation, and metrics.jsonl."""
+"""Progress of a run: a live bar, a line per validation, metrics.jsonl, and an end at the first NaN."""
 
 from __future__ import annotations
 
 import json
 import time
+from copy import deepcopy
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
 
+from ..edge import StepLosses
+from ..errors import FBTError
+from .files import write_atomic
+from .losses import GRADIENT, LossWindow
 from .screen import console, header, say
+
+STATE = "loss_window"
+
+
+class NotFinite(FBTError):
+    """A loss or gradient was not finite.
+
+    Args:
+        name: of the loss, or ``GRADIENT``.
+        value: what it was.
+        iteration: at which, counted from 0.
+    """
+
+    def __init__(self, name: str, value: float, iteration: int) -> None:
+        what = "the gradient" if name == GRADIENT else f"the loss {name}"
+        super().__init__(f"{what} was {value} at iteration {iteration + 1}; no update was made from it on")
+        self.iteration = iteration
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
     """Shows and records how a run goes.
 
-    Losses are summed on the device and read once per interval: reading them at each step would wait for the device.
+    Losses stay on the device and are read once per interval: reading them at each step would wait for the device.
 
     Args:
         interval: iterations between two records in ``metrics.jsonl``.
@@ -32,18 +53,24 @@ class ProgressHook(Hook):
 
     def __init__(self, interval: int = 50) -> None:
         self.interval = interval
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._window = LossWindow(interval)
+        self._schedules: list[tuple[int, Any]] = []
         self._bar: Progress | None = None
+
+    # ---- the run ---------------------------------------------------------------------------------------------------
+
+    def before_run(self, runner: Any) -> None:
+        if hasattr(runner.train_loop, "dataloader"):
+            header(runner)
 
     def before_train(self, runner: Any) -> None:
         self._file = Path(runner.work_dir) / "metrics.jsonl"
-        self._started = self._last = time.perf_counter()
+        self._last, self._last_iteration = time.perf_counter(), runner.iter
         if is_main_process():
             self._forget_after(runner.iter)
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=18),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
@@ -54,18 +81,28 @@ class ProgressHook(Hook):
             disable=not (is_main_process() and console.is_terminal),
         )
         self._task = self._bar.add_task(self._title(runner), total=runner.max_iters, completed=runner.iter, note="")
+        self._advance = None if self._bar.disable else self._bar.advance
         self._bar.start()
 
-    def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Tensor] | None = None
-    ) -> None:
-        for name, value in (outputs or {}).items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._steps += 1
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter % self.interval == 0 or not self._schedules:
+            self._keep_schedules(runner)
+
+    def before_train_epoch(self, runner: Any) -> None:
+        self._keep_schedules(runner)
         if self._bar is not None:
-            self._bar.advance(self._task)
-        if (runner.iter + 1) % self.interval == 0 or runner.iter + 1 == runner.max_iters:
-            self._record_losses(runner, runner.iter + 1, len(data_batch["inputs"]))
+            self._bar.update(self._task, description=self._title(runner))
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: StepLosses | None = None
+    ) -> None:
+        if outputs is not None:
+            self._window.add(outputs, getattr(runner.optim_wrapper, "grad_norm", None))
+        if self._advance is not None:
+            self._advance(self._task)
+        done = runner.iter + 1
+        if done % self.interval == 0 or done == runner.max_iters:
+            self._record(runner, done, len(data_batch["inputs"]))
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         top1 = {k.removesuffix("_top1"): v for k, v in (metrics or {}).items() if k.endswith("_top1")}
@@ -81,24 +118,76 @@ class ProgressHook(Hook):
         """Takes the bar off the terminal."""
         if self._bar is not None:
             self._bar.stop()
-            self._bar = None
+            self._bar = self._advance = None
 
-    def before_train_epoch(self, runner: Any) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, description=self._title(runner))
+    # ---- losses ----------------------------------------------------------------------------------------------------
 
-    def _record_losses(self, runner: Any, iteration: int, batch_size: int) -> None:
-        names = list(self._sums)
-        values = (torch.stack([self._sums[n].float() for n in names]) / self._steps).tolist()
+    def check(self, done: int) -> dict[str, list[float]]:
+        """The losses since the last record; every process of a job must call it at the same iteration.
+
+        Args:
+            done: iterations that were made.
+
+        Raises:
+            NotFinite: with the first that was not finite.
+        """
+        columns = self._window.read()
+        first = done - self._window.rows
+        for row in range(self._window.rows):
+            for name, values in columns.items():
+                if not isfinite(values[row]):
+                    raise NotFinite(name, values[row], first + row)
+        return columns
+
+    def _record(self, runner: Any, done: int, batch_size: int) -> None:
+        columns, rows = self.check(done), self._window.rows
+        if not rows:
+            return
+        means = {name: sum(values) / rows for name, values in columns.items()}
+        norm = means.pop(GRADIENT)
+        record = {"loss": sum(means.values())} | means | ({GRADIENT: norm} if norm else {})
         now = time.perf_counter()
-        rate = batch_size * self._steps * runner.world_size / max(now - self._last, 1e-9)
-        record: dict[str, Any] = dict(zip(names, values, strict=True))
+        rate = batch_size * (done - self._last_iteration) * runner.world_size / max(now - self._last, 1e-9)
         record |= {"lr": runner.optim_wrapper.param_groups[0]["lr"], "images_per_second": rate}
-        self._sums, self._steps, self._last = {}, 0, now
+        self._window.clear()
+        self._schedules = self._schedules[-1:]
+        self._last, self._last_iteration = now, done
         if self._bar is not None:
-            self._bar.update(self._task, note=f"loss {record['loss']:.3f}  {rate:.0f} img/s")
-        self._write({"iter": iteration, "epoch": runner.epoch + 1, **{f"train/{k}": v for k, v in record.items()}})
-        runner.visualizer.add_scalars({f"train/{k}": v for k, v in record.items()}, step=iteration)
+            self._bar.update(self._task, note=f"loss {record['loss']:.3f} ({_by_edge(means)})  {rate:.0f} img/s")
+        self._write({"iter": done, "epoch": runner.epoch + 1, **{f"train/{k}": v for k, v in record.items()}})
+        runner.visualizer.add_scalars({f"train/{k}": v for k, v in record.items()}, step=done)
+
+    def _keep_schedules(self, runner: Any) -> None:
+        """What the schedules are at this iteration, in case that later ones must be taken back."""
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in runner.optim_wrapper.param_groups]
+        state = ([s.state_dict() for s in runner.param_schedulers or ()], groups)
+        self._schedules.append((runner.iter, deepcopy(state)))
+
+    def rewind(self, runner: Any, iteration: int, bad: int) -> None:
+        """Takes back schedules and losses to what they were.
+
+        Args:
+            runner: the run.
+            iteration: before which; not before the last record but one.
+            bad: the one since the last record that was not finite.
+        """
+        at, (states, groups) = [kept for kept in self._schedules if kept[0] <= iteration][-1]
+        for group, kept in zip(runner.optim_wrapper.param_groups, groups, strict=True):
+            group.update(kept)
+        for schedule, state in zip(runner.param_schedulers or (), states, strict=True):
+            schedule.load_state_dict(state)
+            for _ in range(iteration - at if not schedule.by_epoch else 0):
+                schedule.step()
+        self._window.rows = max(0, iteration - bad // self.interval * self.interval)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint[STATE] = self._window.state_dict()
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        if runner._resume and STATE in checkpoint:
+            self._window.load_state_dict(checkpoint[STATE], runner.device)
+
+    # ---- metrics.jsonl ---------------------------------------------------------------------------------------------
 
     def _write(self, record: dict[str, Any]) -> None:
         if is_main_process():
@@ -106,27 +195,40 @@ class ProgressHook(Hook):
                 file.write(json.dumps(record) + "\n")
 
     def _forget_after(self, iteration: int) -> None:
-        """Drops records of steps that a resumed run will take again, and all of an earlier run in this folder."""
+        """Drops records of steps and validations that a resumed run will make again."""
         if self._file.exists():
-            lines = self._file.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _whole(line) and json.loads(line)["iter"] <= iteration]
-            self._file.write_text("".join(line + "\n" for line in kept if iteration), encoding="utf-8")
+            records = [(line, _iteration(line)) for line in self._file.read_text(encoding="utf-8").splitlines()]
+            kept = [
+                line
+                for line, at in records
+                if at is not None and (at < iteration or (at == iteration and '"val/' not in line))
+            ]
+            write_atomic(self._file, "".join(line + "\n" for line in kept if iteration))
 
     @staticmethod
     def _title(runner: Any, done: bool = False) -> str:
         if isinstance(runner.train_loop, IterBasedTrainLoop):
-            return f"iteration {runner.iter:>{len(str(runner.max_iters))}}/{runner.max_iters}"
+            return f"iteration {runner.iter:>{len(str(runner.max_iters))}}/{runner.max_iters}" if done else "training"
         epoch = runner.epoch + (0 if done else 1)
         return f"epoch {epoch:>{len(str(runner.max_epochs))}}/{runner.max_epochs}"
 
-    def before_run(self, runner: Any) -> None:
-        if hasattr(runner.train_loop, "dataloader"):
-            header(runner)
+
+def _by_edge(means: dict[str, float]) -> str:
+    """The parts of a loss, an edge each: "task 0.61, T→S 0.40"."""
+    sums: dict[str, float] = {}
+    for name, value in means.items():
+        edge = name.partition("/")[0]
+        sums[edge] = sums.get(edge, 0.0) + value
+    return ", ".join(f"{_short(edge)} {value:.2f}" for edge, value in sums.items())
 
 
-def _whole(line: str) -> bool:
+def _short(edge: str) -> str:
+    giver, found, receiver = edge.partition("_to_")
+    return f"{giver[0].upper()}→{receiver[0].upper()}" if found else edge
+
+
+def _iteration(line: str) -> int | None:
     try:
-        json.loads(line)
-    except json.JSONDecodeError:  # a run was stopped while it wrote
-        return False
-    return True
+        return json.loads(line)["iter"]
+    except (json.JSONDecodeError, KeyError, TypeError):  # a run was stopped while it wrote
+        return None

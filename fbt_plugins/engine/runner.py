@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_dist_info, is_distributed, master_only
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODELS, VISUALIZERS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -21,18 +21,33 @@ from ..data import Mixing
 from ..data.preprocessor import ImagePreprocessor
 from ..errors import FBTError
 from ..registry import one_line
-from . import checkpoints, metrics, optim, progress, seeding, summary, teacher_check  # noqa: F401 - register themselves
+from . import (  # noqa: F401 - they register themselves
+    checkpoints,
+    loops,
+    metrics,
+    optim,
+    parameters,
+    progress,
+    seeding,
+    stop,
+    summary,
+    teacher_check,
+)
 from .checkpoints import find_resume, read_checkpoint
 from .config import DEFAULT_HOOKS, merge
 from .device import resolve_device
 from .files import write_atomic
+from .screen import relative, say
+from .statistics import scatter_statistics
+
+H = TypeVar("H")
 
 
 class DistillRunner(Runner):
     """mmengine's Runner for a :class:`Distiller`.
 
     A config says what mmengine's Runner takes, and besides: ``device`` ("cpu", "cuda", "cuda:1"; by default the first
-    GPU if there is one), ``resume`` (True, or the path of a checkpoint).
+    GPU if there is one), ``resume`` (True, the path of a checkpoint, or "auto", which begins where there is none).
     """
 
     model: Any
@@ -138,26 +153,145 @@ class DistillRunner(Runner):
             if hook is not None:
                 self.register_hook(dict(hook))
         if self.distributed:
-            self.register_hook({"type": "SyncBuffersHook"})
+            self.register_hook({"type": "SyncStatisticsHook"})
+
+    def build_train_loop(self, loop: Any) -> Any:
+        """mmengine's loops by ``by_epoch``, in the form that goes on from any iteration."""
+        if isinstance(loop, Mapping) and "type" not in loop:
+            options = dict(loop)
+            by_epoch = options.pop("by_epoch", True)
+            loop = {"type": "EpochLoop" if by_epoch else "IterLoop", **options}
+        return super().build_train_loop(loop)
+
+    def hook(self, kind: type[H]) -> H | None:
+        """The first hook of a class."""
+        return next((hook for hook in self.hooks if isinstance(hook, kind)), None)
+
+    @property
+    def checkpoints(self) -> checkpoints.AtomicCheckpointHook:
+        """The hook that saves."""
+        found = self.hook(checkpoints.AtomicCheckpointHook)
+        if found is None:
+            raise FBTError("default_hooks.checkpoint is None: there is nothing that could save this run")
+        return found
+
+    def check_losses(self, done: int) -> None:
+        """Reads the losses since the last record.
+
+        Args:
+            done: iterations that were made.
+
+        Raises:
+            NotFinite: with the first that was not finite.
+        """
+        if (hook := self.hook(progress.ProgressHook)) is not None:
+            hook.check(done)
 
     def train(self) -> nn.Module:
-        """mmengine's, after which the terminal is as it was, whatever happened."""
+        """mmengine's, after which the terminal is as it was, whatever happened.
+
+        Raises:
+            FBTError: if a loss was not finite, a file could not be written, or another process is gone; the message
+                says which checkpoint holds the last good state.
+            Interrupted: after a signal.
+        """
         try:
             return super().train()
+        except progress.NotFinite as error:
+            raise FBTError(f"{error}; {self._after_nan(error.iteration)}") from None
+        except OSError as error:
+            raise FBTError(f"{one_line(error)}; {self._last_checkpoint()}") from error
+        except RuntimeError as error:
+            if self.distributed and "Connection" in str(error):
+                reason = one_line(error).rsplit("] ", 1)[-1]
+                raise FBTError(f"another process of this job is gone ({reason}); {self._last_checkpoint()}") from error
+            raise
         finally:
             for hook in self.hooks:
-                if isinstance(hook, progress.ProgressHook):
+                if isinstance(hook, progress.ProgressHook | stop.StopHook):
                     hook.close()
+
+    def _last_checkpoint(self) -> str:
+        """How to go on after a failure."""
+        hook = self.hook(checkpoints.AtomicCheckpointHook)
+        if hook is None or hook.saved < 0:
+            return "nothing was saved yet"
+        return f"{relative(hook.last_ckpt or self.work_dir)} is whole; go on with --resume"
+
+    def _after_nan(self, iteration: int) -> str:
+        """Saves the weights from before an iteration, since when nothing was updated; says what to do."""
+        hint = "look at that loss, or lower the learning rate; --resume goes on from there"
+        if not all(v.isfinite().all() for v in self.model.state_dict().values() if v.is_floating_point()):
+            return f"the model's statistics are not finite either: {self._last_checkpoint()}"  # BatchNorm's
+        start = self.optim_wrapper.group_start(iteration)
+        rewind = self.hook(progress.ProgressHook)
+        if start == self.checkpoints.saved or rewind is None:
+            return f"{self._last_checkpoint()}; {hint}"
+        rewind.rewind(self, start, iteration)
+        loop: Any = self.train_loop
+        epoch = start // len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else 0
+        self.checkpoints.save_now(self, epoch, start)
+        return f"{relative(self.checkpoints.last_ckpt)} has the weights from before it; {hint}"
 
     def load_or_resume(self) -> None:
         """Goes on from a checkpoint if asked to, and never silently starts over."""
         if self._has_loaded:
             return
-        if self._resume:
-            source = self._resume if isinstance(self._resume, str) else find_resume(Path(self.work_dir))[0]
-            self.resume(str(source), map_location="cpu")
-        elif self._load_from:
-            self.load_checkpoint(self._load_from)
+        folder, source = Path(self.work_dir), self.cfg.get("resume", False)
+        if source == "auto":
+            source = bool(checkpoints.training_checkpoints(folder))
+            if not source:
+                say(f"--resume auto: no checkpoint in {relative(folder)}, so from the beginning")
+        self._resume = source
+        if source:
+            path = Path(source) if isinstance(source, str) else find_resume(folder)[0]
+            self.resume(str(path))
+            here = path.resolve().parent == folder.resolve()
+            newer = (int(self.epoch), int(self.iter)) if here else (-1, -1)
+            say(f"resume  {relative(path)} ({self.iter:,} of {self.max_iters:,} iterations done)")
+        else:
+            newer = (-1, -1)
+            if self._load_from:
+                self.load_checkpoint(self._load_from)
+        self._set_aside(newer)
+
+    @master_only
+    def _set_aside(self, newer_than: tuple[int, int]) -> None:
+        earlier = checkpoints.set_aside(Path(self.work_dir), newer_than)
+        if earlier is not None:
+            say(f"earlier {relative(earlier)} has what another run left in this folder")
+
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: Any = "cpu",
+    ) -> None:
+        """Takes up a run at the iteration of a checkpoint, so that it ends with the bits it would have ended with.
+
+        Raises:
+            FBTError: if the checkpoint is missing, damaged, another model's, or of a run with another seed, batch size,
+                data set or number of processes.
+        """
+        checkpoint = self.load_checkpoint(filename)
+        meta, here = checkpoint["meta"], {"world_size": self.world_size, "epoch_length": len(self.train_dataloader)}
+        names = {"seed": "seed", "world_size": "processes", "epoch_length": "iterations per epoch"}
+        for key, value in ({"seed": self.seed} | here).items():
+            if meta.get(key, value) != value:
+                what = f"{names[key]}: {meta[key]} in the checkpoint, {value} here"
+                raise FBTError(f"--resume {filename}: another run's ({what}); for its weights set load_from")
+        self.train_loop._epoch, self.train_loop._iter = meta["epoch"], meta["iter"]  # type: ignore[union-attr]
+        self.message_hub.load_state_dict(checkpoint["message_hub"])
+        if resume_optimizer and "optimizer" in checkpoint:
+            self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+        elif resume_optimizer:
+            raise FBTError(f"--resume {filename}: it has weights but no optimizer; take an epoch_*.pth or iter_*.pth")
+        if resume_param_scheduler:
+            for own, state in zip(self.param_schedulers or [], checkpoint.get("param_schedulers", ()), strict=True):
+                own.load_state_dict(state)
+        scatter_statistics(self.model, checkpoint.get("rank_statistics", []))
+        self._has_loaded = True
 
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = True, revise_keys: Any = None

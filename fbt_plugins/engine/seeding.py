@@ -20,9 +20,22 @@ class StepSeedHook(Hook):
 
     priority = "VERY_HIGH"
 
+    def before_train(self, runner: Any) -> None:
+        self._preprocessor = getattr(runner.model, "module", runner.model).data_preprocessor
+
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         seed = derive_seed(runner.seed, get_rank(), runner.iter)
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        getattr(runner.model, "module", runner.model).data_preprocessor.step_seed = seed
+        seed_all(seed)
+        self._preprocessor.step_seed = seed
+
+
+def seed_all(seed: int) -> None:
+    """Seeds torch on all devices, ``random`` and ``numpy.random``.
+
+    ``torch.manual_seed`` does the same but takes 150 us where CUDA is not in use: it notes its caller's traceback.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)

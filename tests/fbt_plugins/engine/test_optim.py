@@ -3,7 +3,8 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from fbt_plugins.engine.optim import AutocastOptimWrapper, TwoGroupConstructor
+from fbt_plugins.engine.optim import AutocastOptimWrapper
+from fbt_plugins.engine.parameters import MergedGroupConstructor
 from fbt_plugins.errors import ConfigError
 
 
@@ -14,7 +15,7 @@ def net() -> nn.Module:
 
 def build(model: nn.Module, **options: object) -> OptimWrapper:
     config = dict(optimizer=dict(type="AdamW", lr=0.01, weight_decay=0.1), **options)
-    return TwoGroupConstructor(config)(model)
+    return MergedGroupConstructor(config)(model)
 
 
 def test_two_groups_hold_every_trained_parameter_once_and_no_frozen_one() -> None:
@@ -28,10 +29,10 @@ def test_two_groups_hold_every_trained_parameter_once_and_no_frozen_one() -> Non
 
 
 def test_vectors_decay_where_the_config_says_so() -> None:
-    wrapper = TwoGroupConstructor(dict(optimizer=dict(type="SGD", lr=1.0)), dict(decay_vectors=True))(net())
+    wrapper = MergedGroupConstructor(dict(optimizer=dict(type="SGD", lr=1.0)), dict(decay_vectors=True))(net())
     assert len(wrapper.optimizer.param_groups) == 1
     with pytest.raises(ConfigError, match="no option 'decay_vector'; did you mean 'decay_vectors'"):
-        TwoGroupConstructor(dict(), dict(decay_vector=True))
+        MergedGroupConstructor(dict(), dict(decay_vector=True))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

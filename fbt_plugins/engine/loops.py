@@ -1,0 +1,117 @@
+"""mmengine's training loops, which can go on at any iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner.base_loop import BaseLoop
+from mmengine.runner.utils import calc_dynamic_intervals
+
+from ..errors import FBTError
+
+
+class _Seeking:
+    """What both loops share: batches of an epoch from any position on."""
+
+    dataloader: Any
+    runner: Any
+    _iter: int
+
+    def batches(self, epoch: int, done: int) -> Iterator[Any]:
+        """The batches of an epoch, without the first ``done``, none of which is read.
+
+        Raises:
+            FBTError: if the order of the images cannot be taken up in the middle.
+        """
+        sampler = self.dataloader.sampler
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        if done:
+            if not hasattr(sampler, "seek"):
+                name = type(sampler).__name__
+                raise FBTError(f"--resume in the middle of an epoch: {name} has no seek(); use SeededSampler")
+            sampler.seek(done * self.dataloader.batch_size)
+        yield from self.dataloader
+
+
+@LOOPS.register_module()
+class EpochLoop(_Seeking, EpochBasedTrainLoop):
+    """mmengine's EpochBasedTrainLoop (same arguments), which starts at the iteration that a checkpoint was taken at."""
+
+    def run(self) -> Any:
+        self.runner.call_hook("before_train")
+        if self._epoch and self._iter == self._epoch * len(self.dataloader):
+            self._validate()  # a checkpoint of an epoch's end is taken before its validation
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._decide_current_val_interval()
+            self._validate()
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        done = self._iter - self._epoch * len(self.dataloader)
+        for index, batch in enumerate(self.batches(self._epoch, done), start=done):
+            self.run_iter(index, batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+    def _validate(self) -> None:
+        due = self._epoch >= self.val_begin
+        due = due and (self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs)
+        if due and self.runner.val_loop is not None:
+            self.runner.val_loop.run()
+
+
+@LOOPS.register_module()
+class IterLoop(_Seeking, IterBasedTrainLoop):
+    """mmengine's IterBasedTrainLoop (same arguments), which starts at the iteration that a checkpoint was taken at.
+
+    mmengine's reads all batches up to there again, and sleeps for two seconds wherever the data end.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: Any,
+        max_iters: int,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+    ) -> None:
+        BaseLoop.__init__(self, runner, dataloader)
+        self._max_iters, self._max_epochs = int(max_iters), 1
+        self._epoch = self._iter = 0
+        self.val_begin, self.val_interval = val_begin, val_interval
+        self.stop_training = False
+        self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(val_interval, dynamic_intervals)
+
+    def run(self) -> Any:
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        if self._iter:
+            self._validate()  # a checkpoint is taken before the validation of its iteration
+        batches = self._endless()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(batches))
+            self._decide_current_val_interval()
+            self._validate()
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def _endless(self) -> Iterator[Any]:
+        while True:
+            yield from self.batches(*divmod(self._iter, len(self.dataloader)))
+
+    def _validate(self) -> None:
+        due = self._iter >= self.val_begin
+        due = due and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
+        if due and self.runner.val_loop is not None:
+            self.runner.val_loop.run()

@@ -1,0 +1,99 @@
+"""Signals: a run that is told to stop finishes its step, saves, and says how to go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
+from torch import distributed as dist
+
+from ..errors import Interrupted
+from .screen import relative
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What schedulers, users and ``sbatch --signal=USR1@60`` send."""
+
+AGREE_EVERY = 10
+"""Updates after which the processes of a job ask each other whether one of them was told to stop."""
+
+
+@HOOKS.register_module()
+class StopHook(Hook):
+    """Stops after the step in which a signal came, with a checkpoint; a second SIGINT stops at once.
+
+    During validation it stops at once, unless the steps before it are not yet saved.
+    """
+
+    priority = "LOWEST"  # after the checkpoint that may be due anyway
+
+    def __init__(self) -> None:
+        self._received = self._updates = 0
+        self._before: dict[int, Any] = {}
+        self._group: Any = None
+
+    def before_train(self, runner: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        if get_world_size() > 1:
+            # On the CPU whatever the training's backend is: asking must not wait for a GPU.
+            self._group = dist.new_group(backend="gloo")
+
+    def after_train(self, runner: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Signals mean again what they meant before the run."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received:
+            raise KeyboardInterrupt
+        self._received = number
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        end = len(runner.train_loop.dataloader) if by_epoch else runner.max_iters
+        if (runner.iter + 1) % end and runner.optim_wrapper.should_update():
+            self._updates += 1
+            if self._told(ask=self._updates % AGREE_EVERY == 0):
+                self._stop(runner, runner.epoch, runner.iter + 1)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        if self._told():
+            by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+            self._stop(runner, runner.epoch + by_epoch, runner.iter)
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self._received and self._group is None and runner.checkpoints.saved == runner.iter:
+            raise self._line(runner)
+
+    def _told(self, ask: bool = True) -> int:
+        """The signal that any process of the job has received; 0 is none, or that it was not time to ask."""
+        if self._group is None:
+            return self._received
+        if not ask:
+            return 0
+        flag = torch.tensor(self._received)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
+        self._received = int(flag)
+        return self._received
+
+    def _stop(self, runner: Any, epoch: int, iteration: int) -> None:
+        if runner.checkpoints.saved != iteration:
+            runner.checkpoints.save_now(runner, epoch, iteration)
+        raise self._line(runner)
+
+    def _line(self, runner: Any) -> Interrupted:
+        name, saved = signal.Signals(self._received).name, relative(runner.checkpoints.last_ckpt)
+        return Interrupted(f"stopped by {name}; saved {saved}; the same command with --resume goes on", self._received)
