@@ -122,9 +122,11 @@ class PlainCheckpointHook(Hook):
     priority = "LOWEST"
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        info = checkpoint["message_hub"]["runtime_info"]
-        # Log histories are left out: metrics.jsonl has them, and their buffers are objects.
-        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": plain(dict(info)), "resumed_keys": {}}
+        info = plain(dict(checkpoint["message_hub"]["runtime_info"]))
+        # Log histories are left out: metrics.jsonl has them, and their buffers are objects. What is not marked as
+        # resumed would be lost at the second resume.
+        marks = dict.fromkeys(info, True)
+        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": info, "resumed_keys": marks}
         checkpoint["meta"] = plain(checkpoint["meta"]) | {
             "world_size": runner.world_size,
             "epoch_length": len(runner.train_dataloader),

@@ -43,6 +43,7 @@ class EpochLoop(_Seeking, EpochBasedTrainLoop):
 
     def run(self) -> Any:
         self.runner.call_hook("before_train")
+        self.runner.optim_wrapper.period = len(self.dataloader)
         if self._epoch and self._iter == self._epoch * len(self.dataloader):
             self._validate()  # a checkpoint of an epoch's end is taken before its validation
         while self._epoch < self._max_epochs and not self.stop_training:

@@ -36,7 +36,7 @@ class AutocastOptimWrapper(OptimWrapper):
     Attributes:
         period: iterations after which a group of accumulated batches ends in any case; the loop sets it.
         grad_norm: of the last update, before clipping, on the device; without clipping by norm 0, or inf where the
-            gradients were not finite. None before the first update, and for fp16, whose scaler lets gradients overflow.
+            gradients were not finite. None without an update, and for fp16, whose scaler lets gradients overflow.
     """
 
     def __init__(self, precision: str = "fp32", **kwargs: Any) -> None:
@@ -100,6 +100,7 @@ class AutocastOptimWrapper(OptimWrapper):
         return loss if factor == 1 else loss / factor
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        self.grad_norm = None
         # 1, or NaN where the loss is not finite: then all gradients are, on every rank, whatever the loss had of them.
         seed = torch.addcmul(self._one, loss.detach(), self._one, value=0)
         if self._scaler.is_enabled():

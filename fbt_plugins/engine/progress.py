@@ -143,9 +143,9 @@ class ProgressHook(Hook):
         columns, rows = self.check(done), self._window.rows
         if not rows:
             return
+        norms = [norm for norm in columns.pop(GRADIENT) if norm]  # 0 where it is not known
         means = {name: sum(values) / rows for name, values in columns.items()}
-        norm = means.pop(GRADIENT)
-        record = {"loss": sum(means.values())} | means | ({GRADIENT: norm} if norm else {})
+        record = {"loss": sum(means.values())} | means | ({GRADIENT: sum(norms) / len(norms)} if norms else {})
         now = time.perf_counter()
         rate = batch_size * (done - self._last_iteration) * runner.world_size / max(now - self._last, 1e-9)
         record |= {"lr": runner.optim_wrapper.param_groups[0]["lr"], "images_per_second": rate}

@@ -253,13 +253,7 @@ class DistillRunner(Runner):
             newer = (-1, -1)
             if self._load_from:
                 self.load_checkpoint(self._load_from)
-        self._set_aside(newer)
-
-    @master_only
-    def _set_aside(self, newer_than: tuple[int, int]) -> None:
-        earlier = checkpoints.set_aside(Path(self.work_dir), newer_than)
-        if earlier is not None:
-            say(f"earlier {relative(earlier)} has what another run left in this folder")
+        self._begin_folder(newer)
 
     def resume(
         self,
@@ -312,9 +306,15 @@ class DistillRunner(Runner):
         self._has_loaded = True
         return checkpoint
 
-    @master_only
     def dump_config(self) -> None:
-        """Writes ``config.py``, complete and re-runnable."""
+        """Not yet: the folder may still hold another run's."""
+
+    @master_only
+    def _begin_folder(self, newer_than: tuple[int, int]) -> None:
+        """Sets aside what another run left, and writes ``config.py``, complete and re-runnable."""
+        earlier = checkpoints.set_aside(Path(self.work_dir), newer_than)
+        if earlier is not None:
+            say(f"earlier {relative(earlier)} has what another run left in this folder")
         write_atomic(Path(self.work_dir) / "config.py", self.cfg.pretty_text)
         # Formatting takes a third of a second and is done again at every save: once, here, is enough.
         object.__setattr__(self.cfg, "_format_python_code", False)

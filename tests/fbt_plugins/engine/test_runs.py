@@ -1,56 +1,21 @@
 """Whole runs at miniature scale: files, resume, precision, and what must never change."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
-from conftest import CNN, CONVNEXT, RESMLP, VIT
-from mmengine.config import Config
+from conftest import CNN, RESMLP, VIT
+from runs import Build, run
 from safetensors.torch import load_file
 
-from fbt_plugins.engine.checkpoints import find_resume, read_checkpoint
+from fbt_plugins.engine.checkpoints import find_resume
 from fbt_plugins.engine.config import load_config
 from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.errors import FBTError
-
-ROOT = Path(__file__).parents[3]
-BASES = [str(ROOT / "configs" / "_base_" / name) for name in ("fbt.py", "fashion_mnist_mini.py", "adamw_cosine.py")]
-TINY = f"""
-_base_ = {BASES}
-model = dict(student={RESMLP}, teacher={CONVNEXT})
-train_dataloader = dict(batch_size=8, num_batch_per_epoch=4)
-val_dataloader = dict(num_batch_per_epoch=1, batch_size=50)
-test_dataloader = dict(num_batch_per_epoch=1, batch_size=50)
-train_cfg = dict(by_epoch=True, max_epochs=3)
-param_scheduler = [dict(type="CosineAnnealingLR", T_max=3, end=3, convert_to_iter_based=True)]
-randomness = dict(seed=3)
-device = "cpu"
-default_hooks = dict(progress=dict(interval=2))
-"""
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Callable[..., Config]:
-    def build(folder: str = "run", **options: Any) -> Config:
-        (tmp_path / "tiny.py").write_text(TINY)
-        loaded = load_config(tmp_path / "tiny.py", options)
-        loaded.work_dir = str(tmp_path / folder)
-        return loaded
-
-    return build
-
-
-def run(config: Config) -> DistillRunner:
-    runner = DistillRunner.from_cfg(config)
-    runner.train()
-    return runner
-
-
-def test_a_run_leaves_everything_behind(config: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_run_leaves_everything_behind(config: Build, tmp_path: Path) -> None:
     folder = Path(run(config()).work_dir)
     summary = json.loads((folder / "summary.json").read_text())
     for key in ("student_top1", "teacher_top1", "fusion_top1"):
@@ -67,7 +32,7 @@ def test_a_run_leaves_everything_behind(config: Callable[..., Config], tmp_path:
     assert again.model.to_dict() == config().model.to_dict()
 
 
-def test_the_student_file_is_a_plain_timm_model(config: Callable[..., Config]) -> None:
+def test_the_student_file_is_a_plain_timm_model(config: Build) -> None:
     runner = run(config())
     path = Path(runner.work_dir) / "student.safetensors"
     student = timm.create_model(
@@ -78,7 +43,7 @@ def test_the_student_file_is_a_plain_timm_model(config: Callable[..., Config]) -
     assert all(not k.startswith("net.") for k in load_file(path))
 
 
-def test_the_student_file_can_teach(config: Callable[..., Config]) -> None:
+def test_the_student_file_can_teach(config: Build) -> None:
     path = Path(run(config()).work_dir) / "student.safetensors"
     taught = config("second", **{"model.teacher.name": "resmlp_s4_patch4_32"})
     taught.model.teacher = dict(RESMLP, checkpoint=str(path))
@@ -86,7 +51,7 @@ def test_the_student_file_can_teach(config: Callable[..., Config]) -> None:
     assert torch.equal(teacher.net.head.weight, load_file(path)["head.weight"])
 
 
-def test_checkpoints_are_plain_and_hold_no_teacher(config: Callable[..., Config]) -> None:
+def test_checkpoints_are_plain_and_hold_no_teacher(config: Build) -> None:
     runner = run(config())
     path, checkpoint = find_resume(Path(runner.work_dir))
     assert path.name == "epoch_3.pth"  # read with weights_only=True
@@ -99,55 +64,8 @@ def test_checkpoints_are_plain_and_hold_no_teacher(config: Callable[..., Config]
     assert not list(Path(runner.work_dir).glob(".*.tmp"))
 
 
-def test_resumed_is_uninterrupted(config: Callable[..., Config], tmp_path: Path) -> None:
-    """Stopped after two of three epochs and resumed in a folder that was moved: the same bits as in one go."""
-    whole = run(config("whole"))
-
-    class Stop(Exception):
-        pass
-
-    broken = DistillRunner.from_cfg(config("broken"))
-    step = broken.model.train_step
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        if broken.iter == 9:
-            raise Stop
-        return step(*args, **kwargs)
-
-    broken.model.train_step = interrupted
-    with pytest.raises(Stop):
-        broken.train()
-    (tmp_path / "broken").rename(tmp_path / "moved")
-    resumed = run(config("moved", resume=True))
-    assert resumed.iter == whole.iter == 12
-    for (name, a), (_, b) in zip(whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True):
-        assert torch.equal(a, b), name
-    a, b = (read_checkpoint(Path(r.work_dir) / "epoch_3.pth") for r in (whole, resumed))
-    for index, state in a["optimizer"]["state"].items():
-        assert all(torch.equal(v, b["optimizer"]["state"][index][k]) for k, v in state.items())
-    lines = [(Path(r.work_dir) / "metrics.jsonl").read_text().splitlines() for r in (whole, resumed)]
-    curves = [[{k: v for k, v in json.loads(x).items() if "second" not in k} for x in group] for group in lines]
-    assert curves[0] == curves[1]
-    assert len(list((tmp_path / "moved").glob("best_*.pth"))) == 1
-
-
-def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path) -> None:
-    whole = dict(meta=dict(epoch=1), state_dict={}, message_hub={})
-    torch.save(whole, tmp_path / "epoch_1.pth")
-    torch.save(whole, tmp_path / "epoch_2.pth")
-    data = (tmp_path / "epoch_2.pth").read_bytes()
-    (tmp_path / "epoch_10.pth").write_bytes(data[: len(data) // 2])
-    assert find_resume(tmp_path)[0].name == "epoch_2.pth"
-    for name in ("epoch_1.pth", "epoch_2.pth"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(FBTError, match="only damaged checkpoints"):
-        find_resume(tmp_path)
-
-
 @pytest.mark.parametrize("student", [VIT, CNN], ids=lambda c: c["name"])
-def test_a_run_starts_from_the_weights_that_it_was_given(
-    config: Callable[..., Config], tmp_path: Path, student: dict
-) -> None:
+def test_a_run_starts_from_the_weights_that_it_was_given(config: Build, tmp_path: Path, student: dict) -> None:
     """mmengine's Runner would call timm's init_weights here."""
     torch.manual_seed(11)
     net = timm.create_model(
@@ -164,19 +82,19 @@ def test_a_run_starts_from_the_weights_that_it_was_given(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_mixed_precision_trains_on_a_cpu(config: Callable[..., Config], precision: str) -> None:
+def test_mixed_precision_trains_on_a_cpu(config: Build, precision: str) -> None:
     runner = run(config(**{"optim_wrapper.precision": precision, "train_cfg.max_epochs": 1}))
     assert all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in runner.model.parameters())
 
 
-def test_plain_training_makes_a_teacher(config: Callable[..., Config]) -> None:
+def test_plain_training_makes_a_teacher(config: Build) -> None:
     options = {f"model.{k}": None for k in ("teacher", "fusion", "feature_loss", "logit_loss")}
     runner = run(config(**options, **{"model.edges": [], "train_cfg.max_epochs": 1}))
     summary = json.loads((Path(runner.work_dir) / "summary.json").read_text())
     assert "student_top1" in summary and "teacher_top1" not in summary
 
 
-def test_iterations_instead_of_epochs(config: Callable[..., Config]) -> None:
+def test_iterations_instead_of_epochs(config: Build) -> None:
     settings = config()
     settings.train_cfg = dict(by_epoch=False, max_iters=6, val_interval=3)
     settings.param_scheduler = [dict(type="ConstantLR", factor=1.0, by_epoch=False)]
@@ -185,9 +103,7 @@ def test_iterations_instead_of_epochs(config: Callable[..., Config]) -> None:
     assert runner.iter == 6 and (Path(runner.work_dir) / "iter_6.pth").is_file()
 
 
-def test_a_teacher_near_chance_is_a_loud_warning(
-    config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_teacher_near_chance_is_a_loud_warning(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
     run(config(**{"train_cfg.max_epochs": 1}))
     out = capsys.readouterr().out
     assert "THE TEACHER IS NEAR CHANCE" in out and out.index("NEAR CHANCE") < out.index("epoch 1/1")

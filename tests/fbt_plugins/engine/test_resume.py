@@ -1,0 +1,156 @@
+"""A run that was stopped anywhere and resumed ends with the bits of one that never stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import Build, assert_same, run, run_until
+
+from fbt_plugins.engine.checkpoints import find_resume, training_checkpoints
+from fbt_plugins.engine.runner import DistillRunner
+from fbt_plugins.errors import FBTError, Interrupted
+
+MIDDLE = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}
+ITERATIONS = {
+    "train_cfg": dict(by_epoch=False, max_iters=12, val_interval=5),
+    "param_scheduler": [dict(type="LinearLR", start_factor=0.1, by_epoch=False, end=10)],
+    "default_hooks.checkpoint.interval": 3,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "epochs": {},
+    "middle of an epoch": MIDDLE,
+    "iterations": ITERATIONS,
+    "two workers": {**MIDDLE, "train_dataloader.num_workers": 2},
+    "persistent workers": {
+        **MIDDLE,
+        "train_dataloader.num_workers": 2,
+        "train_dataloader.persistent_workers": True,
+    },
+    "accumulation": {**MIDDLE, "optim_wrapper.accumulative_counts": 3, "default_hooks.checkpoint.interval": 2},
+    "accumulated iterations": {**ITERATIONS, "optim_wrapper.accumulative_counts": 5},
+    "bf16": {**MIDDLE, "optim_wrapper.precision": "bf16"},
+    "fp16": {**MIDDLE, "optim_wrapper.precision": "fp16"},
+    "BatchNorm": {**MIDDLE, "model.student.name": "resnet18", "model.student.num_classes": 10},
+    "mixup": {**MIDDLE, "data_preprocessor": dict(mixup_alpha=0.8, cutmix_alpha=1.0)},
+    "clipping, and a loss interval that does not divide": {**MIDDLE, "default_hooks.progress.interval": 5},
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+def test_resumed_is_uninterrupted(config: Build, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Killed twice, each time resumed from a folder that was moved."""
+    whole = run(config("whole", **options))
+    run_until(config("first", **options), 6)
+    (tmp_path / "first").rename(tmp_path / "second")
+    run_until(config("second", resume=True, **options), 11)
+    (tmp_path / "second").rename(tmp_path / "third")
+    resumed = run(config("third", resume=True, **options))
+    last = "iter_12.pth" if "default_hooks.checkpoint.interval" in options else "epoch_3.pth"
+    assert_same(whole, resumed, last)
+    assert len(list((tmp_path / "third").glob("best_*.pth"))) == 1
+    assert len(training_checkpoints(tmp_path / "third")) == 1
+
+
+def test_a_validation_that_was_cut_off_is_made_again(config: Build, tmp_path: Path) -> None:
+    whole = run(config("whole"))
+    broken = DistillRunner.from_cfg(config("broken"))
+    broken.model.val_step = lambda data: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        broken.train()
+    assert_same(whole, run(config("broken", resume=True)), "epoch_3.pth")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_after_the_step_and_says_how_to_go_on(
+    config: Build,
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    whole = run(config("whole"))
+    stopped = DistillRunner.from_cfg(config("stopped"))
+    step = stopped.model.train_step
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        if stopped.iter == 5:
+            os.kill(os.getpid(), number)
+        return step(*args, **kwargs)
+
+    stopped.model.train_step = signalled
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=rf"stopped by {number.name}; saved .*epoch_1_iter_6.pth.*--resume") as stop:
+        stopped.train()
+    assert stop.value.exit_code == 128 + number and signal.getsignal(number) is handler
+    assert_same(whole, run(config("stopped", resume=True)), "epoch_3.pth")
+
+
+def test_the_first_batch_that_is_not_read_again(config: Build, tmp_path: Path) -> None:
+    """Going on in the middle of an epoch reads none of the images that were trained on."""
+    run_until(config("run", **MIDDLE), 7)
+    resumed = DistillRunner.from_cfg(config("run", resume=True, **MIDDLE))
+    seen: list[int] = []
+    step = resumed.model.train_step
+    resumed.model.train_step = lambda data, **kwargs: (seen.extend(data["index"].tolist()), step(data, **kwargs))[1]
+    resumed.train()
+    assert len(seen) == (12 - 6) * 8
+
+
+def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path) -> None:
+    whole = dict(meta=dict(epoch=1), state_dict={}, message_hub={})
+    torch.save(whole, tmp_path / "epoch_1.pth")
+    torch.save(whole, tmp_path / "epoch_2.pth")
+    data = (tmp_path / "epoch_2.pth").read_bytes()
+    (tmp_path / "epoch_10.pth").write_bytes(data[: len(data) // 2])
+    assert find_resume(tmp_path)[0].name == "epoch_2.pth"
+    for name in ("epoch_1.pth", "epoch_2.pth"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FBTError, match="only damaged checkpoints"):
+        find_resume(tmp_path)
+
+
+def test_nothing_to_resume_is_said_and_auto_begins(
+    config: Build,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(FBTError, match=r"--resume: no checkpoint in .*--resume auto"):
+        run(config("none", resume=True))
+    run(config("none", resume="auto", **{"train_cfg.max_epochs": 1}))
+    assert "no checkpoint in" in capsys.readouterr().out
+    again = run(config("none", resume="auto"))
+    assert again.iter == 12 and "resume " in capsys.readouterr().out
+
+
+def test_another_run_in_the_folder_is_set_aside(config: Build, tmp_path: Path) -> None:
+    run(config("run"))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.*") if p.is_file()}
+    run_until(config("run", **{"randomness.seed": 4}), 6)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run" / "earlier_1").iterdir()} == before
+    assert find_resume(tmp_path / "run")[0].name == "epoch_1.pth"  # not the earlier run's third
+
+
+def test_what_does_not_fit_the_checkpoint_is_refused(config: Build, tmp_path: Path) -> None:
+    run_until(config("run"), 6)
+    for options, reason in (
+        ({"randomness.seed": 4}, "seed: 3 in the checkpoint, 4 here"),
+        ({"train_dataloader.num_batch_per_epoch": 5}, "iterations per epoch: 4 in the checkpoint, 5 here"),
+        ({"model.student.embed_dim": 24}, "not of this config's model"),
+    ):
+        with pytest.raises(FBTError, match=reason):
+            run(config("run", resume=True, **options))
+    best = next((tmp_path / "run").glob("best_*.pth"))
+    with pytest.raises(FBTError, match="weights but no optimizer"):
+        run(config("run", resume=str(best)))
+
+
+def test_going_on_from_an_older_checkpoint(config: Build, tmp_path: Path) -> None:
+    """Newer ones would be taken for the newest next time."""
+    keep = {"default_hooks.checkpoint.max_keep_ckpts": -1}
+    whole = run(config("run", **keep))
+    again = run(config("run", resume=str(tmp_path / "run" / "epoch_1.pth"), **keep))
+    assert {p.name for p in (tmp_path / "run" / "earlier_1").iterdir()} == {"epoch_2.pth", "epoch_3.pth"}
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
