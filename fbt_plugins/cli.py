@@ -49,14 +49,6 @@ class CfgOptions(argparse.Action):
         setattr(namespace, self.dest, options)
 
 
-def _lines(error: FBTError) -> list[str]:
-    """An error's lines; one that a data worker raised comes wrapped in that worker's traceback."""
-    lines = str(error).splitlines()
-    if any(line.startswith("Original Traceback") for line in lines):
-        return [lines[-1].partition(f"{type(error).__name__}: ")[2]]
-    return lines
-
-
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a tool: user errors are one line each and exit code 2; ``FBT_DEBUG=1`` shows where they came from."""
     try:
@@ -64,7 +56,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except FBTError as error:
         if os.environ.get("FBT_DEBUG") == "1":
             raise
-        for line in _lines(error):
+        for line in error.lines():
             print(f"{error.prefix}{line}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:

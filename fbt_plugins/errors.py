@@ -12,6 +12,13 @@ class FBTError(Exception):
     exit_code = 2
     prefix = "error: "
 
+    def lines(self) -> list[str]:
+        """What a user reads; an error that a data worker raised comes wrapped in that worker's traceback."""
+        lines = str(self).splitlines()
+        if any(line.startswith("Original Traceback") for line in lines):
+            return [lines[-1].partition(f"{type(self).__name__}: ")[2]]
+        return lines
+
 
 class Interrupted(FBTError):
     """A run was told to stop and has saved what it had.

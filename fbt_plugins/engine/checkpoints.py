@@ -103,16 +103,16 @@ class AtomicCheckpointHook(MMCheckpointHook):
     def _write(self, runner: Any, name: str, meta: dict[str, Any]) -> None:
         runner.check_losses(meta["iter"])
         self.rank_statistics = gather_statistics(runner.model)
-        self.last_ckpt = str(Path(self.out_dir) / name)
-        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        path = str(Path(self.out_dir) / name)
+        runner.message_hub.update_info("last_ckpt", path)
         # A copy: mmengine writes into what it is given.
         runner.save_checkpoint(self.out_dir, name, meta=dict(meta), backend_args=self.backend_args)
         self.rank_statistics = []
-        self.saved = meta["iter"]
+        self.saved, self.last_ckpt = meta["iter"], path
         if is_main_process():
-            for _, path in training_checkpoints(Path(self.out_dir))[: -self.max_keep_ckpts or None]:
+            for _, old in training_checkpoints(Path(self.out_dir))[: -self.max_keep_ckpts or None]:
                 if self.max_keep_ckpts > 0:
-                    path.unlink(missing_ok=True)
+                    old.unlink(missing_ok=True)
 
 
 @HOOKS.register_module()

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from .. import distiller  # noqa: F401 - registers Distiller with mmengine
 from ..data import Mixing
 from ..data.preprocessor import ImagePreprocessor
-from ..errors import FBTError
+from ..errors import FBTError, Interrupted
 from ..registry import one_line
 from . import (  # noqa: F401 - they register themselves
     checkpoints,
@@ -199,8 +199,15 @@ class DistillRunner(Runner):
             return super().train()
         except progress.NotFinite as error:
             raise FBTError(f"{error}; {self._after_nan(error.iteration)}") from None
+        except Interrupted:
+            raise
+        except FBTError as error:
+            if (hook := self.hook(checkpoints.AtomicCheckpointHook)) is None or hook.saved < 0:
+                raise
+            raise FBTError("\n".join(error.lines()) + f"; {self._last_checkpoint()}") from error
         except OSError as error:
-            raise FBTError(f"{one_line(error)}; {self._last_checkpoint()}") from error
+            where = f": {error.filename}" if error.filename else ""
+            raise FBTError(f"{error.strerror or one_line(error)}{where}; {self._last_checkpoint()}") from error
         except RuntimeError as error:
             if self.distributed and "Connection" in str(error):
                 reason = one_line(error).rsplit("] ", 1)[-1]

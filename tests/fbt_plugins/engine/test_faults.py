@@ -1,0 +1,176 @@
+"""What goes wrong in a run: one line, and a checkpoint to go on from."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from runs import Build, assert_same, run
+from torch import Tensor, nn
+
+from fbt_plugins import LOSSES, Batch, Knowledge
+from fbt_plugins.engine.checkpoints import find_resume
+from fbt_plugins.engine.runner import DistillRunner
+from fbt_plugins.errors import FBTError
+
+PLANTED = {"at": -1, "calls": 0}
+
+
+class _BadGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * float("inf")
+
+
+class PlantedLoss(nn.Module):
+    """Mean squared logits, which break at one step: the value, the value only, or the gradient only."""
+
+    def __init__(self, kind: str = "value") -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
+        value = student.logits.square().mean()
+        broken, PLANTED["calls"] = PLANTED["calls"] == PLANTED["at"], PLANTED["calls"] + 1
+        if not broken:
+            return value
+        if self.kind == "gradient":
+            return _BadGradient.apply(value)
+        return value * float("nan") if self.kind == "value" else value + float("nan")
+
+
+@pytest.fixture
+def planted() -> Iterator[None]:
+    LOSSES.register_module(name="PlantedLoss", module=PlantedLoss)
+    PLANTED.update(at=-1, calls=0)
+    yield
+    LOSSES._module_dict.pop("PlantedLoss")
+
+
+def edges(kind: str) -> dict[str, Any]:
+    return {
+        "model.edges": [
+            "teacher_to_student",
+            "teacher_to_fusion",
+            dict(name="fusion_to_student", feature_loss=None, logit_loss=dict(type="PlantedLoss", kind=kind)),
+        ]
+    }
+
+
+@pytest.mark.parametrize("clip", [dict(max_norm=5.0), None], ids=["clipped", "unclipped"])
+@pytest.mark.parametrize("kind", ["value", "value only", "gradient"])
+def test_the_first_loss_that_is_not_finite_stops_the_run_before_its_update(
+    config: Build, planted: None, kind: str, clip: dict[str, float] | None
+) -> None:
+    """The checkpoint is the one of a run that stopped before the bad step; without the cause, it ends the same."""
+    options = {
+        **edges(kind),
+        "optim_wrapper.clip_grad": clip,
+        "default_hooks.progress.interval": 4,
+        "param_scheduler": [
+            dict(type="LinearLR", start_factor=0.1, end=8, by_epoch=False),
+            dict(type="StepLR", step_size=1, gamma=0.9),
+        ],
+    }
+    whole = run(config("whole", **options))
+    PLANTED.update(at=5, calls=0)  # the sixth iteration, read two later
+    name = "the gradient" if kind == "gradient" else "the loss fusion_to_student/logit"
+    with pytest.raises(FBTError, match=rf"{name} was (nan|inf) at iteration 6; .*epoch_1_iter_5.pth has") as error:
+        run(config("bad", **options))
+    assert len(str(error.value).splitlines()) == 1
+    PLANTED.update(at=-1)
+    assert_same(whole, run(config("bad", resume=True, **options)), "epoch_3.pth")
+
+
+def test_fp16_lets_gradients_overflow_but_not_losses(config: Build, planted: None) -> None:
+    options = {"optim_wrapper.precision": "fp16"}
+    PLANTED.update(at=5, calls=0)
+    run(config("gradient", **edges("gradient"), **options))
+    PLANTED.update(at=5, calls=0)
+    with pytest.raises(FBTError, match="fusion_to_student/logit was nan at iteration 6"):
+        run(config("value", **edges("value"), **options))
+
+
+def test_with_accumulated_batches_their_whole_group_is_taken_back(config: Build, planted: None) -> None:
+    options = {**edges("value"), "optim_wrapper.accumulative_counts": 2}
+    PLANTED.update(at=7, calls=0)
+    with pytest.raises(FBTError, match=r"at iteration 8; .*epoch_1_iter_6.pth has"):
+        run(config("bad", **options))
+
+
+def test_statistics_that_are_not_finite_are_not_saved(config: Build) -> None:
+    runner = DistillRunner.from_cfg(
+        config("run", **{"model.student.name": "resnet18", "model.student.num_classes": 10})
+    )
+    step = runner.model.train_step
+
+    def poisoned(data: Any, **kwargs: Any) -> Any:
+        if runner.iter == 5:
+            data = {**data, "inputs": data["inputs"] * float("nan")}
+        return step(data, **kwargs)
+
+    runner.model.train_step = poisoned
+    with pytest.raises(FBTError, match=r"at iteration 6.*statistics are not finite either: .*epoch_1.pth is whole"):
+        runner.train()
+    _, checkpoint = find_resume(Path(runner.work_dir))
+    assert all(v.isfinite().all() for v in checkpoint["state_dict"].values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+def test_a_disk_that_takes_no_more(config: Build, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    whole = run(config("whole"))
+    runner = DistillRunner.from_cfg(config("run"))
+    fsync = os.fsync
+
+    def full(handle: int) -> None:
+        if runner.iter >= 8:
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FBTError, match=rf"{os.strerror(number)}.*epoch_1.pth is whole; go on with --resume"):
+        runner.train()
+    assert not list(Path(runner.work_dir).glob(".*.tmp"))
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert_same(whole, run(config("run", resume=True)), "epoch_3.pth")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_disappears(config: Build, tmp_path: Path, workers: int) -> None:
+    for split, count in (("train", 8), ("val", 2)):
+        for label in range(2):
+            folder = tmp_path / "images" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (32, 32), (40 * label, 9 * i, 0)).save(folder / f"{i}.png")
+    sizes = {f"model.{role}.num_classes": 2 for role in ("student", "teacher")} | {"train_dataloader.batch_size": 4}
+    sizes |= {"val_dataloader.batch_size": 4}
+    settings = config("run", **sizes, **{"train_dataloader.num_workers": workers})
+    for split in ("train", "val"):
+        source = dict(type="ImageFolder", split=split, root=str(tmp_path / "images"), transforms=[])
+        settings[f"{split}_dataloader"].dataset = source
+    for part in ("dataloader", "cfg", "evaluator"):
+        settings[f"test_{part}"] = None
+    runner = DistillRunner.from_cfg(settings)
+    step = runner.model.train_step
+
+    def losing(*args: Any, **kwargs: Any) -> Any:
+        if runner.iter == 5:
+            for path in (tmp_path / "images" / "train" / "class1").iterdir():
+                path.unlink()
+        return step(*args, **kwargs)
+
+    runner.model.train_step = losing
+    with pytest.raises(FBTError, match=r"png is no readable image.*epoch_[12].pth is whole; go on with --resume"):
+        runner.train()
+    assert find_resume(Path(runner.work_dir))[0].name in ("epoch_1.pth", "epoch_2.pth")  # workers read ahead
