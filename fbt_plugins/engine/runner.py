@@ -10,7 +10,6 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_dist_info, is_distributed, master_only
-from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODELS, VISUALIZERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
@@ -37,6 +36,7 @@ from .checkpoints import find_resume, read_checkpoint
 from .config import DEFAULT_HOOKS, merge
 from .device import resolve_device
 from .files import write_atomic
+from .launch import find_processes, join_processes, wrap
 from .screen import relative, say
 from .statistics import scatter_statistics
 
@@ -85,12 +85,12 @@ class DistillRunner(Runner):
         return runner
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        find_processes(self._launcher)
         self.device = resolve_device(self.cfg.get("device"), self._distributed)
-        if self._distributed and not is_distributed() and self.device.type == "cpu" and self._launcher == "pytorch":
-            # mmengine's init_dist asks for a CUDA device whatever the backend is.
-            torch.distributed.init_process_group("gloo")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        if self._distributed and not is_distributed():
+            join_processes(self.device, **env_cfg.get("dist_cfg", {}))
         super().setup_env(env_cfg)
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> Any:
@@ -142,10 +142,7 @@ class DistillRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         model = model.to(self.device)
-        if not self.distributed:
-            return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return MMDistributedDataParallel(module=model, device_ids=ids, broadcast_buffers=False)
+        return wrap(model, self.device) if self.distributed else model
 
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
         """Registers ``DEFAULT_HOOKS`` as the config changes them."""

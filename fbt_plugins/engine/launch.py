@@ -1,0 +1,116 @@
+"""The processes of one run: who they are, and how they find each other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import FBTError
+
+_VARIABLES = {
+    "pytorch": {"RANK": "RANK", "WORLD_SIZE": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_RANK"},
+    "slurm": {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"},
+    "mpi": {
+        "RANK": "OMPI_COMM_WORLD_RANK",
+        "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+        "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+    },
+}
+_HOW = {
+    "pytorch": "torchrun --nproc_per_node 2 tools/train.py CONFIG --launcher pytorch",
+    "slurm": "srun --ntasks-per-node 8 --gpus-per-task 1 python tools/train.py CONFIG --launcher slurm",
+    "mpi": "mpirun -np 2 -x MASTER_ADDR=HOST python tools/train.py CONFIG --launcher mpi",
+}
+
+
+def find_processes(launcher: str) -> None:
+    """Says in torch's own variables (RANK, MASTER_ADDR, ...) what a launcher says in its own.
+
+    Raises:
+        FBTError: if this process was not started by that launcher.
+    """
+    if launcher not in _VARIABLES:
+        return
+    missing = [theirs for theirs in _VARIABLES[launcher].values() if theirs not in os.environ]
+    if missing:
+        raise FBTError(f"--launcher {launcher}: no {missing[0]} in the environment; start with {_HOW[launcher]}")
+    for ours, theirs in _VARIABLES[launcher].items():
+        os.environ[ours] = os.environ[theirs]
+    os.environ.setdefault("MASTER_PORT", "29500")
+    if "MASTER_ADDR" not in os.environ:
+        if launcher != "slurm":
+            raise FBTError(f"--launcher {launcher}: no MASTER_ADDR in the environment; start with {_HOW[launcher]}")
+        os.environ["MASTER_ADDR"] = _first_host(os.environ.get("SLURM_NODELIST", "localhost"))
+
+
+def _first_host(nodes: str) -> str:
+    try:
+        command = ["scontrol", "show", "hostnames", nodes]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise FBTError(f"--launcher slurm: scontrol cannot tell the first of {nodes}; set MASTER_ADDR") from error
+
+
+def join_processes(device: torch.device, **options: Any) -> None:
+    """Makes the process group: gloo on CPUs, NCCL on GPUs; mmengine's own asks for a CUDA device whatever the backend.
+
+    Args:
+        device: of this process.
+        options: of ``torch.distributed.init_process_group``; ``timeout`` in seconds.
+    """
+    from datetime import timedelta
+
+    if "timeout" in options:
+        options["timeout"] = timedelta(seconds=options["timeout"])
+    backend = options.pop("backend", "nccl")  # mmengine's default, even where the device is a CPU
+    backend = "gloo" if device.type == "cpu" and backend == "nccl" else backend
+    torch.distributed.init_process_group(backend, **options)
+
+
+def freeze_unreached(distiller: Any) -> list[str]:
+    """Freezes parameters that no loss reaches, which DistributedDataParallel would wait for in vain.
+
+    L2G is one where no edge leads to the fusion model, the classifier where only features are compared. They are found
+    by one step on blank images, of which nothing remains.
+
+    Args:
+        distiller: on its device, not yet wrapped; every process calls this.
+
+    Returns:
+        Their names.
+    """
+    device = next(distiller.parameters()).device
+    before = {name: buffer.clone() for name, buffer in distiller.named_buffers()}
+    size = (2, distiller.student.in_chans, *distiller.image_size)
+    batch = {
+        "inputs": torch.zeros(size, dtype=torch.uint8, device=device),
+        "labels": torch.zeros(2, dtype=torch.long, device=device),
+        "index": torch.arange(2, device=device),
+    }
+    was_training = distiller.training
+    distiller.train()
+    data = distiller.data_preprocessor(batch, True)
+    distiller.parse_losses(distiller(**data, mode="loss"))[0].backward()
+    distiller.train(was_training)
+    unreached = [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None]
+    for name, parameter in distiller.named_parameters():
+        parameter.grad = None
+        if name in unreached:
+            parameter.requires_grad_(False)
+    with torch.no_grad():
+        for name, buffer in distiller.named_buffers():
+            buffer.copy_(before[name])
+    return unreached
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """A distiller as each process of several trains it; only what is trained is synchronised."""
+    from mmengine.model import MMDistributedDataParallel
+
+    freeze_unreached(model)
+    ids = [device.index] if device.type == "cuda" else None
+    return MMDistributedDataParallel(module=model, device_ids=ids, broadcast_buffers=False)

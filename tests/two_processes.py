@@ -1,0 +1,125 @@
+"""What each of two processes does in tests/fbt_plugins/engine/test_distributed.py; torchrun starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.evaluator import Evaluator
+from runs import builder
+from torch import distributed as dist
+from torch.utils.data import DataLoader, Subset
+
+from fbt_plugins import load_plugins
+from fbt_plugins.cli import run as command
+from fbt_plugins.data import FashionMNISTMini, SeededSampler
+from fbt_plugins.engine.metrics import TopK, evaluate
+from fbt_plugins.engine.runner import DistillRunner
+from fbt_plugins.engine.statistics import statistics
+
+BATCH_NORM = {
+    "model.student.name": "resnet18",
+    "model.student.num_classes": 10,
+    "model.fusion.splice": "T1-3+S4",  # the fusion model runs a stage of the student again, with its own statistics
+}
+MIDDLE = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}
+
+
+def build(folder: Path, name: str, **options: Any) -> DistillRunner:
+    config = builder(folder)(name, **options)
+    config.launcher = "pytorch" if "RANK" in os.environ else "none"
+    return DistillRunner.from_cfg(config)
+
+
+def gradients(runner: DistillRunner) -> dict[str, torch.Tensor]:
+    """Of the first batch of the first epoch."""
+    runner.train_dataloader.sampler.set_epoch(0)
+    batch = next(iter(runner.train_dataloader))
+    distiller = getattr(runner.model, "module", runner.model)
+    distiller.train()
+    data = distiller.data_preprocessor(batch, True)
+    distiller.parse_losses(runner.model(**data, mode="loss"))[0].backward()
+    return {n: p.grad for n, p in distiller.named_parameters() if p.grad is not None}
+
+
+def save(folder: Path, name: str, value: Any) -> None:
+    torch.save(value, folder / f"{name}_{os.environ.get('RANK', 0)}.pt")
+
+
+def accuracy(runner: DistillRunner) -> dict[str, float]:
+    """On 333 images, which two processes cannot share evenly."""
+    images = FashionMNISTMini("val", transforms=[dict(type="Pad", padding=2)])
+    some = Subset(images, range(333))
+    loader = DataLoader(some, 50, sampler=SeededSampler(some, shuffle=False))
+    return evaluate(runner.model, loader, Evaluator([TopK()]), ["student", "fusion"])
+
+
+def check_gradients(folder: Path) -> None:
+    """And that parameters which no loss reaches do not stop anything."""
+    save(folder, "gradients", gradients(build(folder, "gradients", **{"train_dataloader.batch_size": 4})))
+    edges = {"model.edges": ["teacher_to_student", "fusion_to_student"]}  # ablation C: nothing trains L2G
+    save(folder, "unreached", gradients(build(folder, "unreached", **{"train_dataloader.batch_size": 4}, **edges)))
+
+
+def check_training(folder: Path) -> None:
+    """Three runs with BatchNorm: whole; killed in the middle of an epoch; resumed."""
+    whole = build(folder, "whole", **BATCH_NORM, **MIDDLE)
+    whole.train()
+    distiller = whole.model.module
+    save(folder, "statistics", statistics(distiller))
+    save(folder, "metrics", accuracy(whole))
+    killed = build(folder, "killed", **BATCH_NORM, **MIDDLE)
+    step = killed.model.train_step
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if killed.iter == 7:
+            raise InterruptedError
+        return step(*args, **kwargs)
+
+    killed.model.train_step = dying
+    try:
+        killed.train()
+    except Exception:
+        dist.barrier()
+    resumed = build(folder, "killed", resume=True, **BATCH_NORM, **MIDDLE)
+    resumed.train()
+    save(folder, "whole", whole.model.module.state_dict())
+    save(folder, "resumed", resumed.model.module.state_dict())
+
+
+def die(folder: Path) -> None:
+    """The second process is killed in its fifth iteration."""
+    runner = build(folder, "dead")
+    step = runner.model.train_step
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if runner.iter == 5 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*args, **kwargs)
+
+    runner.model.train_step = dying
+    runner.train()
+
+
+def stop(folder: Path) -> None:
+    """The second process alone gets a signal."""
+    runner = build(folder, "stopped", **{"train_cfg.max_epochs": 40})
+    step = runner.model.train_step
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        if runner.iter == 5 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args, **kwargs)
+
+    runner.model.train_step = signalled
+    runner.train()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    load_plugins()
+    command(lambda: globals()[sys.argv[1]](Path(sys.argv[2])))
