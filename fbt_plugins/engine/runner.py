@@ -26,13 +26,15 @@ from .checkpoints import find_resume, read_checkpoint
 from .config import DEFAULT_HOOKS, merge
 from .device import resolve_device
 from .files import write_atomic
+from .teacher_cache import TeacherCacheHook
 
 
 class DistillRunner(Runner):
     """mmengine's Runner for a :class:`Distiller`.
 
     A config says what mmengine's Runner takes, and besides: ``device`` ("cpu", "cuda", "cuda:1"; by default the first
-    GPU if there is one), ``resume`` (True, or the path of a checkpoint).
+    GPU if there is one), ``resume`` (True, or the path of a checkpoint), ``teacher_cache`` (the arguments of
+    :class:`TeacherCacheHook`; None is off).
     """
 
     model: Any
@@ -137,6 +139,10 @@ class DistillRunner(Runner):
         for hook in merge(DEFAULT_HOOKS, hooks or {}).values():
             if hook is not None:
                 self.register_hook(dict(hook))
+        if (cache := self.cfg.get("teacher_cache")) is not None:
+            hook = TeacherCacheHook(**cache)
+            hook.fix_views(self)
+            self.register_hook(hook)
         if self.distributed:
             self.register_hook({"type": "SyncBuffersHook"})
 

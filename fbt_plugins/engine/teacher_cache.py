@@ -1,0 +1,300 @@
+"""What the teacher knows about a few fixed views of each training image, computed once and read back from files."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data import ImageDataset
+from ..distiller import TEACHER, Distiller
+from ..errors import ConfigError, FBTError
+from ..registry import one_line
+from ..staged import StagedModel
+from .screen import console, relative, say
+from .summary import versions
+
+FORMAT = 1
+KEY = "key.json"
+PARTS = ("features", "logits")
+_BATCH = 128
+_HALF_MAX = 65504
+
+
+@HOOKS.register_module()
+class TeacherCacheHook(Hook):
+    """Gives the losses the teacher's features and logits from files instead of running it on every batch.
+
+    Images are augmented in ``views`` ways, the same in every run, and epoch n shows view n modulo ``views``: fresh
+    augmentation is what the time is paid with. The files are built before the first step where there are none. Nothing
+    here is state: what a step gets depends on its images' views and positions only.
+
+    Args:
+        views: augmented versions of each image.
+        seed: of their augmentation, in place of the run's, so that runs of other seeds share the files.
+        path: the cache's folder; None is one under ``teacher_cache`` beside the run's, named after what it holds.
+
+    Raises:
+        ConfigError: if there is no view at all.
+    """
+
+    priority = "NORMAL"  # after the teacher was looked at, before the progress bar
+
+    def __init__(self, views: int = 4, seed: int = 0, path: str | None = None) -> None:
+        if views < 1:
+            raise ConfigError(f"teacher_cache: views must be 1 or more, not {views}; teacher_cache=None is off")
+        self.views, self.seed, self.path = int(views), int(seed), path
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def fix_views(self, runner: Any) -> None:
+        """Lets the training data show the fixed views; must come before a worker process gets its copy of them.
+
+        Raises:
+            ConfigError: if the run cannot have a cache.
+        """
+        problems = refusals(getattr(runner.model, "module", runner.model), runner.cfg.get("data_preprocessor"))
+        dataset = getattr(runner._train_dataloader, "dataset", None)
+        if not isinstance(dataset, ImageDataset):
+            problems.append(f"teacher_cache: the training data must be an ImageDataset, not {type(dataset).__name__}")
+        else:
+            dataset.views, dataset.seed = self.views, self.seed
+        if problems:
+            raise ConfigError(problems)
+
+    def before_train(self, runner: Any) -> None:
+        dataset = runner.train_dataloader.dataset
+        teacher = getattr(runner.model, "module", runner.model).teacher
+        key = cache_key(runner, dataset, teacher)
+        folder = Path(self.path).expanduser() if self.path else default_folder(runner, key)
+        note = "reused"
+        if not folder.exists():
+            start = time.perf_counter()
+            _build_once(runner, folder, key)
+            note = f"built in {time.perf_counter() - start:.0f} s"
+        shapes = [(self.views, len(dataset), width) for width in (teacher.num_features, teacher.num_classes)]
+        self._arrays = open_cache(folder, key, dict(zip(PARTS, shapes, strict=True)))
+        size = sum(array.nbytes for array in self._arrays.values()) / 1e6
+        what = f"{self.views} fixed view{'s' * (self.views > 1)} per image instead of fresh augmentation"
+        say(f"teacher cache: {what} ({relative(folder)}, {size:.1f} MB, {note})")
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        where = data_batch["view"].cpu().numpy(), data_batch["index"].cpu().numpy()
+        for part, array in self._arrays.items():
+            data_batch[f"teacher_{part}"] = torch.from_numpy(np.asarray(array[where]))
+
+
+def refusals(distiller: Distiller | None, preprocessor: Mapping[str, Any] | None) -> list[str]:
+    """Why a run cannot have a cache, one line each.
+
+    Args:
+        distiller: the models, with or without weights; None where they could not be built.
+        preprocessor: the config's ``data_preprocessor``.
+    """
+    where, off = "teacher_cache", "or set teacher_cache=None"
+    problems = []
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        alpha = (preprocessor or {}).get(name, 0)
+        if isinstance(alpha, int | float) and alpha > 0:
+            problems.append(f"{where}: no image is itself with data_preprocessor.{name}={alpha}; set that to 0, {off}")
+    if distiller is None:
+        return problems
+    if distiller.teacher is None:
+        return [*problems, f"{where}: there is no teacher; set model.teacher, {off}"]
+    for name, fusion in distiller.fusions.items():
+        if fusion.start.owner == "T":
+            why = f"model.fusion {name!r} ({fusion.splice}) starts in the teacher, which must run on the images"
+            problems.append(f"{where}: {why}; let its splice start in the student, {off}")
+    for name, edge in distiller.edges.items():
+        if stages := edge.needs.get(TEACHER):
+            why = f"{name} needs the teacher's stages {sorted(stages)}, and only features and logits are stored"
+            problems.append(f"{where}: {why}; choose other losses, {off}")
+    if TEACHER not in {edge.giver for edge in distiller.edges.values()}:
+        problems.append(f"{where}: no edge takes anything from the teacher itself; add 'teacher_to_student', {off}")
+    return problems
+
+
+# ---- what a cache depends on --------------------------------------------------------------------------------------
+
+
+def cache_key(runner: Any, dataset: ImageDataset, teacher: StagedModel) -> dict[str, Any]:
+    """Everything that the stored numbers depend on, by the names that an error line uses."""
+    names = ("name", "arguments", "mean", "std", "input_size")
+    with runner.optim_wrapper.optim_context(runner.model):
+        kind = runner.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    key = {
+        "format": FORMAT,
+        "teacher": {name: getattr(teacher, name) for name in names},
+        "teacher weights": weights_sha256(teacher),
+        "data set": {"name": type(dataset).__name__, "size": len(dataset), "sha256": dataset.fingerprint()},
+        "transforms": dataset.transforms,
+        "image size": dataset.image_size,
+        "views": dataset.views,
+        "view seed": dataset.seed,
+        "precision": str(dtype).removeprefix("torch."),
+        "versions": versions(),  # another library's release may draw other augmentations
+    }
+    return json.loads(json.dumps(key, default=str))
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """sha256 of a model's tensors: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def default_folder(runner: Any, key: Mapping[str, Any]) -> Path:
+    """Beside the run's folder, under a name that no other key has."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    name = re.sub(r"[^\w.-]+", "_", f"{key['data set']['name']}-{key['teacher']['name']}-{digest}")
+    return Path(runner.work_dir).absolute().parent / "teacher_cache" / name
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def open_cache(folder: Path, key: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The arrays of a cache, float16, mapped into memory.
+
+    Args:
+        folder: where they are.
+        key: what they must have been computed from.
+        shapes: of each array: (views, images, width).
+
+    Raises:
+        FBTError: if the cache is another's, or damaged.
+    """
+    mend = "delete that folder, or set another teacher_cache.path"
+    try:
+        stored = json.loads((folder / KEY).read_text(encoding="utf-8"))
+        stale = [part for part in key if stored.get(part) != key[part]]
+        if stale:
+            raise FBTError(f"teacher cache {folder}: it was made with another {', another '.join(stale)}; {mend}")
+        arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in shapes}
+    except (OSError, ValueError, AttributeError) as error:
+        raise FBTError(f"teacher cache {folder}: not a whole cache ({one_line(error)}); {mend}") from error
+    for part, array in arrays.items():
+        if array.shape != shapes[part] or array.dtype != np.float16:
+            found = f"{part} are {array.dtype} {array.shape}, not float16 {shapes[part]}"
+            raise FBTError(f"teacher cache {folder}: not a whole cache ({found}); {mend}")
+    return arrays
+
+
+def _build_once(runner: Any, folder: Path, key: Mapping[str, Any]) -> None:
+    """Builds in the first process. The others look for files, as a collective would time out."""
+    failed = folder.with_name(f".{folder.name}.{runner.timestamp}.failed")  # all processes have the same time stamp
+    if not is_main_process():
+        while not folder.exists():
+            if failed.exists():
+                raise FBTError("teacher cache: process 0 could not build it")
+            time.sleep(0.5)
+        return
+    try:
+        build_cache(runner, folder, key)
+    except BaseException as error:
+        if runner.world_size > 1 and folder.parent.is_dir():
+            failed.touch()
+        if isinstance(error, OSError):
+            raise FBTError(f"teacher cache {folder}: it cannot be written ({one_line(error)})") from error
+        raise
+
+
+def build_cache(runner: Any, folder: Path, key: Mapping[str, Any]) -> None:
+    """Writes features and logits of every view of every training image; the folder appears once they are complete.
+
+    Raises:
+        FBTError: if a number has no place in half precision.
+        OSError: if the files cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        with (temporary / "features.npy").open("wb") as features, (temporary / "logits.npy").open("wb") as logits:
+            _compute(runner, features, logits)
+        (temporary / KEY).write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not (folder / KEY).is_file():
+                raise
+            # Another run was faster; whether its key is this one's is seen when the cache is opened.
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@torch.no_grad()
+def _compute(runner: Any, *files: BinaryIO) -> None:
+    """Streams the training data through the teacher, in the precision of training, into one .npy file per part."""
+    distiller: Distiller = getattr(runner.model, "module", runner.model)
+    dataset, teacher = runner.train_dataloader.dataset, distiller.teacher
+    assert teacher is not None and dataset.views is not None
+    for file, width in zip(files, (teacher.num_features, teacher.num_classes), strict=True):
+        header = {"descr": "<f2", "fortran_order": False, "shape": (dataset.views, len(dataset), width)}
+        np.lib.format.write_array_header_1_0(file, header)
+    keys = itertools.product(range(dataset.views), range(len(dataset)))  # an epoch's number is its view's
+    # A generator of its own: the loader would draw from the run's, which must not depend on whether a cache was there.
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=_BATCH,
+        sampler=keys,  # type: ignore[arg-type]
+        num_workers=runner.train_dataloader.num_workers,
+        generator=torch.Generator(),
+    )
+    columns = (
+        TextColumn("teacher cache"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=dataset.views * len(dataset))
+        for batch in loader:
+            inputs = distiller.data_preprocessor(batch, False)["inputs"]
+            with runner.optim_wrapper.optim_context(distiller):
+                known = distiller.know(inputs, {TEACHER})[TEACHER]
+            for part, file, values in zip(PARTS, files, (known.features, known.logits), strict=True):
+                file.write(_half(values, part))
+            bar.advance(task, len(inputs))
+
+
+def _half(values: Tensor, part: str) -> bytes:
+    half = values.to("cpu", torch.float16)
+    if not half.isfinite().all():
+        largest = values.abs().max().item()
+        found = f"the teacher's {part} reach {largest:.6g}" if math.isfinite(largest) else f"its {part} are not finite"
+        raise FBTError(f"teacher cache: {found}; half precision ends at {_HALF_MAX}, set teacher_cache=None")
+    return half.numpy().tobytes()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
