@@ -6,46 +6,41 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
-import shutil
 import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
+from rich.progress import track
 from torch.utils.data import DataLoader
 
 from ..data import ImageDataset
 from ..distiller import TEACHER, Distiller
 from ..errors import ConfigError, FBTError
+from ..knowledge import Knowledge
 from ..registry import one_line
 from ..staged import StagedModel
+from ..weights import weights_sha256
+from .cache_files import Shapes, open_cache, write_cache
 from .screen import console, relative, say
 from .summary import versions
 
 FORMAT = 1
-KEY = "key.json"
-PARTS = ("features", "logits")
 _BATCH = 128
-_HALF_MAX = 65504
 
 
-@HOOKS.register_module()
 class TeacherCacheHook(Hook):
     """Gives the losses the teacher's features and logits from files instead of running it on every batch.
 
     Images are augmented in ``views`` ways, the same in every run, and epoch n shows view n modulo ``views``: fresh
     augmentation is what the time is paid with. The files are built before the first step where there are none. Nothing
-    here is state: what a step gets depends on its images' views and positions only.
+    here is state: what a step gets depends on its images' views and positions only. The runner registers it where the
+    config has ``teacher_cache``; as one of ``custom_hooks`` it would come too late.
 
     Args:
         views: augmented versions of each image.
@@ -84,13 +79,14 @@ class TeacherCacheHook(Hook):
         teacher = getattr(runner.model, "module", runner.model).teacher
         key = cache_key(runner, dataset, teacher)
         folder = Path(self.path).expanduser() if self.path else default_folder(runner, key)
+        widths = {"features": teacher.num_features, "logits": teacher.num_classes}
+        shapes = {part: (self.views, len(dataset), width) for part, width in widths.items()}
         note = "reused"
         if not folder.exists():
             start = time.perf_counter()
-            _build_once(runner, folder, key)
+            _build_once(runner, folder, key, shapes)
             note = f"built in {time.perf_counter() - start:.0f} s"
-        shapes = [(self.views, len(dataset), width) for width in (teacher.num_features, teacher.num_classes)]
-        self._arrays = open_cache(folder, key, dict(zip(PARTS, shapes, strict=True)))
+        self._arrays = open_cache(folder, key, shapes)
         size = sum(array.nbytes for array in self._arrays.values()) / 1e6
         what = f"{self.views} fixed view{'s' * (self.views > 1)} per image instead of fresh augmentation"
         say(f"teacher cache: {what} ({relative(folder)}, {size:.1f} MB, {note})")
@@ -131,9 +127,6 @@ def refusals(distiller: Distiller | None, preprocessor: Mapping[str, Any] | None
     return problems
 
 
-# ---- what a cache depends on --------------------------------------------------------------------------------------
-
-
 def cache_key(runner: Any, dataset: ImageDataset, teacher: StagedModel) -> dict[str, Any]:
     """Everything that the stored numbers depend on, by the names that an error line uses."""
     names = ("name", "arguments", "mean", "std", "input_size")
@@ -155,15 +148,6 @@ def cache_key(runner: Any, dataset: ImageDataset, teacher: StagedModel) -> dict[
     return json.loads(json.dumps(key, default=str))
 
 
-def weights_sha256(model: torch.nn.Module) -> str:
-    """sha256 of a model's tensors: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def default_folder(runner: Any, key: Mapping[str, Any]) -> Path:
     """Beside the run's folder, under a name that no other key has."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
@@ -171,38 +155,8 @@ def default_folder(runner: Any, key: Mapping[str, Any]) -> Path:
     return Path(runner.work_dir).absolute().parent / "teacher_cache" / name
 
 
-# ---- files --------------------------------------------------------------------------------------------------------
-
-
-def open_cache(folder: Path, key: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The arrays of a cache, float16, mapped into memory.
-
-    Args:
-        folder: where they are.
-        key: what they must have been computed from.
-        shapes: of each array: (views, images, width).
-
-    Raises:
-        FBTError: if the cache is another's, or damaged.
-    """
-    mend = "delete that folder, or set another teacher_cache.path"
-    try:
-        stored = json.loads((folder / KEY).read_text(encoding="utf-8"))
-        stale = [part for part in key if stored.get(part) != key[part]]
-        if stale:
-            raise FBTError(f"teacher cache {folder}: it was made with another {', another '.join(stale)}; {mend}")
-        arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in shapes}
-    except (OSError, ValueError, AttributeError) as error:
-        raise FBTError(f"teacher cache {folder}: not a whole cache ({one_line(error)}); {mend}") from error
-    for part, array in arrays.items():
-        if array.shape != shapes[part] or array.dtype != np.float16:
-            found = f"{part} are {array.dtype} {array.shape}, not float16 {shapes[part]}"
-            raise FBTError(f"teacher cache {folder}: not a whole cache ({found}); {mend}")
-    return arrays
-
-
-def _build_once(runner: Any, folder: Path, key: Mapping[str, Any]) -> None:
-    """Builds in the first process. The others look for files, as a collective would time out."""
+def _build_once(runner: Any, folder: Path, key: Mapping[str, Any], shapes: Shapes) -> None:
+    """Builds in the first process. The others look for its folder: a collective would time out."""
     failed = folder.with_name(f".{folder.name}.{runner.timestamp}.failed")  # all processes have the same time stamp
     if not is_main_process():
         while not folder.exists():
@@ -211,7 +165,7 @@ def _build_once(runner: Any, folder: Path, key: Mapping[str, Any]) -> None:
             time.sleep(0.5)
         return
     try:
-        build_cache(runner, folder, key)
+        write_cache(folder, key, shapes, _knowledge(runner))
     except BaseException as error:
         if runner.world_size > 1 and folder.parent.is_dir():
             failed.touch()
@@ -220,81 +174,22 @@ def _build_once(runner: Any, folder: Path, key: Mapping[str, Any]) -> None:
         raise
 
 
-def build_cache(runner: Any, folder: Path, key: Mapping[str, Any]) -> None:
-    """Writes features and logits of every view of every training image; the folder appears once they are complete.
-
-    Raises:
-        FBTError: if a number has no place in half precision.
-        OSError: if the files cannot be written.
-    """
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        with (temporary / "features.npy").open("wb") as features, (temporary / "logits.npy").open("wb") as logits:
-            _compute(runner, features, logits)
-        (temporary / KEY).write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not (folder / KEY).is_file():
-                raise
-            # Another run was faster; whether its key is this one's is seen when the cache is opened.
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 @torch.no_grad()
-def _compute(runner: Any, *files: BinaryIO) -> None:
-    """Streams the training data through the teacher, in the precision of training, into one .npy file per part."""
+def _knowledge(runner: Any) -> Iterator[Knowledge]:
+    """The teacher's, batch by batch, of every view of the training images, in the precision of training."""
     distiller: Distiller = getattr(runner.model, "module", runner.model)
-    dataset, teacher = runner.train_dataloader.dataset, distiller.teacher
-    assert teacher is not None and dataset.views is not None
-    for file, width in zip(files, (teacher.num_features, teacher.num_classes), strict=True):
-        header = {"descr": "<f2", "fortran_order": False, "shape": (dataset.views, len(dataset), width)}
-        np.lib.format.write_array_header_1_0(file, header)
-    keys = itertools.product(range(dataset.views), range(len(dataset)))  # an epoch's number is its view's
-    # A generator of its own: the loader would draw from the run's, which must not depend on whether a cache was there.
+    dataset = runner.train_dataloader.dataset
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=_BATCH,
-        sampler=keys,  # type: ignore[arg-type]
+        sampler=itertools.product(range(dataset.views), range(len(dataset))),  # type: ignore[arg-type]
         num_workers=runner.train_dataloader.num_workers,
+        # Of its own: the loader would draw from the run's, which must not feel whether a cache was there.
         generator=torch.Generator(),
     )
-    columns = (
-        TextColumn("teacher cache"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=dataset.views * len(dataset))
-        for batch in loader:
-            inputs = distiller.data_preprocessor(batch, False)["inputs"]
-            with runner.optim_wrapper.optim_context(distiller):
-                known = distiller.know(inputs, {TEACHER})[TEACHER]
-            for part, file, values in zip(PARTS, files, (known.features, known.logits), strict=True):
-                file.write(_half(values, part))
-            bar.advance(task, len(inputs))
-
-
-def _half(values: Tensor, part: str) -> bytes:
-    half = values.to("cpu", torch.float16)
-    if not half.isfinite().all():
-        largest = values.abs().max().item()
-        found = f"the teacher's {part} reach {largest:.6g}" if math.isfinite(largest) else f"its {part} are not finite"
-        raise FBTError(f"teacher cache: {found}; half precision ends at {_HALF_MAX}, set teacher_cache=None")
-    return half.numpy().tobytes()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    batches = math.ceil(dataset.views * len(dataset) / _BATCH)
+    for batch in track(loader, "teacher cache", batches, console=console, disable=not console.is_terminal):
+        inputs = distiller.data_preprocessor(batch, False)["inputs"]
+        with runner.optim_wrapper.optim_context(distiller):
+            known = distiller.know(inputs, {TEACHER})[TEACHER]
+        yield known
