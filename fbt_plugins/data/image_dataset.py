@@ -98,6 +98,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
             digest.update(part)
         return digest.hexdigest()
 
+    def fix_views(self, views: int, seed: int) -> None:
+        """From now on each image has this many views, drawn from ``seed``; workers started before know nothing of it."""
+        self.views, self.seed = views, seed
+
     def view(self, epoch: int) -> int:
         """Which view of its images an epoch shows."""
         return epoch if self.views is None else epoch % self.views

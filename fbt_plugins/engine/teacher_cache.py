@@ -9,6 +9,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,12 @@ class TeacherCacheHook(Hook):
             ConfigError: if the run cannot have a cache.
         """
         problems = refusals(getattr(runner.model, "module", runner.model), runner.cfg.get("data_preprocessor"))
-        dataset = getattr(runner._train_dataloader, "dataset", None)
-        if not isinstance(dataset, ImageDataset):
+        dataset: Any = getattr(runner._train_dataloader, "dataset", None)
+        if not hasattr(dataset, "fix_views"):  # mmengine's slice of a data set hands attributes on, and is none itself
             problems.append(f"teacher_cache: the training data must be an ImageDataset, not {type(dataset).__name__}")
-        else:
-            dataset.views, dataset.seed = self.views, self.seed
         if problems:
             raise ConfigError(problems)
+        dataset.fix_views(self.views, self.seed)
 
     def before_train(self, runner: Any) -> None:
         dataset = runner.train_dataloader.dataset
@@ -137,7 +137,7 @@ def cache_key(runner: Any, dataset: ImageDataset, teacher: StagedModel) -> dict[
         "format": FORMAT,
         "teacher": {name: getattr(teacher, name) for name in names},
         "teacher weights": weights_sha256(teacher),
-        "data set": {"name": type(dataset).__name__, "size": len(dataset), "sha256": dataset.fingerprint()},
+        "data set": {"name": dataset.metainfo["name"], "size": len(dataset), "sha256": dataset.fingerprint()},
         "transforms": dataset.transforms,
         "image size": dataset.image_size,
         "views": dataset.views,
@@ -158,17 +158,18 @@ def default_folder(runner: Any, key: Mapping[str, Any]) -> Path:
 def _build_once(runner: Any, folder: Path, key: Mapping[str, Any], shapes: Shapes) -> None:
     """Builds in the first process. The others look for its folder: a collective would time out."""
     failed = folder.with_name(f".{folder.name}.{runner.timestamp}.failed")  # all processes have the same time stamp
-    if not is_main_process():
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)  # in all of them: none is to wait for what cannot come
+        if is_main_process():
+            write_cache(folder, key, shapes, _knowledge(runner))
         while not folder.exists():
             if failed.exists():
                 raise FBTError("teacher cache: process 0 could not build it")
             time.sleep(0.5)
-        return
-    try:
-        write_cache(folder, key, shapes, _knowledge(runner))
     except BaseException as error:
-        if runner.world_size > 1 and folder.parent.is_dir():
-            failed.touch()
+        if is_main_process() and runner.world_size > 1:
+            with suppress(OSError):
+                failed.touch()
         if isinstance(error, OSError):
             raise FBTError(f"teacher cache {folder}: it cannot be written ({one_line(error)})") from error
         raise

@@ -28,8 +28,8 @@ def test_function_of_seed_epoch_and_index(transforms: list[dict[str, object]]) -
 
 @pytest.mark.parametrize("transforms", [CROP, TIMM])
 def test_fixed_views_come_round_again(transforms: list[dict[str, object]]) -> None:
-    data, free = FashionMNISTMini("val", transforms, seed=5), FashionMNISTMini("val", transforms, seed=5)
-    data.views = 3
+    data, free = FashionMNISTMini("val", transforms), FashionMNISTMini("val", transforms, seed=5)
+    data.fix_views(3, seed=5)
     for epoch in (0, 1, 2):
         sample, again = data[epoch, 7], data[epoch + 3, 7]
         assert sample["view"] == again["view"] == epoch and "view" not in free[epoch, 7]

@@ -94,8 +94,8 @@ def test_it_holds_what_the_teacher_knows_about_each_view(config: Make, tmp_path:
     runner = run(config(**{"train_cfg.max_epochs": 1}))
     (folder,) = caches(tmp_path)
     assert folder.name.startswith("SmallImages-convnext_atto-")
-    data = SmallImages(CROP)  # seed 0
-    data.views = 2
+    data = SmallImages(CROP)
+    data.fix_views(2, seed=0)
     for view in (0, 1):
         images = torch.stack([data[view, position]["inputs"] for position in range(24)]) / 255
         known = runner.model.know(images, {"teacher"})["teacher"]
@@ -161,7 +161,7 @@ def test_resumed_is_uninterrupted(config: Make) -> None:
 
 
 def test_views_are_fixed_before_a_worker_has_the_data(config: Make) -> None:
-    settings = config(**{"train_dataloader.num_workers": 1})
+    settings = config(**{"train_dataloader.num_workers": 1, "train_dataloader.num_batch_per_epoch": 2})
     settings.train_cfg = dict(by_epoch=False, max_iters=2, val_interval=2)
     settings.param_scheduler = [dict(type="ConstantLR", factor=1.0, by_epoch=False)]
     assert run(settings).iter == 2
@@ -301,3 +301,14 @@ def test_other_processes_wait_for_the_first(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / ".other.now.failed").touch()
     with pytest.raises(FBTError, match="process 0 could not build it"):
         teacher_cache._build_once(runner, tmp_path / "other", KEY, SHAPES)
+
+
+def test_the_first_process_tells_the_others_that_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(teacher_cache, "write_cache", full)
+    monkeypatch.setattr(teacher_cache, "_knowledge", lambda runner: [])
+    with pytest.raises(FBTError, match=r"mine: it cannot be written \(.*No space left on device\)"):
+        teacher_cache._build_once(SimpleNamespace(timestamp="now", world_size=2), tmp_path / "mine", KEY, SHAPES)
+    assert [p.name for p in tmp_path.iterdir()] == [".mine.now.failed"]
