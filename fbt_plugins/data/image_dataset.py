@@ -99,7 +99,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return digest.hexdigest()
 
     def fix_views(self, views: int, seed: int) -> None:
-        """From now on each image has this many views, drawn from ``seed``; workers started before know nothing of it."""
+        """From now on each image has this many views, drawn from ``seed``; workers started before do not know."""
         self.views, self.seed = views, seed
 
     def view(self, epoch: int) -> int:
