@@ -188,7 +188,14 @@ class Distiller(BaseModel):
         return self
 
     def forward(
-        self, inputs: Tensor, labels: Tensor | None = None, index: Tensor | None = None, mode: str = "tensor"
+        self,
+        inputs: Tensor,
+        labels: Tensor | None = None,
+        index: Tensor | None = None,
+        mode: str = "tensor",
+        view: Tensor | None = None,
+        teacher_features: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
     ) -> dict[str, Tensor] | dict[str, Knowledge] | Tensor:
         """Runs the models that are needed.
 
@@ -198,9 +205,15 @@ class Distiller(BaseModel):
             index: (N,) positions in the data set.
             mode: "loss" for the named, weighted losses; "predict" for the validated models' logits by name;
                 "tensor" for the student's logits.
+            view: (N,) which view of its image each input is, where the data set has fixed ones; only passed through.
+            teacher_features, teacher_logits: (N, D) and (N, C), what the teacher knows about these very inputs; losses
+                then take them, in float32, and the teacher is not run on the images.
         """
         if mode == "loss":
-            return self.losses(inputs, Batch(labels, index))
+            given = None
+            if teacher_features is not None and teacher_logits is not None:
+                given = Knowledge(teacher_features.float(), teacher_logits.float())
+            return self.losses(inputs, Batch(labels, index), given)
         if mode == "predict":
             return self.predict(inputs, self.validated or self.names)
         if mode == "tensor":
@@ -214,11 +227,11 @@ class Distiller(BaseModel):
             images = F.interpolate(images, model.input_size, mode="bicubic", antialias=True).clamp(0, 1)
         return (images - getattr(self, f"{role}_mean")) / getattr(self, f"{role}_std")
 
-    def losses(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """All losses of one batch, named "task" or "edge/slot", each with its weights."""
+    def losses(self, images: Tensor, batch: Batch, teacher: Knowledge | None = None) -> dict[str, Tensor]:
+        """All losses of one batch, named "task" or "edge/slot", each with its weights; ``teacher`` as in `know`."""
         wanted = {STUDENT} if self.task_loss is not None else set()
         wanted |= {end for edge in self.edges.values() for end in (edge.giver, edge.receiver)}
-        known = self.know(images, wanted)
+        known = self.know(images, wanted, teacher)
         values: dict[str, Tensor] = {}
         if self.task_loss is not None:
             values["task"] = self._task_weight * self.task_loss(known[STUDENT], None, batch)
@@ -226,17 +239,21 @@ class Distiller(BaseModel):
             values |= {f"{name}/{slot}": value for slot, value in edge(known, batch).items()}
         return values
 
-    def know(self, images: Tensor, wanted: set[str]) -> dict[str, Knowledge]:
+    def know(self, images: Tensor, wanted: set[str], teacher: Knowledge | None = None) -> dict[str, Knowledge]:
         """Knowledge of the wanted models; each stage runs at most once in its own model.
 
         Args:
             images: (N, C, H, W) in [0, 1].
             wanted: names of models.
+            teacher: what the teacher knows about these images, where that is known already: it is not run on them.
+                Features and logits are all there is then, so no splice may start in the teacher.
         """
         fusions = {n: f for n, f in self.fusions.items() if n in wanted}
-        known: dict[str, Knowledge] = {}
+        known: dict[str, Knowledge] = {TEACHER: teacher} if teacher else {}
         starts: dict[str, dict[int, Tensor]] = {}
         for role, model in self.models.items():
+            if role in known:
+                continue
             needs = {f.start.last for f in fusions.values() if f.start.owner == role[0].upper()}
             for edge in self.edges.values():
                 needs |= edge.needs.get(role, set()) if role in wanted else set()

@@ -132,3 +132,12 @@ def load_weights(net: nn.Module, source: str, name: str) -> dict[str, Any]:
         return metadata  # a check without weights: that they fit is all there is to know
     net.load_state_dict(state)
     return metadata
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """sha256 of a model's tensors: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import ConfigError
+from ..errors import ConfigError, FBTError
 from ..registry import one_line
 from .randomness import derive_seed, seeded
 from .transforms import build_transforms
@@ -35,6 +36,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Attributes:
         metainfo: ``{"name": ..., "classes": (...)}``.
         image_size: (height, width) of the first image after the transforms.
+        transforms: their configs.
+        views: how many views of each image there are; epoch n then shows view n modulo views, and samples carry their
+            ``view``. None (which is how it begins) gives every epoch one of its own.
         known_classes, known_size: classes and (height, width) of the stored images, for data sets that are always the
             same; empty and None for others.
 
@@ -49,6 +53,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.classes = tuple(classes)
         self.labels = labels
         self.seed = seed
+        self.transforms = transforms
+        self.views: int | None = None
         self.metainfo = {"name": type(self).__name__, "classes": self.classes}
         where = f"{type(self).__name__}.transforms"
         self._transform = build_transforms(transforms, where)
@@ -81,19 +87,40 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """The image before any transform: a uint8 tensor (3, H, W) that may be changed, or a PIL image in RGB."""
         raise NotImplementedError
 
+    def content(self) -> Iterable[bytes]:
+        """What tells the stored images from others, for `fingerprint`."""
+        raise FBTError(f"{type(self).__name__} cannot tell its images from others: it has no content() to fingerprint")
+
+    def fingerprint(self) -> str:
+        """sha256 of the class's name, classes, labels and stored images; transforms and seed play no part."""
+        digest = hashlib.sha256(repr((type(self).__name__, self.classes, list(self.labels))).encode())
+        for part in self.content():
+            digest.update(part)
+        return digest.hexdigest()
+
+    def fix_views(self, views: int, seed: int) -> None:
+        """From now on each image has this many views, drawn from ``seed``; workers started before do not know."""
+        self.views, self.seed = views, seed
+
+    def view(self, epoch: int) -> int:
+        """Which view of its images an epoch shows."""
+        return epoch if self.views is None else epoch % self.views
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, position = key if isinstance(key, tuple) else (0, key)
+        view = self.view(epoch)
         position = range(len(self))[position]  # IndexError beyond the end; -1 gets the seed of the last
         image = self.image(position)
         if self._augments:
-            with seeded(derive_seed(self.seed, epoch, position)):
+            with seeded(derive_seed(self.seed, view, position)):
                 image = self._transform(image)
         else:
             image = self._transform(image)
-        return {"inputs": image, "labels": self.labels[position], "index": position}
+        sample = {"inputs": image, "labels": self.labels[position], "index": position}
+        return sample if self.views is None else {**sample, "view": view}
 
 
 class InMemoryDataset(ImageDataset):
@@ -110,6 +137,10 @@ class InMemoryDataset(ImageDataset):
     ) -> None:
         self.images = images
         super().__init__(classes, labels.tolist(), transforms, seed)
+
+    def content(self) -> Iterable[bytes]:
+        yield repr(self.images.shape).encode()
+        yield self.images.contiguous().numpy().tobytes()
 
     def image(self, position: int) -> Tensor:
         return self.images[position].expand(3, -1, -1).clone()

@@ -31,8 +31,9 @@ from .checkpoints import find_resume
 from .config import DEFAULT_HOOKS
 from .device import resolve_device
 from .runner import DistillRunner
+from .teacher_cache import TeacherCacheHook, refusals
 
-OURS = ("device", "custom_imports", "compile")
+OURS = ("device", "custom_imports", "compile", "teacher_cache")
 SPLITS = ("train", "val", "test")
 LOADER_KEYS = ("dataset", "sampler", "batch_sampler", "collate_fn", "num_batch_per_epoch", "worker_init_fn")
 
@@ -83,7 +84,10 @@ class _Check:
                 self.problems.append(f"{key}: {value!r}: no such file")
         if self.config.get("resume") is True and self.config.get("work_dir"):
             self._collect("", find_resume, Path(self.config["work_dir"]))
-        return self._model()
+        distiller = self._model()
+        if (cache := self.config.get("teacher_cache")) is not None:
+            self._teacher_cache(cache, distiller)
+        return distiller
 
     def _top_level(self) -> None:
         known = [*list(inspect.signature(DistillRunner.__init__).parameters)[1:], *OURS]
@@ -194,6 +198,13 @@ class _Check:
         for name in DEFAULT_HOOKS:
             self._typed(HOOKS, hooks.get(name), f"default_hooks.{name}", extra=("priority",))
         self._typed(HOOKS, self.config.get("custom_hooks"), "custom_hooks", extra=("priority",))
+
+    def _teacher_cache(self, cache: Any, distiller: Distiller | None) -> None:
+        before = len(self.problems)
+        self._signature(TeacherCacheHook, cache, "teacher_cache")
+        if len(self.problems) == before:
+            self._collect("", lambda: TeacherCacheHook(**cache))
+        self.problems += refusals(distiller, self.config.get("data_preprocessor"))
 
     def _model(self) -> Distiller | None:
         model = self.config.get("model")

@@ -54,7 +54,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
         config.pop(name)
     # Written out, so that options can reach them and config.py is complete.
-    defaults = {"default_hooks": DEFAULT_HOOKS, "randomness": {"seed": 0}}
+    defaults = {"default_hooks": DEFAULT_HOOKS, "randomness": {"seed": 0}, "teacher_cache": None}
     merged = merge_options(merge(defaults, config.to_dict()), options or {})
     object.__setattr__(config, "_cfg_dict", ConfigDict(merged))
     imports = config.get("custom_imports") or {}

@@ -39,6 +39,7 @@ from .files import write_atomic
 from .launch import find_processes, join_processes, wrap
 from .screen import relative, say
 from .statistics import scatter_statistics
+from .teacher_cache import TeacherCacheHook
 
 H = TypeVar("H")
 
@@ -47,7 +48,8 @@ class DistillRunner(Runner):
     """mmengine's Runner for a :class:`Distiller`.
 
     A config says what mmengine's Runner takes, and besides: ``device`` ("cpu", "cuda", "cuda:1"; by default the first
-    GPU if there is one), ``resume`` (True, the path of a checkpoint, or "auto", which begins where there is none).
+    GPU if there is one), ``resume`` (True, the path of a checkpoint, or "auto", which begins where there is none),
+    ``teacher_cache`` (the arguments of :class:`TeacherCacheHook`; None is off).
     """
 
     model: Any
@@ -149,6 +151,10 @@ class DistillRunner(Runner):
         for hook in merge(DEFAULT_HOOKS, hooks or {}).values():
             if hook is not None:
                 self.register_hook(dict(hook))
+        if (cache := self.cfg.get("teacher_cache")) is not None:
+            hook = TeacherCacheHook(**cache)
+            hook.fix_views(self)
+            self.register_hook(hook)
         if self.distributed:
             self.register_hook({"type": "SyncStatisticsHook"})
 

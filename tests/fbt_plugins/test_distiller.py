@@ -104,6 +104,21 @@ def test_every_model_gets_its_own_normalisation_and_size(make: Make, images: tor
     torch.testing.assert_close(channel, (1 - torch.tensor([0.1, 0.2, 0.3])) / std, rtol=1e-4, atol=1e-4)
 
 
+def test_losses_take_what_the_teacher_knows_already_and_do_not_run_it(
+    make: Make, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    model = make()
+    expected = model(images, labels, mode="loss")
+    known = model.know(images, {"teacher"})["teacher"]
+    stored = dict(teacher_features=known.features.half(), teacher_logits=known.logits.half())
+    ran: list[int] = []
+    for number, stage in enumerate(model.teacher.stages, 1):
+        stage.register_forward_hook(lambda *_, number=number: ran.append(number))
+    losses = model(images, labels, mode="loss", view=torch.zeros(5), **stored)
+    torch.testing.assert_close(losses, expected, rtol=2e-3, atol=2e-3)
+    assert ran == [4]  # the stage that the fusion model borrows
+
+
 def test_evaluation_gives_every_model_the_logits_it_has_alone(make: Make, images: torch.Tensor) -> None:
     model = make(CNN, CONVNEXT).eval()
     logits = model.predict(images, model.names)

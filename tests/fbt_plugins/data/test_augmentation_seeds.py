@@ -26,6 +26,19 @@ def test_function_of_seed_epoch_and_index(transforms: list[dict[str, object]]) -
     assert not torch.equal(images(0), images(0, seed=1))
 
 
+@pytest.mark.parametrize("transforms", [CROP, TIMM])
+def test_fixed_views_come_round_again(transforms: list[dict[str, object]]) -> None:
+    data, free = FashionMNISTMini("val", transforms), FashionMNISTMini("val", transforms, seed=5)
+    data.fix_views(3, seed=5)
+    for epoch in (0, 1, 2):
+        sample, again = data[epoch, 7], data[epoch + 3, 7]
+        assert sample["view"] == again["view"] == epoch and "view" not in free[epoch, 7]
+        assert torch.equal(sample["inputs"], again["inputs"])
+        assert torch.equal(sample["inputs"], free[epoch, 7]["inputs"])
+    assert not torch.equal(data[0, 7]["inputs"], data[1, 7]["inputs"])
+    assert not torch.equal(data[3, 7]["inputs"], free[3, 7]["inputs"])
+
+
 def test_order_of_access_does_not_matter() -> None:
     data = FashionMNISTMini("val", CROP)
     forward = [data[2, position]["inputs"] for position in range(6)]
@@ -101,3 +114,14 @@ def test_derived_seeds_never_change() -> None:
     assert derive_seed(1, 0) != derive_seed(0, 1) != derive_seed(0, 1, 0)
     assert derive_seed(np.int64(3), torch.tensor(4)) == derive_seed(3, 4)
     assert len({derive_seed(s, e, i) for s in range(5) for e in range(5) for i in range(40)}) == 1000
+
+
+def test_fingerprints_tell_images_and_labels_but_not_augmentation() -> None:
+    plain = FashionMNISTMini("val").fingerprint()
+    assert plain == FashionMNISTMini("val", CROP, seed=3).fingerprint() != FashionMNISTMini("test").fingerprint()
+    data = FashionMNISTMini("val")
+    data.images[999, 27, 27] += 1
+    assert data.fingerprint() != plain
+    data = FashionMNISTMini("val")
+    data.labels[0] = 3 - data.labels[0]
+    assert data.fingerprint() != plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,18 @@ def test_images_become_uint8_tensors_of_three_channels(root: Path) -> None:
     assert torch.equal(data[1]["inputs"], torch.from_numpy(expected).permute(2, 0, 1))
     grey = data[2]["inputs"]
     assert grey.shape == (3, 9, 9) and grey.dtype == torch.uint8 and (grey == 77).all()
+
+
+def test_fingerprints_are_of_names_and_sizes_wherever_the_folder_is(root: Path, tmp_path: Path) -> None:
+    first = ImageFolder("train", str(root)).fingerprint()
+    shutil.copytree(root / "train", tmp_path / "elsewhere" / "train")
+    assert ImageFolder("train", str(tmp_path / "elsewhere")).fingerprint() == first
+    path = tmp_path / "elsewhere" / "train" / "ant" / "0.png"
+    path.rename(path.with_name("00.png"))
+    assert ImageFolder("train", str(tmp_path / "elsewhere")).fingerprint() != first
+    with (root / "train" / "ant" / "0.png").open("ab") as file:
+        file.write(b" ")
+    assert ImageFolder("train", str(root)).fingerprint() != first
 
 
 def test_missing_folders(root: Path) -> None:
