@@ -87,21 +87,22 @@ def assert_same(a: DistillRunner, b: DistillRunner, checkpoint: str) -> None:
     first, second = (read_checkpoint(Path(r.work_dir) / checkpoint) for r in (a, b))
     for skipped in ("meta", "message_hub"):
         first.pop(skipped), second.pop(skipped)
-    _assert_equal(first, second, "checkpoint")
+    assert_equal(first, second, "checkpoint")
     for name, value in a.model.state_dict().items():
         assert torch.equal(value, b.model.state_dict()[name]), name
 
 
-def _assert_equal(a: Any, b: Any, where: str) -> None:
+def assert_equal(a: Any, b: Any, where: str) -> None:
+    """Trees of tensors and plain values with the same bits."""
     assert type(a) is type(b), where
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where
         for key in a:
-            _assert_equal(a[key], b[key], f"{where}.{key}")
+            assert_equal(a[key], b[key], f"{where}.{key}")
     elif isinstance(a, list | tuple):
         assert len(a) == len(b), where
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            _assert_equal(x, y, f"{where}.{i}")
+            assert_equal(x, y, f"{where}.{i}")
     elif isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
     else:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from runs import assert_equal
 from two_processes import BATCH_NORM, accuracy, build, gradients
 
-from fbt_plugins.engine.checkpoints import find_resume
+from fbt_plugins.engine.checkpoints import find_resume, read_checkpoint
 from fbt_plugins.engine.launch import find_processes, freeze_unreached
 from fbt_plugins.errors import FBTError
 
@@ -53,9 +54,13 @@ def test_statistics_agree_validation_counts_once_and_resume_is_exact(tmp_path: P
     assert len(first) > 40 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     for rank in (0, 1):
         whole, resumed = saved(tmp_path, "whole")[rank], saved(tmp_path, "resumed")[rank]
-        assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+        assert_equal(whole, resumed, f"rank {rank}")
+    ends = [read_checkpoint(tmp_path / run / "iter_12.pth") for run in ("whole", "killed")]
+    for part in ("state_dict", "optimizer", "loss_window", "rank_statistics"):
+        assert_equal(ends[0][part], ends[1][part], part)
+    # The run ended with its best weights; one process finds the same accuracy with them.
     one = build(tmp_path, "one", **BATCH_NORM)
-    one.model.load_state_dict(find_resume(tmp_path / "whole")[1]["state_dict"])
+    one.model.load_state_dict(read_checkpoint(next((tmp_path / "whole").glob("best_*")))["state_dict"])
     assert saved(tmp_path, "metrics") == [accuracy(one)] * 2
 
 
