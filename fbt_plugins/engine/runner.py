@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_dist_info, is_distributed, master_only
+from mmengine.dist import barrier, get_dist_info, is_distributed, master_only
 from mmengine.registry import MODELS, VISUALIZERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
@@ -263,6 +263,7 @@ class DistillRunner(Runner):
             newer = (-1, -1)
             if self._load_from:
                 self.load_checkpoint(self._load_from)
+        barrier()  # nothing is moved before all processes have read it
         self._begin_folder(newer)
 
     def resume(

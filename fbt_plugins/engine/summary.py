@@ -13,7 +13,7 @@ import mmengine
 import timm
 import torch
 import torchvision
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -46,6 +46,7 @@ class SummaryHook(Hook):
     def after_train(self, runner: Any) -> None:
         seconds = time.perf_counter() - self._started
         distiller: Distiller = getattr(runner.model, "module", runner.model)
+        barrier()  # the first process may still be writing the best checkpoint, which all of them read
         info = runner.message_hub.runtime_info
         best = info.get("best_ckpt")
         best_epoch = runner.epoch
