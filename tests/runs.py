@@ -14,6 +14,7 @@ from mmengine.config import Config
 
 from fbt_plugins.engine.checkpoints import read_checkpoint
 from fbt_plugins.engine.config import load_config
+from fbt_plugins.engine.files import write_atomic
 from fbt_plugins.engine.runner import DistillRunner
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,7 @@ def builder(folder: Path) -> Build:
     """Builds configs of runs in folders of their own below a folder."""
 
     def build(name: str = "run", **options: Any) -> Config:
-        (folder / "tiny.py").write_text(TINY)
+        write_atomic(folder / "tiny.py", TINY)  # several processes may do this at once
         loaded = load_config(folder / "tiny.py", options)
         loaded.work_dir = str(folder / name)
         return loaded

@@ -7,6 +7,7 @@ of workers changes nothing. Images are uint8 up to the batch, where they are div
 Importing this registers the data sets in mmengine's DATASETS and the sampler in DATA_SAMPLERS.
 """
 
+from .batched import InMemoryLoader, batched_transforms
 from .datasets import CIFAR10, CIFAR100, FashionMNIST, FashionMNISTMini, ImageFolder
 from .image_dataset import ImageDataset, InMemoryDataset
 from .mixing import Mixing
@@ -22,9 +23,11 @@ __all__ = [
     "ImageDataset",
     "ImageFolder",
     "InMemoryDataset",
+    "InMemoryLoader",
     "Mixing",
     "SeededSampler",
     "TimmTransform",
+    "batched_transforms",
     "build_transforms",
     "derive_seed",
     "seeded",

@@ -22,7 +22,7 @@ from mmengine.registry import (
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
-from ..data import ImageDataset, Mixing, build_transforms
+from ..data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
 from ..distiller import Distiller
 from ..edge import parse_edges
 from ..errors import ConfigError, FBTError, nearest
@@ -35,7 +35,9 @@ from .teacher_cache import TeacherCacheHook, refusals
 
 OURS = ("device", "custom_imports", "compile", "teacher_cache")
 SPLITS = ("train", "val", "test")
-LOADER_KEYS = ("dataset", "sampler", "batch_sampler", "collate_fn", "num_batch_per_epoch", "worker_init_fn")
+_EITHER = ("dataset", "sampler", "num_batch_per_epoch", "in_memory")
+LOADER_KEYS = (*_EITHER, "batch_sampler", "collate_fn", "worker_init_fn")
+IN_MEMORY_KEYS = (*_EITHER, "batch_size", "drop_last")
 
 
 def check_config(config: Config) -> Distiller | None:
@@ -129,6 +131,10 @@ class _Check:
             split = dataset.get("split", SPLITS[0])
             if inspect.isclass(kind) and issubclass(kind, ImageDataset) and split not in SPLITS:
                 self.problems.append(f"{where}.dataset: no split {split!r}{nearest(split, SPLITS)}")
+            if not isinstance(in_memory := loader.get("in_memory", False), bool):
+                self.problems.append(f"{where}: in_memory must be True or False, not {in_memory!r}")
+            elif in_memory:
+                self._in_memory(loader, where, kind)
         if not isinstance(sampler, Mapping):
             self.problems.append(
                 f"{where}.sampler is missing: dict(type='SeededSampler', shuffle={where.startswith('train')})"
@@ -137,6 +143,19 @@ class _Check:
             self._typed(DATA_SAMPLERS, sampler, f"{where}.sampler", given=("dataset", "seed"))
         if not {"batch_size", "batch_sampler"} & loader.keys():
             self.problems.append(f"{where}: 'batch_size' is missing")
+
+    def _in_memory(self, loader: Mapping[str, Any], where: str, kind: Any) -> None:
+        needless = [key for key in loader if key not in IN_MEMORY_KEYS]
+        if needless:
+            self.problems.append(
+                f"{where}: in_memory=True has no worker processes and collates nothing; drop {', '.join(needless)}"
+            )
+        if not (inspect.isclass(kind) and issubclass(kind, InMemoryDataset)):
+            name = loader["dataset"].get("type")
+            self.problems.append(f"{where}: in_memory=True: {name} is not held in memory; set in_memory=False")
+        else:
+            transforms = loader["dataset"].get("transforms", ())
+            self._collect("", batched_transforms, transforms, f"{where}.dataset.transforms")
 
     def _loops(self) -> None:
         train = self.config.get("train_cfg") or {}

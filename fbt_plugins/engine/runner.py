@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .. import distiller  # noqa: F401 - registers Distiller with mmengine
-from ..data import Mixing
+from ..data import InMemoryLoader, Mixing
 from ..data.preprocessor import ImagePreprocessor
 from ..errors import FBTError, Interrupted
 from ..registry import one_line
@@ -131,16 +131,24 @@ class DistillRunner(Runner):
         mixing = Mixing(num_classes=context["data_info"]["num_classes"], **options) if options else None
         return MODELS.build({**model, **context, "data_preprocessor": ImagePreprocessor(mixing)})
 
-    @staticmethod
-    def build_dataloader(dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader[Any]:
-        """mmengine's, whose samples become tensors, and whose data set and sampler draw from the run's seed."""
-        if isinstance(dataloader, Mapping):
-            config = dict(dataloader)
-            config.setdefault("collate_fn", {"type": "default_collate"})
-            config.setdefault("num_workers", 0)
-            config["dataset"] = {"seed": seed or 0, **config["dataset"]}
-            dataloader = config
-        return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+    def build_dataloader(  # type: ignore[override]
+        self, dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader[Any] | InMemoryLoader:
+        """mmengine's, whose samples become tensors, and whose data set and sampler draw from the run's seed.
+
+        With ``in_memory=True`` an :class:`InMemoryLoader` of the same data set, sampler and batch size.
+        """
+        if not isinstance(dataloader, Mapping):
+            return dataloader
+        config = dict(dataloader)
+        in_memory = config.pop("in_memory", False)
+        config.setdefault("collate_fn", {"type": "default_collate"})
+        config.setdefault("num_workers", 0)
+        config["dataset"] = {"seed": seed or 0, **config["dataset"]}
+        built = Runner.build_dataloader(config, seed, diff_rank_seed)
+        if in_memory:
+            return InMemoryLoader(built.dataset, built.sampler, built.batch_size, built.drop_last, self.device)
+        return built
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         model = model.to(self.device)

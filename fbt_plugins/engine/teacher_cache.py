@@ -20,7 +20,7 @@ from mmengine.hooks import Hook
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from ..data import ImageDataset
+from ..data import ImageDataset, InMemoryLoader
 from ..distiller import TEACHER, Distiller
 from ..errors import ConfigError, FBTError
 from ..knowledge import Knowledge
@@ -139,6 +139,7 @@ def cache_key(runner: Any, dataset: ImageDataset, teacher: StagedModel) -> dict[
         "teacher weights": weights_sha256(teacher),
         "data set": {"name": dataset.metainfo["name"], "size": len(dataset), "sha256": dataset.fingerprint()},
         "transforms": dataset.transforms,
+        "in_memory": isinstance(runner.train_dataloader, InMemoryLoader),  # other random numbers
         "image size": dataset.image_size,
         "views": dataset.views,
         "view seed": dataset.seed,
@@ -180,14 +181,14 @@ def _knowledge(runner: Any) -> Iterator[Knowledge]:
     """The teacher's, batch by batch, of every view of the training images, in the precision of training."""
     distiller: Distiller = getattr(runner.model, "module", runner.model)
     dataset = runner.train_dataloader.dataset
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=_BATCH,
-        sampler=itertools.product(range(dataset.views), range(len(dataset))),  # type: ignore[arg-type]
-        num_workers=runner.train_dataloader.num_workers,
-        # Of its own: the loader would draw from the run's, which must not feel whether a cache was there.
-        generator=torch.Generator(),
-    )
+    everything: Any = itertools.product(range(dataset.views), range(len(dataset)))
+    loader: Any
+    if isinstance(runner.train_dataloader, InMemoryLoader):
+        loader = InMemoryLoader(dataset, everything, _BATCH, device=runner.device)
+    else:
+        # A generator of its own: else the loader draws from the run's, which must not feel whether a cache was there.
+        workers, generator = runner.train_dataloader.num_workers, torch.Generator()
+        loader = DataLoader(dataset, _BATCH, sampler=everything, num_workers=workers, generator=generator)
     batches = math.ceil(dataset.views * len(dataset) / _BATCH)
     for batch in track(loader, "teacher cache", batches, console=console, disable=not console.is_terminal):
         inputs = distiller.data_preprocessor(batch, False)["inputs"]

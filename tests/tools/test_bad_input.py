@@ -70,6 +70,7 @@ OPTIONS = [
     ("train_cfg.val_interval=0", "val_interval must be 1 or more, not 0"),
     ("train_dataloader.num_workers=-1", "num_workers must be 0 or more, not -1"),
     ("train_dataloader.drop_last=maybe", "drop_last must be True or False, not 'maybe'"),
+    ("train_dataloader.in_memory=maybe", "train_dataloader: in_memory must be True or False, not 'maybe'"),
     ("train_dataloader.dataset.split=trian", "no split 'trian'; did you mean 'train'"),
     ("val_evaluator.topk=[5]", "topk must be whole numbers above 0, 1 among them"),
     ("optim_wrapper.clip_grad.max_nrm=5", "optim_wrapper.clip_grad: unknown key 'max_nrm'; did you mean 'max_norm'"),
@@ -143,6 +144,17 @@ def test_all_errors_of_a_config_come_together(train) -> None:  # type: ignore[no
     wrong = ["model.logit_loss.gama=1", "model.fusion.splice=S1-4", "train_cfg.max_epoch=1", "device=tpu"]
     code, lines = train(FLAGSHIP, "--check", "--cfg-options", *wrong)
     assert code == 2 and len(lines) == 4, lines
+
+
+def test_what_cannot_be_held_in_memory_is_refused(train) -> None:  # type: ignore[no-untyped-def]
+    options = ["in_memory=True", "num_workers=2", "dataset.transforms.1.type=ColorJitter"]
+    code, lines = train(FLAGSHIP, "--check", "--cfg-options", *(f"train_dataloader.{option}" for option in options))
+    assert code == 2 and len(lines) == 2, lines
+    assert lines[0].endswith("in_memory=True has no worker processes and collates nothing; drop num_workers")
+    assert "train_dataloader.dataset.transforms[1]: in_memory=True augments whole batches" in lines[1]
+    folder = ["in_memory=True", "dataset.type=ImageFolder", "dataset.split=val", "dataset.root=."]
+    code, lines = train(FLAGSHIP, "--check", "--cfg-options", *(f"val_dataloader.{option}" for option in folder))
+    assert code == 2 and "val_dataloader: in_memory=True: ImageFolder is not held in memory" in lines[0], lines
 
 
 @pytest.mark.parametrize(

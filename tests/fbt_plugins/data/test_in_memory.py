@@ -1,0 +1,147 @@
+"""The in-memory path against the ordinary one: the same images with the same probabilities, by other random numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import assert_same, builder, run, run_until
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fbt_plugins.data import FashionMNISTMini, ImageDataset, InMemoryDataset, InMemoryLoader, SeededSampler
+from fbt_plugins.data.batched import Draws
+from fbt_plugins.errors import ConfigError
+
+CROP = dict(type="RandomCrop", size=4, padding=1)
+FLIPS = [dict(type="RandomHorizontalFlip"), dict(type="RandomVerticalFlip", p=0.25)]
+ERASE = dict(type="RandomErasing", p=0.7, scale=(0.1, 0.6), ratio=(0.3, 3.3), value=(7, 8, 9))
+
+
+def pictures(transforms: list[dict[str, Any]], seed: int = 0, colour: bool = True) -> InMemoryDataset:
+    """Images of 4x4 pixels, no two alike."""
+    shape = (10, 3, 4, 4) if colour else (10, 4, 4)
+    images = torch.arange(10 * 48 if colour else 160).reshape(shape).remainder(251).to(torch.uint8)
+    return InMemoryDataset([str(n) for n in range(10)], images, torch.arange(10), transforms, seed)
+
+
+def batches(dataset: ImageDataset, keys: list[tuple[int, int]], size: int = 1000) -> list[dict[str, Tensor]]:
+    return list(InMemoryLoader(dataset, keys, size))
+
+
+def outcomes(images: Tensor) -> Counter[bytes]:
+    return Counter(image.numpy().tobytes() for image in images)
+
+
+@pytest.mark.parametrize("transforms", [[CROP], FLIPS, [CROP, *FLIPS]], ids=["crop", "flips", "both"])
+def test_every_outcome_is_as_frequent_as_on_the_ordinary_path(transforms: list[dict[str, Any]]) -> None:
+    count, dataset = 2000, pictures(transforms)
+    batched = outcomes(batches(dataset, [(epoch, 3) for epoch in range(count)], count)[0]["inputs"])
+    single = outcomes(torch.stack([dataset[epoch, 3]["inputs"] for epoch in range(count)]))
+    assert batched.keys() == single.keys()
+    for outcome, found in batched.items():  # the difference of two counts has at most the variance of their sum
+        assert abs(found - single[outcome]) < 5 * (found + single[outcome]) ** 0.5
+    assert batched != single  # by other random numbers
+
+
+def test_erased_rectangles_are_as_large_and_lie_where_they_do_on_the_ordinary_path() -> None:
+    count, dataset = 3000, pictures([dict(type="Pad", padding=4), ERASE])
+    batched = batches(dataset, [(epoch, 3) for epoch in range(count)], count)[0]["inputs"]
+    single = torch.stack([dataset[epoch, 3]["inputs"] for epoch in range(count)])
+    blank = pictures([dict(type="Pad", padding=4)])[3]["inputs"]
+    value = torch.tensor([7, 8, 9], dtype=torch.uint8)[:, None, None]
+    for images in (batched, single):
+        erased = (images != blank).all(1, keepdim=True)
+        assert torch.equal(images, torch.where(erased, value, blank).expand_as(images))
+    maps = [(images != blank).all(1).float() for images in (batched, single)]
+    frequency = [m.mean(0) for m in maps]  # of each pixel; 5 standard deviations of the difference
+    assert (frequency[0] - frequency[1]).abs().max() < 5 * (2 * 0.25 / count) ** 0.5
+    areas = [m.flatten(1).sum(1) for m in maps]
+    assert abs(float((areas[0] == 0).float().mean() - (areas[1] == 0).float().mean())) < 5 * (2 * 0.25 / count) ** 0.5
+    for order in (1, 2):
+        moments = [a[a > 0].pow(order) for a in areas]
+        spread = (moments[0].var() / len(moments[0]) + moments[1].var() / len(moments[1])) ** 0.5
+        assert abs(float(moments[0].mean() - moments[1].mean())) < 5 * float(spread)
+
+
+def test_an_image_is_the_same_in_any_batch_and_another_in_any_epoch() -> None:
+    dataset = pictures([CROP, *FLIPS, ERASE])
+    keys = [(epoch, position) for epoch in range(40) for position in range(10)]
+    whole = torch.cat([b["inputs"] for b in batches(dataset, keys)])
+    parts = batches(dataset, keys[::-1], 7)
+    assert torch.equal(torch.cat([b["inputs"] for b in parts]).flip(0), whole)
+    assert torch.equal(torch.cat([b["index"] for b in parts]).flip(0), torch.arange(10).repeat(40))
+    assert torch.equal(torch.cat([b["labels"] for b in parts]).flip(0), torch.arange(10).repeat(40))
+    assert len(outcomes(whole.reshape(40, 10, -1)[:, 3])) > 30
+    other = torch.cat([b["inputs"] for b in batches(pictures([CROP, *FLIPS, ERASE], seed=1), keys)])
+    assert (other != whole).flatten(1).any(1).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_transforms_alike_for_all_images_give_the_same_bits(colour: bool) -> None:
+    steps = [
+        dict(type="Pad", padding=2),
+        dict(type="Resize", size=(12, 12), interpolation="bicubic"),
+        dict(type="CenterCrop", size=9),
+    ]
+    dataset = pictures(steps, colour=colour)
+    loader = DataLoader(dataset, 4, sampler=SeededSampler(dataset, shuffle=False))
+    for ours, theirs in zip(InMemoryLoader(dataset, SeededSampler(dataset, False), 4), loader, strict=True):
+        for name, value in theirs.items():
+            assert torch.equal(ours[name], value) and ours[name].dtype == value.dtype
+
+
+def test_lengths_seeking_and_fixed_views() -> None:
+    dataset = pictures([CROP])
+    sampler = SeededSampler(dataset)
+    for drop_last, sizes in ((True, [4, 4]), (False, [4, 4, 2])):
+        loader = InMemoryLoader(dataset, sampler, 4, drop_last)
+        assert len(loader) == len(sizes) and [len(b["inputs"]) for b in loader] == sizes
+    sampler.set_epoch(3)
+    whole = list(loader)
+    sampler.seek(4)
+    assert all(torch.equal(a["inputs"], b["inputs"]) for a, b in zip(list(loader), whole[1:], strict=True))
+    dataset.fix_views(2, seed=5)
+    shown = {epoch: batches(dataset, [(epoch, p) for p in range(10)])[0] for epoch in range(4)}
+    assert torch.equal(shown[0]["inputs"], shown[2]["inputs"]) and not torch.equal(
+        shown[0]["inputs"], shown[1]["inputs"]
+    )
+    assert shown[3]["view"].tolist() == [1] * 10
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    draws = Draws(2**64 - 1, torch.arange(100).repeat_interleave(500), torch.arange(500).repeat(100))
+    numbers = torch.cat([draws.uniform(2), draws.uniform(1)], 1)
+    assert numbers.min() >= 0 and numbers.max() < 1
+    counts = torch.histc(numbers, 20, 0, 1)
+    assert ((counts - len(numbers) * 3 / 20) ** 2 / (len(numbers) * 3 / 20)).sum() < 50  # chi2 of 19, p > 1e-4
+    columns = torch.cat([numbers, numbers.roll(1, 0), numbers.roll(500, 0)], 1)  # neighbours in position and view
+    assert (torch.corrcoef(columns.T) - torch.eye(9)).abs().max() < 5 / len(numbers) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("transform", "says"),
+    [
+        (dict(type="ColorJitter"), "which ColorJitter cannot; known: RandomCrop"),
+        (dict(type="timm", input_size=32), "which timm cannot"),
+        (dict(type="RandomCrop", size=40, pad_if_needed=True), "not by pad_if_needed"),
+    ],
+)
+def test_what_no_batch_can_be_given_is_refused(transform: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=r"FashionMNISTMini.transforms\[0\]: in_memory=True") as error:
+        dataset = FashionMNISTMini("val", [transform])
+        InMemoryLoader(dataset, SeededSampler(dataset), 4)
+    assert says in str(error.value) and str(error.value).endswith("or set in_memory=False")
+
+
+def test_a_run_in_memory_goes_on_exactly(tmp_path: Path) -> None:
+    config = builder(tmp_path)
+    options = {f"{split}_dataloader.in_memory": True for split in ("train", "val", "test")}
+    options |= {"train_cfg": dict(by_epoch=False, max_iters=10, val_interval=4), "default_hooks.checkpoint.interval": 3}
+    whole = run(config("whole", **options))
+    assert isinstance(whole.train_dataloader, InMemoryLoader)
+    run_until(config("cut", **options), 8)
+    assert_same(whole, run(config("cut", **options, resume=True)), "iter_10.pth")
