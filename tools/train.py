@@ -44,6 +44,7 @@ def parse() -> Parser:
     parser.add_argument(
         "--amp", nargs="?", const="bf16", choices=("bf16", "fp16"), help="mixed precision (default: bf16)"
     )
+    parser.add_argument("--compile", action="store_true", help="torch.compile the models and losses")
     parser.add_argument(
         "--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="who started the processes"
     )
@@ -93,6 +94,8 @@ def apply(config: Config, args: object) -> None:
         config.device = options["device"]
     if options["seed"] is not None:
         config.randomness.seed = options["seed"]
+    if options["compile"]:
+        config.compile = config.compile or True
     if options["amp"] and config.get("optim_wrapper"):
         config.optim_wrapper.precision = options["amp"]
 

@@ -17,21 +17,26 @@ class ImagePreprocessor(BaseDataPreprocessor):
 
     Args:
         mixing: batch augmentation of training batches, if any.
+        memory_format: of the images; ``torch.channels_last`` where the models have it.
 
     Attributes:
         step_seed: decides how the next training batch is mixed; the engine sets it before each step.
     """
 
-    def __init__(self, mixing: Mixing | None = None) -> None:
+    def __init__(
+        self, mixing: Mixing | None = None, memory_format: torch.memory_format = torch.preserve_format
+    ) -> None:
         super().__init__(non_blocking=True)
-        self.mixing = mixing
+        self.mixing, self.memory_format = mixing, memory_format
         self.step_seed = 0
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """``inputs`` (N, C, H, W) uint8 or float -> float in [0, 1]; labels become soft where images are mixed."""
         data = self.cast_data(data)
         images = data["inputs"]
-        images = images.float().div_(255) if images.dtype == torch.uint8 else images
+        stored = images.dtype == torch.uint8
+        images = images.to(dtype=torch.float32 if stored else images.dtype, memory_format=self.memory_format)
+        images = images.div_(255) if stored else images
         labels = data["labels"]
         if training and self.mixing is not None:
             images, labels = self.mixing(images, labels, self.step_seed)

@@ -30,10 +30,11 @@ from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line, value_problem
 from .checkpoints import find_resume
 from .config import DEFAULT_HOOKS
 from .device import resolve_device
+from .ema import EMAHook
 from .runner import DistillRunner
 from .teacher_cache import TeacherCacheHook, refusals
 
-OURS = ("device", "custom_imports", "compile", "teacher_cache")
+OURS = ("device", "custom_imports", "compile", "channels_last", "ema", "teacher_cache")
 SPLITS = ("train", "val", "test")
 _EITHER = ("dataset", "sampler", "num_batch_per_epoch", "in_memory")
 LOADER_KEYS = (*_EITHER, "batch_sampler", "collate_fn", "worker_init_fn")
@@ -86,9 +87,13 @@ class _Check:
                 self.problems.append(f"{key}: {value!r}: no such file")
         if self.config.get("resume") is True and self.config.get("work_dir"):
             self._collect("", find_resume, Path(self.config["work_dir"]))
+        self._kernels()
+        if (ema := self.config.get("ema")) is not None:
+            self._built(EMAHook, ema, "ema")
         distiller = self._model()
         if (cache := self.config.get("teacher_cache")) is not None:
-            self._teacher_cache(cache, distiller)
+            self._built(TeacherCacheHook, cache, "teacher_cache")
+            self.problems += refusals(distiller, self.config.get("data_preprocessor"))
         return distiller
 
     def _top_level(self) -> None:
@@ -218,12 +223,20 @@ class _Check:
             self._typed(HOOKS, hooks.get(name), f"default_hooks.{name}", extra=("priority",))
         self._typed(HOOKS, self.config.get("custom_hooks"), "custom_hooks", extra=("priority",))
 
-    def _teacher_cache(self, cache: Any, distiller: Distiller | None) -> None:
+    def _built(self, factory: Callable[..., Any], options: Any, where: str) -> None:
+        """Options of something that checks their values when it is built."""
         before = len(self.problems)
-        self._signature(TeacherCacheHook, cache, "teacher_cache")
+        self._signature(factory, options, where)
         if len(self.problems) == before:
-            self._collect("", lambda: TeacherCacheHook(**cache))
-        self.problems += refusals(distiller, self.config.get("data_preprocessor"))
+            self._collect("", lambda: factory(**options))
+
+    def _kernels(self) -> None:
+        if isinstance(compile_options := self.config.get("compile", False), Mapping):
+            self._signature(torch.compile, compile_options, "compile", given=("model",))
+        elif not isinstance(compile_options, bool):
+            self.problems.append(f"compile must be True, False or torch.compile's arguments, not {compile_options!r}")
+        if not isinstance(channels_last := self.config.get("channels_last", False), bool):
+            self.problems.append(f"channels_last must be True or False, not {channels_last!r}")
 
     def _model(self) -> Distiller | None:
         model = self.config.get("model")

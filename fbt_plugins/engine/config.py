@@ -33,6 +33,17 @@ DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
 """What every run does beside training; ``default_hooks`` in a config changes their arguments, or None drops one."""
 
 
+DEFAULTS: dict[str, Any] = {
+    "default_hooks": DEFAULT_HOOKS,
+    "randomness": {"seed": 0},
+    "teacher_cache": None,
+    "ema": None,
+    "compile": False,
+    "channels_last": False,
+}
+"""What a config need not say."""
+
+
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
     """Reads a config file as mmengine does and merges ``--cfg-options``.
 
@@ -54,8 +65,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
         config.pop(name)
     # Written out, so that options can reach them and config.py is complete.
-    defaults = {"default_hooks": DEFAULT_HOOKS, "randomness": {"seed": 0}, "teacher_cache": None}
-    merged = merge_options(merge(defaults, config.to_dict()), options or {})
+    merged = merge_options(merge(DEFAULTS, config.to_dict()), options or {})
     object.__setattr__(config, "_cfg_dict", ConfigDict(merged))
     imports = config.get("custom_imports") or {}
     if not isinstance(imports, Mapping) or isinstance(imports.get("imports", ()), str):

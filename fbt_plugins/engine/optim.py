@@ -51,6 +51,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self._masked_on_device = fused and not self._scaler.is_enabled()
         self._bad = torch.zeros((), device=self.device)
         self._one = torch.ones((), device=self.device)
+        self._stopped = False  # the same, where it is known here
         self.period = 0
         self.grad_norm: Tensor | None = None
 
@@ -115,15 +116,16 @@ class AutocastOptimWrapper(OptimWrapper):
             self._bad = torch.maximum(self._bad, self._found())
             self.optimizer.found_inf = self._bad  # type: ignore[attr-defined]
             self.optimizer.step(**kwargs)
-        elif not self._bad.item() and not self._found().item():
+        elif not self._stopped and not self._found().item():
             self.optimizer.step(**kwargs)
         else:
-            self._bad.fill_(1)
+            self._stopped = True
 
     def _scaled_step(self, **kwargs: Any) -> None:
         if get_world_size() > 1:
             dist.all_reduce(self._bad, dist.ReduceOp.MAX)
-        if self._bad.item():
+        self._stopped = bool(self._bad.item())
+        if self._stopped:
             return
         if self.clip_grad_kwargs:
             self._scaler.unscale_(self.optimizer)
@@ -153,7 +155,7 @@ class AutocastOptimWrapper(OptimWrapper):
         """1 while updates go on, 0 from the first that was not finite; on the device where that is not known here."""
         if self._masked_on_device:
             return 1 - self._bad
-        return 1.0 - self._bad.item()
+        return 0.0 if self._stopped else 1.0
 
     # ---- state -----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -35,6 +36,7 @@ from . import (  # noqa: F401 - they register themselves
 from .checkpoints import find_resume, read_checkpoint
 from .config import DEFAULT_HOOKS, merge
 from .device import resolve_device
+from .ema import TRAINED, EMAHook
 from .files import write_atomic
 from .launch import find_processes, join_processes, wrap
 from .screen import relative, say
@@ -49,7 +51,8 @@ class DistillRunner(Runner):
 
     A config says what mmengine's Runner takes, and besides: ``device`` ("cpu", "cuda", "cuda:1"; by default the first
     GPU if there is one), ``resume`` (True, the path of a checkpoint, or "auto", which begins where there is none),
-    ``teacher_cache`` (the arguments of :class:`TeacherCacheHook`; None is off).
+    ``teacher_cache`` and ``ema`` (the arguments of :class:`TeacherCacheHook` and :class:`EMAHook`; None is off),
+    ``compile`` (True, or the arguments of ``torch.compile``), ``channels_last``.
     """
 
     model: Any
@@ -129,7 +132,12 @@ class DistillRunner(Runner):
             context["data_info"] = {"num_classes": len(dataset.classes), "num_samples": len(dataset)}
         options = dict(self.cfg.get("data_preprocessor") or {})
         mixing = Mixing(num_classes=context["data_info"]["num_classes"], **options) if options else None
-        return MODELS.build({**model, **context, "data_preprocessor": ImagePreprocessor(mixing)})
+        preprocessor = ImagePreprocessor(mixing, self._memory_format)
+        return MODELS.build({**model, **context, "data_preprocessor": preprocessor})
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.cfg.get("channels_last") else torch.preserve_format
 
     def build_dataloader(  # type: ignore[override]
         self, dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
@@ -151,7 +159,7 @@ class DistillRunner(Runner):
         return built
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        model = model.to(self.device)
+        model = model.to(self.device).to(memory_format=self._memory_format)
         return wrap(model, self.device) if self.distributed else model
 
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
@@ -163,6 +171,8 @@ class DistillRunner(Runner):
             hook = TeacherCacheHook(**cache)
             hook.fix_views(self)
             self.register_hook(hook)
+        if (ema := self.cfg.get("ema")) is not None:
+            self.register_hook(EMAHook(**ema))
         if self.distributed:
             self.register_hook({"type": "SyncStatisticsHook"})
 
@@ -173,6 +183,13 @@ class DistillRunner(Runner):
             by_epoch = options.pop("by_epoch", True)
             loop = {"type": "EpochLoop" if by_epoch else "IterLoop", **options}
         return super().build_train_loop(loop)
+
+    def _maybe_compile(self, target: str) -> None:
+        """Compiles what one batch's losses are computed by; mmengine's takes in the optimizer and its bookkeeping."""
+        if options := self.cfg.get("compile"):
+            distiller = getattr(self.model, "module", self.model)
+            distiller.losses = torch.compile(distiller.losses, **({} if options is True else options))
+            say("compile the first steps take longer")
 
     def hook(self, kind: type[H]) -> H | None:
         """The first hook of a class."""
@@ -207,7 +224,10 @@ class DistillRunner(Runner):
             Interrupted: after a signal.
         """
         try:
-            return super().train()
+            with warnings.catch_warnings():
+                # It comes with every accumulation of gradients.
+                warnings.filterwarnings("ignore", "Detected call of `scheduler.step", module="mmengine")
+                return super().train()
         except progress.NotFinite as error:
             raise FBTError(f"{error}; {self._after_nan(error.iteration)}") from None
         except Interrupted:
@@ -220,6 +240,8 @@ class DistillRunner(Runner):
             where = f": {error.filename}" if error.filename else ""
             raise FBTError(f"{error.strerror or one_line(error)}{where}; {self._last_checkpoint()}") from error
         except RuntimeError as error:
+            if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise FBTError(f"compile: it fails ({one_line(error)}); set compile=False") from error
             if self.distributed and "Connection" in str(error):
                 reason = one_line(error).rsplit("] ", 1)[-1]
                 raise FBTError(f"another process of this job is gone ({reason}); {self._last_checkpoint()}") from error
@@ -290,6 +312,8 @@ class DistillRunner(Runner):
         checkpoint = self.load_checkpoint(filename)
         meta, here = checkpoint["meta"], {"world_size": self.world_size, "epoch_length": len(self.train_dataloader)}
         names = {"seed": "seed", "world_size": "processes", "epoch_length": "iterations per epoch"}
+        if TRAINED in checkpoint and self.hook(EMAHook) is None:
+            raise FBTError(f"--resume {filename}: it is of a run with an average of its weights; set ema as it was")
         for key, value in ({"seed": self.seed} | here).items():
             if meta.get(key, value) != value:
                 what = f"{names[key]}: {meta[key]} in the checkpoint, {value} here"
