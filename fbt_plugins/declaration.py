@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class Segment(nn.Module):
         super().__init__()
         self._net = (net,)  # in a tuple, so that torch does not take the whole network for a part of this one
         self.steps = tuple(steps)
+        self._finders = tuple(map(attrgetter, steps))  # found anew at each step: parts of a network may be replaced
         self._direct = tuple(n for n in extra if n in net._parameters or n in net._buffers)
         for name in (*steps, *(n for n in extra if n not in self._direct)):
             if isinstance(part := _attribute(net, name), nn.Module):
@@ -49,8 +51,9 @@ class Segment(nn.Module):
                 self.register_buffer(name, self.net._buffers[name], name not in self.net._non_persistent_buffers_set)
 
     def forward(self, x: Tensor) -> Tensor:
-        for step in self.steps:
-            x = _attribute(self.net, step)(x)
+        net = self._net[0]
+        for find in self._finders:
+            x = find(net)(x)
         return x
 
 
@@ -83,10 +86,12 @@ class Head(Segment):
 def step_head(*steps: str) -> HeadFunction:
     """A head that is plain steps, the last of which is the classifier: its input is the feature."""
 
+    *before, classifier = map(attrgetter, steps)
+
     def run(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        for step in steps[:-1]:
-            x = _attribute(net, step)(x)
-        return x, _attribute(net, steps[-1])(x)
+        for find in before:
+            x = find(net)(x)
+        return x, classifier(net)(x)
 
     return run
 

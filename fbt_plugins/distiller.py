@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .edge import SLOTS, Edge, ModelInfo, StepLosses, parse_edges
+from .edge import SLOTS, Edge, ModelInfo, StepLosses, parse_edges, weighted
 from .errors import ConfigError, FBTError, nearest
 from .fusion import FusionModel
 from .knowledge import Batch, Knowledge
@@ -89,6 +90,10 @@ class Distiller(BaseModel):
             problems += self._unused(defaults)
         if problems:
             raise ConfigError(problems)
+        self._in_losses = frozenset({STUDENT} if self.task_loss is not None else ()) | {
+            end for edge in self.edges.values() for end in (edge.giver, edge.receiver)
+        }
+        self._needed: dict[frozenset[str], dict[str, set[int]]] = {}
         for role, model in self.models.items():
             channels = (1, model.in_chans, 1, 1)
             for what, values in (("mean", model.mean), ("std", model.std)):
@@ -104,7 +109,7 @@ class Distiller(BaseModel):
     @property
     def models(self) -> dict[str, StagedModel]:
         """Student and teacher by role."""
-        return {STUDENT: self.student} | ({TEACHER: self._teacher[0]} if self._teacher else {})
+        return {STUDENT: self.student, TEACHER: self._teacher[0]} if self._teacher else {STUDENT: self.student}
 
     @property
     def names(self) -> list[str]:
@@ -229,17 +234,16 @@ class Distiller(BaseModel):
 
     def losses(self, images: Tensor, batch: Batch, teacher: Knowledge | None = None) -> dict[str, Tensor]:
         """All losses of one batch, named "task" or "edge/slot", each with its weights; ``teacher`` as in `know`."""
-        wanted = {STUDENT} if self.task_loss is not None else set()
-        wanted |= {end for edge in self.edges.values() for end in (edge.giver, edge.receiver)}
-        known = self.know(images, wanted, teacher)
+        known = self.know(images, self._in_losses, teacher)
         values: dict[str, Tensor] = {}
         if self.task_loss is not None:
-            values["task"] = self._task_weight * self.task_loss(known[STUDENT], None, batch)
+            values["task"] = weighted(self.task_loss(known[STUDENT], None, batch), self._task_weight)
         for name, edge in self.edges.items():
-            values |= {f"{name}/{slot}": value for slot, value in edge(known, batch).items()}
+            for slot, value in edge(known, batch).items():
+                values[f"{name}/{slot}"] = value
         return values
 
-    def know(self, images: Tensor, wanted: set[str], teacher: Knowledge | None = None) -> dict[str, Knowledge]:
+    def know(self, images: Tensor, wanted: Set[str], teacher: Knowledge | None = None) -> dict[str, Knowledge]:
         """Knowledge of the wanted models; each stage runs at most once in its own model.
 
         Args:
@@ -248,28 +252,38 @@ class Distiller(BaseModel):
             teacher: what the teacher knows about these images, where that is known already: it is not run on them.
                 Features and logits are all there is then, so no splice may start in the teacher.
         """
-        fusions = {n: f for n, f in self.fusions.items() if n in wanted}
         known: dict[str, Knowledge] = {TEACHER: teacher} if teacher else {}
-        starts: dict[str, dict[int, Tensor]] = {}
+        starts: dict[str, Mapping[int, Tensor]] = {}
+        needs = self._needs(frozenset(wanted))
         for role, model in self.models.items():
-            if role in known:
+            if role in known or role not in needs:
                 continue
-            needs = {f.start.last for f in fusions.values() if f.start.owner == role[0].upper()}
-            for edge in self.edges.values():
-                needs |= edge.needs.get(role, set()) if role in wanted else set()
-            if role not in wanted and not needs:
-                continue
-            with torch.set_grad_enabled(torch.is_grad_enabled() and role != TEACHER):
+            with torch.no_grad() if role == TEACHER else nullcontext():
                 inputs = self.prepare(images, role)
                 if role in wanted:
-                    known[role] = model.knowledge(inputs, needs)
-                    starts[role] = dict(known[role].stages)
+                    known[role] = model.knowledge(inputs, needs[role])
+                    starts[role] = known[role].stages
                 else:
-                    starts[role] = model.stage_outputs(inputs, needs)
-        for name, fusion in fusions.items():
-            role = STUDENT if fusion.start.owner == "S" else TEACHER
-            known[name] = fusion(starts[role][fusion.start.last])
+                    starts[role] = model.stage_outputs(inputs, needs[role])
+        for name, fusion in self.fusions.items():
+            if name in wanted:
+                role = STUDENT if fusion.start.owner == "S" else TEACHER
+                known[name] = fusion(starts[role][fusion.start.last])
         return known
+
+    def _needs(self, wanted: frozenset[str]) -> dict[str, set[int]]:
+        """The models to run, and which of their stages' outputs are needed, for the knowledge of the wanted models."""
+        if wanted not in self._needed:
+            needs: dict[str, set[int]] = {role: set() for role in self.models if role in wanted}
+            for role in needs:
+                for edge in self.edges.values():
+                    needs[role] |= edge.needs.get(role, set())
+            for name, fusion in self.fusions.items():
+                if name in wanted:
+                    role = STUDENT if fusion.start.owner == "S" else TEACHER
+                    needs.setdefault(role, set()).add(fusion.start.last)
+            self._needed[wanted] = needs
+        return self._needed[wanted]
 
     @torch.no_grad()
     def predict(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:

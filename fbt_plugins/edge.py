@@ -112,8 +112,13 @@ class Edge(nn.Module):
                 view = Knowledge(
                     self.projectors[slot](received.features), received.logits, received.stages, received.extra
                 )
-            values[slot] = self.weight * self.weights[slot] * loss(view, given, batch)
+            values[slot] = weighted(loss(view, given, batch), self.weight * self.weights[slot])
         return values
+
+
+def weighted(loss: Tensor, weight: float) -> Tensor:
+    """``weight * loss``, and the loss itself where the weight is 1."""
+    return loss if weight == 1 else weight * loss
 
 
 def split_name(name: str, models: Mapping[str, Any]) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -26,13 +26,9 @@ class Knowledge:
 
     def detach(self) -> Knowledge:
         """The same knowledge as constants: no gradient flows back to the giver."""
-        return replace(
-            self,
-            features=self.features.detach(),
-            logits=self.logits.detach(),
-            stages={k: v.detach() for k, v in self.stages.items()},
-            extra={k: v.detach() for k, v in self.extra.items()},
-        )
+        stages = {number: output.detach() for number, output in self.stages.items()}
+        extra = {name: value.detach() for name, value in self.extra.items()}
+        return Knowledge(self.features.detach(), self.logits.detach(), stages, extra)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -132,16 +132,15 @@ class StagedModel(nn.Module):
             images: (N, C, H, W), normalised.
             needs: numbers (from 1) of the stages whose outputs are kept.
         """
-        outputs = self.stage_outputs(images, (*needs, len(self.stages)))
-        last = outputs[len(self.stages)]
-        return replace(self.head(last), stages={i: outputs[i] for i in sorted(set(needs))})
+        kept, last = set(needs), len(self.stages)
+        outputs = self.stage_outputs(images, {*kept, last})
+        known = self.head(outputs[last])
+        return Knowledge(known.features, known.logits, {i: outputs[i] for i in sorted(kept)}, known.extra)
 
     def stage_outputs(self, images: Tensor, needs: Iterable[int]) -> dict[int, Tensor]:
         """Outputs of the stages in ``needs`` (from 1); no stage behind the last of them is run."""
         wanted, x, outputs = set(needs), images, {}
-        for number, stage in enumerate(self.stages, 1):
-            if number > max(wanted, default=0):
-                break
+        for number, stage in zip(range(1, max(wanted, default=0) + 1), self.stages, strict=False):
             x = stage(x)
             if number in wanted:
                 outputs[number] = x

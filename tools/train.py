@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fbt_plugins.cli import CfgOptions, Parser, run
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 EXAMPLES = """\
 examples:
@@ -58,11 +54,13 @@ def main() -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     # Imported late: --help and usage errors must not wait for the engine.
     from fbt_plugins import load_plugins
-    from fbt_plugins.engine.config import load_config
+    from fbt_plugins.engine.config import apply_arguments, load_config
 
     load_plugins()
     config = load_config(args.config, args.cfg_options)
-    apply(config, args)
+    work_dir = args.work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
+    given = {name: getattr(args, name) for name in ("resume", "device", "seed", "amp", "compile")}
+    apply_arguments(config, work_dir, args.launcher, **given)
     from fbt_plugins.engine.check import check_config
     from fbt_plugins.engine.screen import say
 
@@ -79,25 +77,6 @@ def main() -> None:
     from fbt_plugins.engine.runner import DistillRunner
 
     DistillRunner.from_cfg(config).train()
-
-
-def apply(config: Config, args: object) -> None:
-    """The command line's own options, over the config's values."""
-    options = vars(args)
-    config.work_dir = (
-        options["work_dir"] or config.get("work_dir") or str(Path("work_dirs") / Path(options["config"]).stem)
-    )
-    config.launcher = options["launcher"]
-    if options["resume"] is not None:
-        config.resume = options["resume"]
-    if options["device"] is not None:
-        config.device = options["device"]
-    if options["seed"] is not None:
-        config.randomness.seed = options["seed"]
-    if options["compile"]:
-        config.compile = config.compile or True
-    if options["amp"] and config.get("optim_wrapper"):
-        config.optim_wrapper.precision = options["amp"]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 from torchvision.transforms import v2
 
 from ..errors import ConfigError
@@ -65,7 +64,10 @@ class Mixing:
         Returns:
             Images of the same shape and type, and soft labels (N, C), float32, whose rows sum to 1.
         """
-        soft = one_hot(labels, self.num_classes).float()
+        blank = torch.zeros(len(labels), self.num_classes, device=labels.device)
+        soft = blank.scatter(
+            1, labels[:, None], 1.0
+        )  # not one_hot, which reads its argument and so waits for the device
         soft = soft * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
         with seeded(seed):
             mixed, switch = torch.rand(2).tolist()

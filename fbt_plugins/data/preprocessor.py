@@ -26,13 +26,13 @@ class ImagePreprocessor(BaseDataPreprocessor):
     def __init__(
         self, mixing: Mixing | None = None, memory_format: torch.memory_format = torch.preserve_format
     ) -> None:
-        super().__init__(non_blocking=True)
+        super().__init__()
         self.mixing, self.memory_format = mixing, memory_format
         self.step_seed = 0
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """``inputs`` (N, C, H, W) uint8 or float -> float in [0, 1]; labels become soft where images are mixed."""
-        data = self.cast_data(data)
+        data = {key: value.to(self.device, non_blocking=True) for key, value in data.items()}
         images = data["inputs"]
         stored = images.dtype == torch.uint8
         images = images.to(dtype=torch.float32 if stored else images.dtype, memory_format=self.memory_format)

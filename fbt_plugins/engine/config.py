@@ -78,6 +78,31 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     return config
 
 
+def apply_arguments(
+    config: Config,
+    work_dir: str,
+    launcher: str = "none",
+    *,
+    resume: bool | str | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    amp: str | None = None,
+    compile: bool = False,
+) -> None:
+    """Puts a command line's own options, where they are given, over a config's values."""
+    config.work_dir, config.launcher = work_dir, launcher
+    if resume is not None:
+        config.resume = resume
+    if device is not None:
+        config.device = device
+    if seed is not None:
+        config.randomness.seed = seed
+    if compile:
+        config.compile = config.compile or True
+    if amp and config.get("optim_wrapper"):
+        config.optim_wrapper.precision = amp
+
+
 def _read(path: Path) -> Config:
     """mmengine's reading of a file, with its errors on one line."""
     try:

@@ -17,54 +17,48 @@ GRADIENT = "grad_norm"
 class LossWindow:
     """A row per iteration since the last record: every loss, and the norm of the gradients where that is known.
 
-    Writing a row does not wait for the device; reading them does.
-
-    Args:
-        length: rows that fit, the iterations of a log interval.
+    A row is what the step left on the device; nothing is copied or computed before it is read.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
-        self.rows = 0
-        self._values = torch.empty(0)
+        self._rows: list[tuple[Tensor, Tensor | None]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def add(self, losses: StepLosses, grad_norm: Tensor | None) -> None:
         """Keeps one iteration's losses."""
         if losses.names != self.names:
-            self._start(losses.names, losses.stacked.device)
-        row = self._values[self.rows]
-        row[:-1].copy_(losses.stacked)
-        if grad_norm is not None:
-            row[-1].copy_(grad_norm)
-        self.rows += 1
+            self.names, self._rows = losses.names, []
+        self._rows.append((losses.stacked, grad_norm))
 
     def read(self) -> dict[str, list[float]]:
         """A column per loss, the mean over all processes; waits for the device."""
-        values = self._values[: self.rows]
+        if not self._rows:
+            return {name: [] for name in (*self.names, GRADIENT)}
+        values = self._values()
         if get_world_size() > 1:
-            values = values.clone()
             dist.all_reduce(values)
             values /= get_world_size()
-        columns = values.T.tolist() or [[]] * (len(self.names) + 1)
-        return dict(zip((*self.names, GRADIENT), columns, strict=True))
+        return dict(zip((*self.names, GRADIENT), values.T.tolist(), strict=True))
 
-    def clear(self) -> None:
-        """Begins the next interval."""
-        self.rows = 0
-        self._values.zero_()
+    def cut(self, rows: int) -> None:
+        """Keeps the first rows only."""
+        del self._rows[rows:]
+
+    def _values(self) -> Tensor:
+        """(rows, losses + 1) on the device; the norm is 0 where it is not known."""
+        losses = torch.stack([row for row, _ in self._rows])
+        zero = losses.new_zeros(())
+        norms = torch.stack([zero if norm is None else norm.float() for _, norm in self._rows])
+        return torch.cat([losses, norms[:, None]], 1)
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs."""
-        return {"names": list(self.names), "values": self._values[: self.rows].cpu().clone()}
+        return {"names": list(self.names), "values": self._values().cpu() if self._rows else torch.empty(0)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Goes on with an interval."""
-        if state["names"]:
-            self._start(tuple(state["names"]), device)
-            self.rows = min(len(state["values"]), self.length)
-            self._values[: self.rows].copy_(state["values"][: self.rows])
-
-    def _start(self, names: tuple[str, ...], device: torch.device) -> None:
-        self.names, self.rows = names, 0
-        self._values = torch.zeros(self.length, len(names) + 1, device=device)
+        self.names = tuple(state["names"])
+        self._rows = [(row[:-1], row[-1]) for row in state["values"].to(device)]

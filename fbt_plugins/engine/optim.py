@@ -44,7 +44,8 @@ class AutocastOptimWrapper(OptimWrapper):
         if precision not in PRECISIONS:
             raise ConfigError(f"optim_wrapper.precision: {precision!r}{nearest(precision, PRECISIONS)}")
         self.dtype = PRECISIONS[precision]
-        self.device = self.optimizer.param_groups[0]["params"][0].device
+        self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.device = self._trained[0].device
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         # A fused optimizer on a GPU leaves everything as it is where this is 1, and nobody has to wait to know.
         fused = getattr(self.optimizer, "_step_supports_amp_scaling", False) and self.device.type == "cuda"
@@ -129,27 +130,22 @@ class AutocastOptimWrapper(OptimWrapper):
             return
         if self.clip_grad_kwargs:
             self._scaler.unscale_(self.optimizer)
-            self.clip_func(self._parameters(), **self.clip_grad_kwargs)
+            self.clip_func(self._trained, **self.clip_grad_kwargs)
         self._scaler.step(self.optimizer, **kwargs)
         self._scaler.update()
 
     def _found(self) -> Tensor:
         """1 where the gradients are not finite, else 0; they are clipped on the way."""
-        parameters = self._parameters()
-        norm = self.clip_func(parameters, **self.clip_grad_kwargs) if self.clip_grad_kwargs and parameters else None
+        norm = self.clip_func(self._trained, **self.clip_grad_kwargs) if self.clip_grad_kwargs else None
         if norm is not None:
             self.grad_norm = norm
             return norm.isfinite().logical_not().float()
         found = torch.zeros_like(self._bad)
-        if parameters:
+        if gradients := [p.grad for p in self._trained if p.grad is not None]:
             # What torch's GradScaler finds out with, here with a scale of 1: one call however many tensors there are.
-            gradients = [p.grad for p in parameters if p.grad is not None]
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self._one)
         self.grad_norm = found / (1 - found)
         return found
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
 
     def trusted(self) -> Tensor | float:
         """1 while updates go on, 0 from the first that was not finite; on the device where that is not known here."""

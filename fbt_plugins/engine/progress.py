@@ -53,7 +53,7 @@ class ProgressHook(Hook):
 
     def __init__(self, interval: int = 50) -> None:
         self.interval = interval
-        self._window = LossWindow(interval)
+        self._window = LossWindow()
         self._schedules: list[tuple[int, Any]] = []
         self._bar: Progress | None = None
 
@@ -131,16 +131,16 @@ class ProgressHook(Hook):
         Raises:
             NotFinite: with the first that was not finite.
         """
-        columns = self._window.read()
-        first = done - self._window.rows
-        for row in range(self._window.rows):
+        columns, rows = self._window.read(), len(self._window)
+        first = done - rows
+        for row in range(rows):
             for name, values in columns.items():
                 if not isfinite(values[row]):
                     raise NotFinite(name, values[row], first + row)
         return columns
 
     def _record(self, runner: Any, done: int, batch_size: int) -> None:
-        columns, rows = self.check(done), self._window.rows
+        columns, rows = self.check(done), len(self._window)
         if not rows:
             return
         norms = [norm for norm in columns.pop(GRADIENT) if norm]  # 0 where it is not known
@@ -149,7 +149,7 @@ class ProgressHook(Hook):
         now = time.perf_counter()
         rate = batch_size * (done - self._last_iteration) * runner.world_size / max(now - self._last, 1e-9)
         record |= {"lr": runner.optim_wrapper.param_groups[0]["lr"], "images_per_second": rate}
-        self._window.clear()
+        self._window.cut(0)
         self._schedules = self._schedules[-1:]
         self._last, self._last_iteration = now, done
         if self._bar is not None:
@@ -178,7 +178,7 @@ class ProgressHook(Hook):
             schedule.load_state_dict(state)
             for _ in range(iteration - at if not schedule.by_epoch else 0):
                 schedule.step()
-        self._window.rows = max(0, iteration - bad // self.interval * self.interval)
+        self._window.cut(max(0, iteration - bad // self.interval * self.interval))
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint[STATE] = self._window.state_dict()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import barrier, get_dist_info, is_distributed, master_only
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS, VISUALIZERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
@@ -175,6 +176,17 @@ class DistillRunner(Runner):
             self.register_hook(EMAHook(**ema))
         if self.distributed:
             self.register_hook({"type": "SyncStatisticsHook"})
+
+    def register_hook(self, hook: Any, priority: Any = None) -> None:
+        super().register_hook(hook, priority)
+        self._called: dict[str, list[Callable[..., Any]]] = {}
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Calls those hooks that do something then; mmengine's calls all, twice in every step."""
+        if fn_name not in self._called:
+            self._called[fn_name] = [getattr(hook, fn_name) for hook in self._hooks if _acts(hook, fn_name)]
+        for act in self._called[fn_name]:
+            act(self, **kwargs)
 
     def build_train_loop(self, loop: Any) -> Any:
         """mmengine's loops by ``by_epoch``, in the form that goes on from any iteration."""
@@ -367,6 +379,11 @@ class DistillRunner(Runner):
         self.logger.info(
             f"device {self.device}, rank {rank} of {world}, seed {self.seed}, config:\n{self.cfg.pretty_text}"
         )
+
+
+def _acts(hook: Hook, stage: str) -> bool:
+    """Whether a hook has anything of its own at a stage."""
+    return stage in hook.get_triggered_stages() if stage in Hook.stages else hasattr(hook, stage)
 
 
 def _actionable(record: logging.LogRecord) -> bool:

@@ -21,12 +21,14 @@ class StepSeedHook(Hook):
     priority = "VERY_HIGH"
 
     def before_train(self, runner: Any) -> None:
+        self._rank, self._loop = get_rank(), runner.train_loop
         self._preprocessor = getattr(runner.model, "module", runner.model).data_preprocessor
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        seed = derive_seed(runner.seed, get_rank(), runner.iter)
+        seed = derive_seed(runner.seed, self._rank, self._loop.iter)
         seed_all(seed)
-        self._preprocessor.step_seed = seed
+        if self._preprocessor.mixing is not None:
+            self._preprocessor.step_seed = seed
 
 
 def seed_all(seed: int) -> None:

@@ -62,6 +62,8 @@ class StopHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
+        if not self._received and self._group is None:
+            return
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         end = len(runner.train_loop.dataloader) if by_epoch else runner.max_iters
         if (runner.iter + 1) % end and runner.optim_wrapper.should_update():

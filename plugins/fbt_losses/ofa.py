@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from fbt_plugins import Batch, Knowledge
@@ -46,7 +46,8 @@ class OFALoss(nn.Module):
         target = target_class("OFALoss", batch)
         with full_precision(student.logits, given) as (z_s, z_t):
             p_t = (z_t / self.temperature).softmax(1)
-            is_target = F.one_hot(target, p_t.shape[1]).to(p_t.dtype)
+            # Not F.one_hot, which reads its argument: that would wait for the device.
+            is_target = torch.zeros_like(p_t).scatter(1, target[:, None], 1.0)
             weight = (p_t + is_target) ** self.gamma - is_target
             if self.modulate == "target":
                 weight = weight * is_target + p_t * (1 - is_target)

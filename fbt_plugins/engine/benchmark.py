@@ -1,0 +1,319 @@
+"""Where the time of a training step goes, beside a bare loop in plain PyTorch that does the same arithmetic."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import EpochBasedTrainLoop
+from rich.progress import track
+from torch import Tensor
+
+from ..distiller import STUDENT, TEACHER, Distiller
+from ..errors import ConfigError
+from ..knowledge import Batch, Knowledge
+from .runner import DistillRunner
+from .screen import console, describe_device
+from .summary import versions
+
+PARTS = ("images", "teacher", "student", "fusion", "losses", "backward", "optimizer")
+"""Of the bare loop's step, in their order."""
+
+_BLOCK_SECONDS = 0.04  # steps shorter than this are timed several at a time
+_WARM_UP = 3
+
+
+class BareLoop:
+    """The same arithmetic as a run's, as one would write it for this one pair of models: no hooks, no checks.
+
+    It has an optimizer of its own over the same parameters. It does not compile.
+
+    Args:
+        runner: ready to train.
+    """
+
+    def __init__(self, runner: DistillRunner) -> None:
+        wrapper = runner.optim_wrapper
+        self.distiller: Distiller = runner.model
+        self.device = runner.device
+        self.dtype = wrapper.dtype
+        self.clip, self.limits = wrapper.clip_func if wrapper.clip_grad_kwargs else None, wrapper.clip_grad_kwargs
+        groups = [dict(group) for group in wrapper.optimizer.param_groups]
+        self.optimizer = type(wrapper.optimizer)(groups)
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 1000)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+    def step(self, batch: dict[str, Tensor], mark: Callable[[str], None] = lambda part: None) -> None:
+        """One update.
+
+        Args:
+            batch: of the loader; with what a teacher cache added to it, if there is one.
+            mark: is told the name of each part of ``PARTS`` when that is done.
+        """
+        distiller, student, teacher = self.distiller, self.distiller.student, self.distiller.teacher
+        images, labels = batch["inputs"].to(self.device).float(), batch["labels"].to(self.device)
+        if batch["inputs"].dtype == torch.uint8:
+            images = images / 255
+        if (mixing := distiller.data_preprocessor.mixing) is not None:
+            images, labels = mixing(images, labels, 0)
+        mark("images")
+        known: dict[str, Knowledge] = {}
+        outputs: dict[str, dict[int, Tensor]] = {STUDENT: {}, TEACHER: {}}
+        with self.precision():
+            if "teacher_logits" in batch:
+                features, logits = (batch[f"teacher_{part}"].to(self.device) for part in ("features", "logits"))
+                known[TEACHER] = Knowledge(features.float(), logits.float())
+            elif teacher is not None:
+                with torch.no_grad():
+                    x = distiller.prepare(images, TEACHER)
+                    for number, stage in enumerate(teacher.stages, 1):
+                        x = outputs[TEACHER][number] = stage(x)
+                    known[TEACHER] = teacher.head(x)
+            mark("teacher")
+            x = distiller.prepare(images, STUDENT)
+            for number, stage in enumerate(student.stages, 1):
+                x = outputs[STUDENT][number] = stage(x)
+            known[STUDENT] = student.head(x)
+            mark("student")
+            for name, fusion in distiller.fusions.items():
+                role = STUDENT if fusion.start.owner == "S" else TEACHER
+                known[name] = fusion(outputs[role][fusion.start.last])
+            mark("fusion")
+            for role, own in outputs.items():
+                if own:
+                    known[role] = Knowledge(known[role].features, known[role].logits, own, known[role].extra)
+            facts = Batch(labels, batch["index"].to(self.device))
+            losses = [value for edge in distiller.edges.values() for value in edge(known, facts).values()]
+            if distiller.task_loss is not None:
+                losses.append(distiller._task_weight * distiller.task_loss(known[STUDENT], None, facts))
+            loss = torch.stack([value.float() for value in losses]).sum()
+        mark("losses")
+        self.scaler.scale(loss).backward()
+        mark("backward")
+        if self.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            self.clip(self.parameters, **self.limits)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        mark("optimizer")
+
+    def precision(self) -> Any:
+        """The context of a forward pass."""
+        if self.dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def benchmark(config: Config, rounds: int = 20, after: int = 0) -> dict[str, Any]:
+    """Times a config's training step and its parts, all kinds of step in turn, in one process.
+
+    Args:
+        config: of a run; its folder must be one that may be written to.
+        rounds: how often each kind of step is timed.
+        after: iterations for which all hooks are run before that, without training: time must not grow with them.
+
+    Returns:
+        ``milliseconds`` of each part (median, and quartiles as low and high), and what follows from them.
+
+    Raises:
+        ConfigError: for several processes, or accumulated gradients.
+    """
+    if config.get("launcher", "none") != "none":
+        raise ConfigError("a benchmark is of one process; leave out --launcher")
+    if config.optim_wrapper.get("accumulative_counts", 1) != 1:
+        raise ConfigError("optim_wrapper.accumulative_counts: a benchmark is of steps that update; set it to 1")
+    for split in ("val", "test"):
+        for part in ("dataloader", "cfg", "evaluator"):
+            config[f"{split}_{part}"] = None
+    config.default_hooks.teacher_check = None
+    config.default_hooks.checkpoint.interval = 10**9
+    config.visualizer = dict(type="Visualizer", vis_backends=[])
+    runner = DistillRunner.from_cfg(config)
+    loop: Any = runner.build_train_loop(runner._train_loop)
+    found: dict[str, Any] = {}
+    loop.run = lambda: found.update(_measure(runner, loop, rounds, after))
+    runner._train_loop = loop
+    runner.train()
+    return found
+
+
+def _measure(runner: DistillRunner, loop: Any, rounds: int, after: int) -> dict[str, Any]:
+    distiller: Distiller = runner.model
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    runner.optim_wrapper.period = len(loop.dataloader)
+    runner.call_hook("before_train")
+    runner.call_hook("before_train_epoch")
+    distiller.train()
+    batches = _endless(loop)
+    batch = next(batches)
+    bare = BareLoop(runner)
+    parts: dict[str, list[float]] = {part: [] for part in PARTS}
+
+    def engine(data: Any = batch) -> None:
+        loop.run_iter(0, data) if by_epoch else loop.run_iter(data)
+
+    def marked() -> None:
+        clock = [_now(runner.device)]
+
+        def mark(part: str) -> None:
+            clock.append(_now(runner.device))
+            parts[part].append(clock[-1] - clock[-2])
+
+        bare.step(batch, mark)
+
+    kinds: dict[str, Callable[[], object]] = {
+        "whole": lambda: engine(next(batches)),
+        "data": lambda: next(batches),
+        "engine": engine,
+        "bare": lambda: bare.step(batch),
+        "marked": marked,
+        **_fusion_kinds(distiller, bare, batch),
+    }
+    if runner.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(runner.device)
+    for _ in range(_WARM_UP):
+        engine()
+    memory = _peak_memory(runner.device)
+    outputs = distiller.train_step(batch, runner.optim_wrapper)
+    for _ in track(range(after), "hooks", console=console, disable=not (after and console.is_terminal)):
+        runner.call_hook("before_train_iter", batch_idx=0, data_batch=batch)
+        runner.call_hook("after_train_iter", batch_idx=0, data_batch=batch, outputs=outputs)
+        loop._iter += 1
+    times = _interleaved(kinds, rounds, runner.device, parts)
+    runner.check_losses(loop.iter)
+    return _report(runner, times, parts, len(batch["inputs"]), memory, rounds, after)
+
+
+def _fusion_kinds(distiller: Distiller, bare: BareLoop, batch: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
+    """Forward and backward of fusion models alone, and of the models with and without them; no losses."""
+    if not distiller.fusions:
+        return {}
+    images = distiller.data_preprocessor(batch, False)["inputs"]
+    models = {STUDENT}
+    starts: dict[str, Tensor] = {}
+    with torch.no_grad(), bare.precision():
+        for name, fusion in distiller.fusions.items():
+            model = distiller.student if fusion.start.owner == "S" else distiller.teacher
+            assert model is not None
+            role, last = (STUDENT if fusion.start.owner == "S" else TEACHER), fusion.start.last
+            models.add(role)
+            starts[name] = model.stage_outputs(distiller.prepare(images, role), (last,))[last]
+
+    def descend(known: dict[str, Knowledge]) -> None:
+        trained = [k for name, k in known.items() if name != TEACHER]
+        torch.stack([k.features.float().sum() + k.logits.float().sum() for k in trained]).sum().backward()
+
+    def own() -> None:
+        with bare.precision():
+            leaves = {n: x.detach().requires_grad_(distiller.fusions[n].start.owner == "S") for n, x in starts.items()}
+            known = {name: distiller.fusions[name](leaf) for name, leaf in leaves.items()}
+        descend(known)
+
+    def run(wanted: set[str]) -> None:
+        with bare.precision():
+            known = distiller.know(images, wanted)
+        descend(known)
+
+    return {
+        "fusion_own": own,
+        "with_fusion": lambda: run({*models, *starts}),
+        "without_fusion": lambda: run(models),
+    }
+
+
+def _endless(loop: Any) -> Iterator[dict[str, Tensor]]:
+    epoch = 0
+    while True:
+        yield from loop.batches(epoch, 0)
+        epoch += 1
+
+
+def _interleaved(
+    kinds: dict[str, Callable[[], object]], rounds: int, device: torch.device, parts: dict[str, list[float]]
+) -> dict[str, list[float]]:
+    """Seconds per step of each kind, one value a round; the kinds take turns, each round in another order."""
+    repeats = {}
+    for name, kind in kinds.items():
+        for _ in range(_WARM_UP):
+            kind()
+        start = _now(device)
+        kind()
+        repeats[name] = max(1, round(_BLOCK_SECONDS / (_now(device) - start)))
+    for values in parts.values():
+        values.clear()
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    names = list(kinds)
+    for _ in track(range(rounds), "timing", console=console, disable=not console.is_terminal):
+        names.append(names.pop(0))
+        for name in names:
+            kinds[name]()  # whatever the one before it left in the caches
+            start = _now(device)
+            for _ in range(repeats[name]):
+                kinds[name]()
+            times[name].append((_now(device) - start) / repeats[name])
+    return times
+
+
+def _report(
+    runner: DistillRunner,
+    times: dict[str, list[float]],
+    parts: dict[str, list[float]],
+    batch_size: int,
+    memory: float,
+    rounds: int,
+    after: int,
+) -> dict[str, Any]:
+    overhead = [a - b for a, b in zip(times["engine"], times["bare"], strict=True)]
+    rows = {"data": times["data"]} | {part: values for part, values in parts.items() if sum(values)}
+    rows |= {"engine": overhead, "bare step": times["bare"], "engine step": times["engine"], "whole": times["whole"]}
+    step, whole = statistics.median(times["engine"]), statistics.median(times["whole"])
+    result = {
+        "config": runner.cfg.filename,
+        "device": describe_device(runner.device),
+        "versions": versions(),
+        "precision": str(runner.optim_wrapper.dtype).removeprefix("torch."),
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "after_iterations": after,
+        "milliseconds": {name: _spread(values) for name, values in rows.items()},
+        "engine_microseconds": 1e6 * statistics.median(overhead),
+        "engine_percent": 100 * statistics.median(overhead) / step,
+        "images_per_second": batch_size / whole,
+        "peak_memory_mb": memory,
+    }
+    if "fusion_own" in times:
+        pairs = zip(times["with_fusion"], times["without_fusion"], strict=True)
+        costs = [a - b for a, b in pairs]
+        result["fusion"] = {
+            "own_milliseconds": _spread(times["fusion_own"]),
+            "cost_milliseconds": _spread(costs),
+            "ratio": statistics.median(costs) / statistics.median(times["fusion_own"]),
+        }
+    return result
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    low, median, high = statistics.quantiles(values, n=4)
+    return {"median": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _peak_memory(device: torch.device) -> float:
+    """MB: on a GPU what torch has allocated for training, else the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

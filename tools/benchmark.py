@@ -1,0 +1,95 @@
+"""Times a config's training step, part by part, beside a bare loop in plain PyTorch that does the same arithmetic."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from fbt_plugins.cli import CfgOptions, Parser, run
+
+EXAMPLES = """\
+examples:
+  python tools/benchmark.py configs/fbt_convnext_resmlp.py
+  python tools/benchmark.py configs/tiny.py --after 100000 --json tiny.json
+  python tools/benchmark.py configs/fbt_convnext_resmlp.py --amp --cfg-options train_dataloader.in_memory=True
+
+"engine" is what the run's own step takes more than the bare one; "whole" is one step and its data.
+Nothing is kept but the table and what --json writes; the weights of the run are not.
+"""
+
+
+def parse() -> Parser:
+    parser = Parser(prog="tools/benchmark.py", description=__doc__, epilog=EXAMPLES)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--rounds", type=int, default=20, help="how often each kind of step is timed (default: 20)")
+    parser.add_argument(
+        "--after", type=int, default=0, metavar="N", help="iterations that the hooks have behind them (default: 0)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument("--amp", nargs="?", const="bf16", choices=("bf16", "fp16"), help="mixed precision")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the models and losses of the engine")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change values of the config"
+    )
+    return parser
+
+
+def main() -> None:
+    parser = parse()
+    args = parser.parse_args()
+    if args.rounds < 2 or args.after < 0:
+        parser.error("--rounds is 2 or more, --after 0 or more")
+    # Imported late: --help and usage errors must not wait for the engine.
+    import torch
+
+    from fbt_plugins import load_plugins
+    from fbt_plugins.engine.benchmark import benchmark
+    from fbt_plugins.engine.check import check_config
+    from fbt_plugins.engine.config import apply_arguments, load_config
+    from fbt_plugins.engine.files import write_atomic
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    load_plugins()
+    config = load_config(args.config, args.cfg_options)
+    with tempfile.TemporaryDirectory() as folder:
+        apply_arguments(config, work_dir=folder, device=args.device, amp=args.amp, compile=args.compile)
+        check_config(config)
+        found = benchmark(config, args.rounds, args.after)
+    print(table(found))
+    if args.json:
+        write_atomic(args.json, json.dumps(found, indent=2) + "\n")
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as people read them."""
+    whole = found["milliseconds"]["engine step"]["median"]
+    rows = [
+        (name, f"{v['median']:.3f}", f"{v['low']:.3f} to {v['high']:.3f}", f"{100 * v['median'] / whole:.1f}")
+        for name, v in found["milliseconds"].items()
+    ]
+    text = tabulate(rows, ("part", "ms (median)", "quartiles", "% of a step"), stralign="right", disable_numparse=True)
+    lines = [
+        text,
+        f"engine     {found['engine_microseconds']:.0f} us more than the bare step ({found['engine_percent']:.2f} %)",
+        f"throughput {found['images_per_second']:.0f} images/s in batches of {found['batch_size']}, data included",
+        f"memory     {found['peak_memory_mb']:.0f} MB at most",
+    ]
+    if fusion := found.get("fusion"):
+        own, cost = fusion["own_milliseconds"]["median"], fusion["cost_milliseconds"]["median"]
+        ratio = f"{cost:.3f} ms, {fusion['ratio']:.3f} times what its junctions and tail take alone ({own:.3f} ms)"
+        lines.append(f"fusion     forward and backward cost {ratio}")
+    lines.append(f"on {found['device']}, {found['precision']}, torch {found['versions']['torch']}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.cwd()))  # plugins beside the config's project
+    run(main)
