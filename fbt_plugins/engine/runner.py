@@ -36,7 +36,7 @@ from . import (  # noqa: F401 - they register themselves
 )
 from .checkpoints import find_resume, read_checkpoint
 from .config import DEFAULT_HOOKS, merge
-from .device import resolve_device
+from .device import keep_freed_memory, resolve_device
 from .ema import TRAINED, EMAHook
 from .files import write_atomic
 from .launch import find_processes, join_processes, wrap
@@ -95,6 +95,8 @@ class DistillRunner(Runner):
         self.device = resolve_device(self.cfg.get("device"), self._distributed)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        else:
+            keep_freed_memory()
         if self._distributed and not is_distributed():
             join_processes(self.device, **env_cfg.get("dist_cfg", {}))
         super().setup_env(env_cfg)
