@@ -17,6 +17,8 @@ from mmengine.registry import (
     OPTIM_WRAPPERS,
     OPTIMIZERS,
     PARAM_SCHEDULERS,
+    VISBACKENDS,
+    VISUALIZERS,
     Registry,
 )
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
@@ -35,6 +37,15 @@ from .runner import DistillRunner
 from .teacher_cache import TeacherCacheHook, refusals
 
 OURS = ("device", "custom_imports", "compile", "channels_last", "ema", "teacher_cache")
+_NO_SHARDS = (
+    "FSDP and DeepSpeed are not supported: they take parameters apart, and a fusion model runs stages that it shares "
+    "with teacher and student; drop this key: --launcher sets up DistributedDataParallel"
+)
+OTHER_ENGINES = {
+    "model_wrapper_cfg": _NO_SHARDS,
+    "strategy": _NO_SHARDS,
+    "runner_type": "there is one runner here, DistillRunner; drop this key",
+}
 SPLITS = ("train", "val", "test")
 _EITHER = ("dataset", "sampler", "num_batch_per_epoch", "in_memory")
 LOADER_KEYS = (*_EITHER, "batch_sampler", "collate_fn", "worker_init_fn")
@@ -99,7 +110,9 @@ class _Check:
     def _top_level(self) -> None:
         known = [*list(inspect.signature(DistillRunner.__init__).parameters)[1:], *OURS]
         for key in self.config:
-            if key not in known:
+            if key in OTHER_ENGINES:
+                self.problems.append(f"{key}: {OTHER_ENGINES[key]}")
+            elif key not in known:
                 hint = nearest(key, known) or "; helper variables of your own begin with an underscore"
                 self.problems.append(f"unknown key {key!r}{hint}")
         for key in ("model", "work_dir", "train_dataloader", "train_cfg", "optim_wrapper"):
@@ -222,6 +235,11 @@ class _Check:
         for name in DEFAULT_HOOKS:
             self._typed(HOOKS, hooks.get(name), f"default_hooks.{name}", extra=("priority",))
         self._typed(HOOKS, self.config.get("custom_hooks"), "custom_hooks", extra=("priority",))
+        if visualizer := self.config.get("visualizer"):
+            self._typed(VISUALIZERS, visualizer, "visualizer")
+            if isinstance(visualizer, Mapping):
+                given = ("save_dir",)
+                self._typed(VISBACKENDS, visualizer.get("vis_backends"), "visualizer.vis_backends", given)
 
     def _built(self, factory: Callable[..., Any], options: Any, where: str) -> None:
         """Options of something that checks their values when it is built."""
@@ -231,9 +249,9 @@ class _Check:
             self._collect("", lambda: factory(**options))
 
     def _kernels(self) -> None:
-        if isinstance(compile_options := self.config.get("compile", False), Mapping):
+        if isinstance(compile_options := self.config.get("compile"), Mapping):
             self._signature(torch.compile, compile_options, "compile", given=("model",))
-        elif not isinstance(compile_options, bool):
+        elif not isinstance(compile_options, bool | None):
             self.problems.append(f"compile must be True, False or torch.compile's arguments, not {compile_options!r}")
         if not isinstance(channels_last := self.config.get("channels_last", False), bool):
             self.problems.append(f"channels_last must be True or False, not {channels_last!r}")

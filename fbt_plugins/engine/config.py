@@ -38,7 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "randomness": {"seed": 0},
     "teacher_cache": None,
     "ema": None,
-    "compile": False,
+    "compile": None,
     "channels_last": False,
 }
 """What a config need not say."""

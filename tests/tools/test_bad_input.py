@@ -117,6 +117,17 @@ FILES = [
     (BASE + "test_evaluator = None\n", "test_dataloader, test_cfg and test_evaluator: set all three or none"),
     ("import os\nmodel = dict()\n", "lazy config"),
     ("model = dict(type='Distiller')\n", "train_dataloader is missing"),
+    (BASE + "model_wrapper_cfg = dict(type='MMFullyShardedDataParallel')\n", "FSDP and DeepSpeed are not supported"),
+    (BASE + "strategy = dict(type='DeepSpeedStrategy')\n", "--launcher sets up DistributedDataParallel"),
+    (BASE + "runner_type = 'FlexibleRunner'\n", "there is one runner here, DistillRunner"),
+    (
+        BASE + "visualizer = dict(type='Visualizer', vis_backends=[dict(type='WandVisBackend')])\n",
+        "visualizer.vis_backends.0.type: no vis_backend 'WandVisBackend'; did you mean 'WandbVisBackend'",
+    ),
+    (BASE + "ema = dict(decay=1.5)\n", "ema: decay must be in [0, 1), not 1.5"),
+    (BASE + "compile = 'fast'\n", "compile must be True, False or torch.compile's arguments, not 'fast'"),
+    (BASE + "compile = dict(mod='default')\n", "compile: unknown key 'mod'; did you mean 'mode'"),
+    (BASE + "channels_last = 1\n", "channels_last must be True or False, not 1"),
 ]
 
 
