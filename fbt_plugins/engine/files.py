@@ -32,6 +32,12 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         os.close(folder)
 
 
+def remove_halves(folder: Path) -> None:
+    """Removes what `write_atomic` had begun in a folder when its process was killed."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

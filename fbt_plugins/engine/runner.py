@@ -38,7 +38,7 @@ from .checkpoints import find_resume, read_checkpoint
 from .config import DEFAULT_HOOKS, merge
 from .device import keep_freed_memory, resolve_device
 from .ema import TRAINED, EMAHook
-from .files import write_atomic
+from .files import remove_halves, write_atomic
 from .launch import find_processes, join_processes, wrap
 from .screen import relative, say
 from .statistics import scatter_statistics
@@ -369,6 +369,7 @@ class DistillRunner(Runner):
     @master_only
     def _begin_folder(self, newer_than: tuple[int, int]) -> None:
         """Sets aside what another run left, and writes ``config.py``, complete and re-runnable."""
+        remove_halves(Path(self.work_dir))
         earlier = checkpoints.set_aside(Path(self.work_dir), newer_than)
         if earlier is not None:
             say(f"earlier {relative(earlier)} has what another run left in this folder")

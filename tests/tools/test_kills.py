@@ -84,4 +84,5 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> 
             assert process.returncode == -signal.SIGKILL, folder.with_suffix(".log").read_text()[-2000:]
         runs += 1
         assert_equal(expected, results(folder), folder.name)
+        assert not list(folder.glob(".*.tmp"))
         print(f"run {runs}: the same bits; {killed} kills so far, {saving} of them while a file was being written")

@@ -4,11 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import Build
 
 from fbt_plugins.engine.checkpoints import plain
 from fbt_plugins.engine.device import resolve_device
 from fbt_plugins.engine.files import AtomicBackend, write_atomic
 from fbt_plugins.engine.metrics import TopK
+from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError
 
 
@@ -23,6 +25,14 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_removes_what_a_killed_one_had_begun_to_write(config: Build) -> None:
+    runner = DistillRunner.from_cfg(config("run"))
+    half, other = (Path(runner.work_dir) / name for name in (".epoch_1.pth.abc.tmp", "notes.tmp"))
+    half.write_bytes(b"half"), other.write_bytes(b"mine")
+    runner.load_or_resume()
+    assert not half.exists() and other.exists()
 
 
 def test_an_old_checkpoint_is_removed_only_after_the_next_is_written(tmp_path: Path) -> None:
