@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import resource
 import statistics
 import time
@@ -251,9 +252,9 @@ def _interleaved(
     for values in parts.values():
         values.clear()
     times: dict[str, list[float]] = {name: [] for name in kinds}
-    names = list(kinds)
+    names, order = list(kinds), random.Random(0)
     for _ in track(range(rounds), "timing", console=console, disable=not console.is_terminal):
-        names.append(names.pop(0))
+        order.shuffle(names)
         for name in names:
             kinds[name]()  # whatever the one before it left in the caches
             start = _now(device)

@@ -53,8 +53,9 @@ def results(folder: Path) -> dict[str, Any]:
     }
 
 
-def is_writing(folder: Path) -> bool:
-    return folder.is_dir() and any(entry.name.endswith(".tmp") for entry in os.scandir(folder))
+def unfinished(folder: Path) -> set[str]:
+    """Files that are being written, and those that killed processes left behind."""
+    return {entry.name for entry in os.scandir(folder) if entry.name.endswith(".tmp")} if folder.is_dir() else set()
 
 
 @pytest.mark.slow
@@ -68,15 +69,17 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> 
     killed = saving = runs = 0
     while killed < KILLS:
         folder = tmp_path / f"killed_{runs}"
-        while (process := start(folder, "--resume", "auto")) is not None:
+        while True:
+            left = unfinished(folder)
+            process = start(folder, "--resume", "auto")
             if killed < KILLS:
                 with_save, end = moments.random() < 0.5, time.monotonic() + moments.uniform(*SECONDS)
                 while process.poll() is None and time.monotonic() < end:
                     time.sleep(0.01)
-                while with_save and process.poll() is None and not is_writing(folder):
+                while with_save and process.poll() is None and not unfinished(folder) - left:
                     time.sleep(0.0005)
                 if process.poll() is None:
-                    saving += is_writing(folder)
+                    saving += bool(unfinished(folder) - left)
                     killed += 1
                     process.send_signal(signal.SIGKILL)
             if process.wait() == 0:
