@@ -13,14 +13,14 @@ from mmengine.config import Config
 from mmengine.dist import barrier, get_dist_info, is_distributed, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, VISUALIZERS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from .. import distiller  # noqa: F401 - registers Distiller with mmengine
 from ..data import InMemoryLoader, Mixing
 from ..data.preprocessor import ImagePreprocessor
-from ..errors import FBTError, Interrupted
+from ..errors import FBTError
 from ..registry import one_line
 from . import (  # noqa: F401 - they register themselves
     checkpoints,
@@ -38,6 +38,7 @@ from .checkpoints import find_resume, read_checkpoint
 from .config import DEFAULT_HOOKS, merge
 from .device import keep_freed_memory, resolve_device
 from .ema import TRAINED, EMAHook
+from .faults import in_one_line
 from .files import remove_halves, write_atomic
 from .launch import find_processes, join_processes, wrap
 from .screen import relative, say
@@ -238,54 +239,14 @@ class DistillRunner(Runner):
             Interrupted: after a signal.
         """
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), in_one_line(self):
                 # It comes with every accumulation of gradients.
                 warnings.filterwarnings("ignore", "Detected call of `scheduler.step", module="mmengine")
                 return super().train()
-        except progress.NotFinite as error:
-            raise FBTError(f"{error}; {self._after_nan(error.iteration)}") from None
-        except Interrupted:
-            raise
-        except FBTError as error:
-            if (hook := self.hook(checkpoints.AtomicCheckpointHook)) is None or hook.saved < 0:
-                raise
-            raise FBTError("\n".join(error.lines()) + f"; {self._last_checkpoint()}") from error
-        except OSError as error:
-            where = f": {error.filename}" if error.filename else ""
-            raise FBTError(f"{error.strerror or one_line(error)}{where}; {self._last_checkpoint()}") from error
-        except RuntimeError as error:
-            if isinstance(error, torch._dynamo.exc.TorchDynamoException):
-                raise FBTError(f"compile: it fails ({one_line(error)}); set compile=False") from error
-            if self.distributed and "Connection" in str(error):
-                reason = one_line(error).rsplit("] ", 1)[-1]
-                raise FBTError(f"another process of this job is gone ({reason}); {self._last_checkpoint()}") from error
-            raise
         finally:
             for hook in self.hooks:
                 if isinstance(hook, progress.ProgressHook | stop.StopHook):
                     hook.close()
-
-    def _last_checkpoint(self) -> str:
-        """How to go on after a failure."""
-        hook = self.hook(checkpoints.AtomicCheckpointHook)
-        if hook is None or hook.saved < 0:
-            return "nothing was saved yet"
-        return f"{relative(hook.last_ckpt or self.work_dir)} is whole; go on with --resume"
-
-    def _after_nan(self, iteration: int) -> str:
-        """Saves the weights from before an iteration, since when nothing was updated; says what to do."""
-        hint = "look at that loss, or lower the learning rate; --resume goes on from there"
-        if not all(v.isfinite().all() for v in self.model.state_dict().values() if v.is_floating_point()):
-            return f"the model's statistics are not finite either: {self._last_checkpoint()}"  # BatchNorm's
-        start = self.optim_wrapper.group_start(iteration)
-        rewind = self.hook(progress.ProgressHook)
-        if start == self.checkpoints.saved or rewind is None:
-            return f"{self._last_checkpoint()}; {hint}"
-        rewind.rewind(self, start, iteration)
-        loop: Any = self.train_loop
-        epoch = start // len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else 0
-        self.checkpoints.save_now(self, epoch, start)
-        return f"{relative(self.checkpoints.last_ckpt)} has the weights from before it; {hint}"
 
     def load_or_resume(self) -> None:
         """Goes on from a checkpoint if asked to, and never silently starts over."""

@@ -174,3 +174,37 @@ def test_an_image_that_disappears(config: Build, tmp_path: Path, workers: int) -
     with pytest.raises(FBTError, match=r"png is no readable image.*epoch_[12].pth is whole; go on with --resume"):
         runner.train()
     assert find_resume(Path(runner.work_dir))[0].name in ("epoch_1.pth", "epoch_2.pth")  # workers read ahead
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+            "the GPU's memory is full; lower train_dataloader",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            "a worker process is gone .*lower num_w",
+        ),
+    ],
+)
+def test_memory_that_is_full(config: Build, error: RuntimeError, says: str) -> None:
+    runner = DistillRunner.from_cfg(config("run"))
+    step = runner.model.train_step
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if runner.iter == 5:
+            raise error
+        return step(*args, **kwargs)
+
+    runner.model.train_step = failing
+    with pytest.raises(FBTError, match=says + ".*epoch_1.pth is whole; go on with --resume"):
+        runner.train()
+
+
+def test_a_bug_of_a_plugin_comes_as_it_is(config: Build) -> None:
+    runner = DistillRunner.from_cfg(config("run"))
+    runner.model.train_step = lambda *args, **kwargs: [][0]
+    with pytest.raises(IndexError):
+        runner.train()

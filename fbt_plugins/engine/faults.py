@@ -1,0 +1,82 @@
+"""What ends a run, in one line that says how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmengine.runner import EpochBasedTrainLoop
+
+from ..errors import FBTError, Interrupted
+from ..registry import one_line
+from .checkpoints import AtomicCheckpointHook
+from .progress import NotFinite, ProgressHook
+from .screen import relative
+
+if TYPE_CHECKING:
+    from .runner import DistillRunner
+
+
+@contextmanager
+def in_one_line(runner: DistillRunner) -> Iterator[None]:
+    """Says of a run's faults what they were and which checkpoint holds the last good state.
+
+    Raises:
+        FBTError: for losses that are not finite, files that cannot be read or written, memory that is full, and
+            processes that are gone; whatever else is wrong comes as it is.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        raise FBTError(f"{error}; {_after_nan(runner, error.iteration)}") from None
+    except Interrupted:
+        raise
+    except FBTError as error:
+        if (hook := runner.hook(AtomicCheckpointHook)) is None or hook.saved < 0:
+            raise
+        raise FBTError("\n".join(error.lines()) + f"; {_last_checkpoint(runner)}") from error
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise FBTError(f"{error.strerror or one_line(error)}{where}; {_last_checkpoint(runner)}") from error
+    except RuntimeError as error:
+        if (what := _known(error, runner.distributed)) is None:
+            raise
+        raise FBTError(f"{what}; {_last_checkpoint(runner)}") from error
+
+
+def _known(error: RuntimeError, distributed: bool) -> str | None:
+    """What a RuntimeError means to a user; None where it may mean anything."""
+    if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+        return f"compile: it fails ({one_line(error)}); set compile=None"
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full; lower train_dataloader.batch_size, or try --amp bf16"
+    if "DataLoader worker" in str(error):
+        return f"a worker process is gone ({one_line(error)}); lower num_workers if memory was short"
+    if distributed and "Connection" in str(error):
+        return f"another process of this job is gone ({one_line(error).rsplit('] ', 1)[-1]})"
+    return None
+
+
+def _last_checkpoint(runner: DistillRunner) -> str:
+    hook = runner.hook(AtomicCheckpointHook)
+    if hook is None or hook.saved < 0:
+        return "nothing was saved yet"
+    return f"{relative(hook.last_ckpt or runner.work_dir)} is whole; go on with --resume"
+
+
+def _after_nan(runner: DistillRunner, iteration: int) -> str:
+    """Saves the weights from before an iteration, since when nothing was updated; says what to do."""
+    hint = "look at that loss, or lower the learning rate; --resume goes on from there"
+    if not all(v.isfinite().all() for v in runner.model.state_dict().values() if v.is_floating_point()):
+        return f"the model's statistics are not finite either: {_last_checkpoint(runner)}"  # BatchNorm's
+    start = runner.optim_wrapper.group_start(iteration)
+    rewind = runner.hook(ProgressHook)
+    if start == runner.checkpoints.saved or rewind is None:
+        return f"{_last_checkpoint(runner)}; {hint}"
+    rewind.rewind(runner, start, iteration)
+    loop: Any = runner.train_loop
+    epoch = start // len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else 0
+    runner.checkpoints.save_now(runner, epoch, start)
+    return f"{relative(runner.checkpoints.last_ckpt)} has the weights from before it; {hint}"
