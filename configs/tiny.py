@@ -15,4 +15,3 @@ model = dict(
     student=dict(type="timm", name="resmlp_s4_patch4_32", num_classes=10, embed_dim=8),
 )
 train_dataloader = dict(batch_size=8)
-train_cfg = dict(_delete_=True, by_epoch=False, max_iters=2000, val_interval=500)

@@ -48,7 +48,8 @@ class BareLoop:
         groups = [dict(group) for group in wrapper.optimizer.param_groups]
         self.optimizer = type(wrapper.optimizer)(groups)
         self.parameters = [p for group in groups for p in group["params"]]
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 1000)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+        self.schedules = [cosine(self.optimizer, 10**9) for _ in runner.param_schedulers or ()]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
     def step(self, batch: dict[str, Tensor], mark: Callable[[str], None] = lambda part: None) -> None:
@@ -104,7 +105,8 @@ class BareLoop:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        self.schedule.step()
+        for schedule in self.schedules:
+            schedule.step()
         mark("optimizer")
 
     def precision(self) -> Any:
@@ -135,6 +137,10 @@ def benchmark(config: Config, rounds: int = 20, after: int = 0) -> dict[str, Any
     for split in ("val", "test"):
         for part in ("dataloader", "cfg", "evaluator"):
             config[f"{split}_{part}"] = None
+    # As many schedules as the run has, of any length: a benchmark may make more steps than the run.
+    schedules = config.get("param_scheduler") or []
+    endless = dict(type="CosineAnnealingLR", T_max=10**9, end=10**9, by_epoch=False)
+    config.param_scheduler = [endless] * (len(schedules) if isinstance(schedules, list) else 1)
     config.default_hooks.teacher_check = None
     config.default_hooks.checkpoint.interval = 10**9
     config.visualizer = dict(type="Visualizer", vis_backends=[])
@@ -151,6 +157,8 @@ def _measure(runner: DistillRunner, loop: Any, rounds: int, after: int) -> dict[
     distiller: Distiller = runner.model
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     runner.optim_wrapper.period = len(loop.dataloader)
+    for group in runner.optim_wrapper.param_groups:
+        group["lr"] = 0.0  # the same batch again and again must not make a loss diverge
     runner.call_hook("before_train")
     runner.call_hook("before_train_epoch")
     distiller.train()

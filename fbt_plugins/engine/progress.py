@@ -65,7 +65,7 @@ class ProgressHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         self._file = Path(runner.work_dir) / "metrics.jsonl"
-        self._last, self._last_iteration = time.perf_counter(), runner.iter
+        self._last, self._last_iteration, self._end = time.perf_counter(), runner.iter, runner.max_iters
         if is_main_process():
             self._forget_after(runner.iter)
         self._bar = Progress(
@@ -101,7 +101,7 @@ class ProgressHook(Hook):
         if self._advance is not None:
             self._advance(self._task)
         done = runner.iter + 1
-        if done % self.interval == 0 or done == runner.max_iters:
+        if done % self.interval == 0 or done == self._end:
             self._record(runner, done, len(data_batch["inputs"]))
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:

@@ -180,6 +180,11 @@ class DistillRunner(Runner):
         if self.distributed:
             self.register_hook({"type": "SyncStatisticsHook"})
 
+    @property
+    def iter(self) -> int:
+        """Iterations that are done; mmengine's asks an abstract class each time, and hooks ask often."""
+        return getattr(self._train_loop, "_iter", 0)
+
     def register_hook(self, hook: Any, priority: Any = None) -> None:
         super().register_hook(hook, priority)
         self._called: dict[str, list[Callable[..., Any]]] = {}
