@@ -68,7 +68,7 @@ class Distiller(BaseModel):
         problems: list[str] = []
         self.student = _build(ARCHITECTURES, student, "model.student", problems)
         frozen = _build(ARCHITECTURES, teacher, "model.teacher", problems) if teacher else None
-        self.task_loss, self._task_weight = _task_loss(task_loss, problems)
+        self.task_loss, self.task_weight = _task_loss(task_loss, problems)
         if problems:
             raise ConfigError(problems)
         # In a tuple, so that no optimizer, checkpoint, EMA or DDP ever sees the teacher's weights.
@@ -90,7 +90,7 @@ class Distiller(BaseModel):
             problems += self._unused(defaults)
         if problems:
             raise ConfigError(problems)
-        self._in_losses = frozenset({STUDENT} if self.task_loss is not None else ()) | {
+        self.in_losses = frozenset({STUDENT} if self.task_loss is not None else ()) | {
             end for edge in self.edges.values() for end in (edge.giver, edge.receiver)
         }
         self._needed: dict[frozenset[str], dict[str, set[int]]] = {}
@@ -234,10 +234,10 @@ class Distiller(BaseModel):
 
     def losses(self, images: Tensor, batch: Batch, teacher: Knowledge | None = None) -> dict[str, Tensor]:
         """All losses of one batch, named "task" or "edge/slot", each with its weights; ``teacher`` as in `know`."""
-        known = self.know(images, self._in_losses, teacher)
+        known = self.know(images, self.in_losses, teacher)
         values: dict[str, Tensor] = {}
         if self.task_loss is not None:
-            values["task"] = weighted(self.task_loss(known[STUDENT], None, batch), self._task_weight)
+            values["task"] = weighted(self.task_loss(known[STUDENT], None, batch), self.task_weight)
         for name, edge in self.edges.items():
             for slot, value in edge(known, batch).items():
                 values[f"{name}/{slot}"] = value
@@ -254,7 +254,7 @@ class Distiller(BaseModel):
         """
         known: dict[str, Knowledge] = {TEACHER: teacher} if teacher else {}
         starts: dict[str, Mapping[int, Tensor]] = {}
-        needs = self._needs(frozenset(wanted))
+        needs = self.needs(frozenset(wanted))
         for role, model in self.models.items():
             if role in known or role not in needs:
                 continue
@@ -271,7 +271,7 @@ class Distiller(BaseModel):
                 known[name] = fusion(starts[role][fusion.start.last])
         return known
 
-    def _needs(self, wanted: frozenset[str]) -> dict[str, set[int]]:
+    def needs(self, wanted: frozenset[str]) -> dict[str, set[int]]:
         """The models to run, and which of their stages' outputs are needed, for the knowledge of the wanted models."""
         if wanted not in self._needed:
             needs: dict[str, set[int]] = {role: set() for role in self.models if role in wanted}

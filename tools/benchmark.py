@@ -60,7 +60,9 @@ def main() -> None:
     load_plugins()
     config = load_config(args.config, args.cfg_options)
     with tempfile.TemporaryDirectory() as folder:
-        apply_arguments(config, work_dir=folder, device=args.device, amp=args.amp, compile=args.compile)
+        apply_arguments(
+            config, work_dir=str(Path(folder) / "run"), device=args.device, amp=args.amp, compile=args.compile
+        )
         check_config(config)
         found = benchmark(config, args.rounds, args.after)
     print(table(found))
