@@ -1,4 +1,4 @@
-"""The plugin page's own code works as it stands."""
+"""The pages' own code works as it stands."""
 
 import re
 import sys
@@ -34,6 +34,14 @@ class MyNet(nn.Module):
         for i in range(1, 5):
             x = getattr(self, f"layer{i}")(x)
         return self.fc(self.pool(x))
+
+
+def test_the_engine_page_measures_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "engine.md").read_text(encoding="utf-8")
+    measure, visualizers = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(measure, {})
+    assert len(re.findall(r"^[\d,]+ images/s$", capsys.readouterr().out, re.MULTILINE)) == 3
+    exec(visualizers, {})
 
 
 def test_the_loss_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
