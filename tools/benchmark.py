@@ -80,7 +80,8 @@ def table(found: dict[str, Any]) -> str:
     text = tabulate(rows, ("part", "ms (median)", "quartiles", "% of a step"), stralign="right", disable_numparse=True)
     lines = [
         text,
-        f"engine     {found['engine_microseconds']:.0f} us more than the bare step ({found['engine_percent']:.2f} %)",
+        f"engine     {found['engine_microseconds']:.0f} us more than the bare step ({found['engine_percent']:.2f} %), "
+        "95 % interval of the median {:.0f} to {:.0f} us".format(*found["engine_microseconds_95"]),
         f"throughput {found['images_per_second']:.0f} images/s in batches of {found['batch_size']}, data included",
         f"memory     {found['peak_memory_mb']:.0f} MB at most",
     ]

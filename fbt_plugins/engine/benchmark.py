@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import resource
 import statistics
@@ -28,7 +29,6 @@ from .summary import versions
 PARTS = ("images", "teacher", "student", "fusion", "losses", "backward", "optimizer")
 """Of the bare loop's step, in their order."""
 
-_BLOCK_SECONDS = 0.04  # steps shorter than this are timed several at a time
 _WARM_UP = 3
 
 
@@ -265,14 +265,13 @@ def _endless(loop: Any) -> Iterator[dict[str, Tensor]]:
 def _interleaved(
     kinds: dict[str, Callable[[], object]], rounds: int, device: torch.device, parts: dict[str, list[float]]
 ) -> dict[str, list[float]]:
-    """Seconds per step of each kind, one value a round; the kinds take turns, each round in another order."""
-    repeats = {}
-    for name, kind in kinds.items():
+    """Seconds of one step of each kind, one value a round; the kinds take turns, each round in another order.
+
+    One step at a time, so that the two steps of a pair lie milliseconds apart and what slows the machine slows both.
+    """
+    for kind in kinds.values():
         for _ in range(_WARM_UP):
             kind()
-        start = _now(device)
-        kind()
-        repeats[name] = max(1, round(_BLOCK_SECONDS / (_now(device) - start)))
     for values in parts.values():
         values.clear()
     times: dict[str, list[float]] = {name: [] for name in kinds}
@@ -282,9 +281,8 @@ def _interleaved(
         for name in names:
             kinds[name]()  # whatever the one before it left in the caches
             start = _now(device)
-            for _ in range(repeats[name]):
-                kinds[name]()
-            times[name].append((_now(device) - start) / repeats[name])
+            kinds[name]()
+            times[name].append(_now(device) - start)
     return times
 
 
@@ -311,6 +309,7 @@ def _report(
         "after_iterations": after,
         "milliseconds": {name: _spread(values) for name, values in rows.items()},
         "engine_microseconds": 1e6 * statistics.median(overhead),
+        "engine_microseconds_95": [1e6 * value for value in _median_interval(overhead)],
         "engine_percent": 100 * statistics.median(overhead) / step,
         "images_per_second": batch_size / whole,
         "peak_memory_mb": memory,
@@ -331,6 +330,13 @@ def _report(
 def _spread(values: list[float]) -> dict[str, float]:
     low, median, high = statistics.quantiles(values, n=4)
     return {"median": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high}
+
+
+def _median_interval(values: list[float]) -> tuple[float, float]:
+    """A 95 % interval of the median, from the ranks of the values (binomial; as good as all of them where few)."""
+    ordered, half = sorted(values), 0.98 * len(values) ** 0.5
+    middle = (len(values) - 1) / 2
+    return ordered[max(0, int(middle - half))], ordered[min(len(values) - 1, math.ceil(middle + half))]
 
 
 def _now(device: torch.device) -> float:
