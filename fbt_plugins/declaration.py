@@ -111,7 +111,7 @@ class Declaration:
         post: runs behind the last unit and belongs to the last stage.
         tail: runs behind the last stage and belongs to the head.
         layout: of every stage's output.
-        family: "cnn", "attention", "mlp" or "hybrid".
+        raster: whether tokens come row by row (see :class:`StageSpec`).
     """
 
     stem: str
@@ -121,7 +121,7 @@ class Declaration:
     post: str = ""
     tail: str = ""
     layout: str = "NCHW"
-    family: str = "cnn"
+    raster: bool = True
 
     def cut(
         self, net: nn.Module, stages: int | Sequence[str] | None = None, feature: str = "classifier", **about: Any
@@ -158,7 +158,7 @@ class Declaration:
         function = step_head(*self.head.split()) if isinstance(self.head, str) else self.head
         pool = self._average(about.get("prefix_tokens", 0)) if _one_of(feature) == "avgpool" else None
         head = Head(net, tail, function, left, pool)
-        return StagedModel(net, parts, head, layout=self.layout, **{"family": self.family} | about)
+        return StagedModel(net, parts, head, layout=self.layout, raster=self.raster, **about)
 
     def _average(self, prefix_tokens: int) -> Callable[[Tensor], Tensor]:
         """The mean over the positions of an output, prefix tokens left out."""

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import FBTError
+from .errors import FBTError, nearest
+from .family import FAMILIES, of_model, take_census
 from .knowledge import Knowledge
 from .proof import SplitProof, prove
 
@@ -28,6 +29,7 @@ class StageSpec:
         grid: (height, width) in positions.
         prefix_tokens: class, distillation and register tokens before the grid's; 0 in maps.
         family: "cnn", "attention", "mlp" or "hybrid".
+        raster: whether the grid's positions come row by row; where they don't, nothing may reshape them to a map.
         prefix: (prefix_tokens, channels), the model's own start values for these tokens, if it has any.
     """
 
@@ -36,6 +38,7 @@ class StageSpec:
     grid: tuple[int, int]
     prefix_tokens: int = 0
     family: str = "cnn"
+    raster: bool = True
     prefix: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -54,7 +57,8 @@ class StagedModel(nn.Module):
         stages: modules that, called one after the other, give what ``head`` takes.
         head: maps the last stage's output to :class:`Knowledge`.
         layout: layout of the stages' outputs, one for all or one each.
-        family: "cnn", "attention", "mlp" or "hybrid".
+        family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
+        raster: whether tokens come row by row (see :class:`StageSpec`).
         image_size: (height, width) of the images in pixels that ``specs`` speaks of.
         prefix_tokens: prefix tokens in the stages' outputs, one number for all or one each.
         prefix: (prefix_tokens, channels), the model's own prefix tokens, where it has some.
@@ -72,7 +76,8 @@ class StagedModel(nn.Module):
         head: nn.Module,
         *,
         layout: str | Sequence[str] = "NCHW",
-        family: str = "cnn",
+        family: str | None = None,
+        raster: bool = True,
         image_size: tuple[int, int] = (224, 224),
         prefix_tokens: int | Sequence[int] = 0,
         prefix: Tensor | None = None,
@@ -95,7 +100,9 @@ class StagedModel(nn.Module):
                 f"{name or type(net).__name__}: {count} stages need {count} layouts of {', '.join(LAYOUTS)}"
             )
         self._prefix = prefix
-        self.family = family
+        if family not in (None, *FAMILIES):
+            raise ValueError(f"family {family!r}{nearest(family, FAMILIES)}")
+        self._family, self._raster = family, raster
         self.image_size = input_size or image_size
         self.input_size = input_size
         self.in_chans = in_chans
@@ -160,6 +167,11 @@ class StagedModel(nn.Module):
         return self._shapes_at(image_size)[0]
 
     @property
+    def family(self) -> str:
+        """ "cnn", "attention", "mlp" or "hybrid": what it was declared to be, or that of its stages."""
+        return self._family or of_model(spec.family for spec in self.specs)
+
+    @property
     def num_features(self) -> int:
         """Width D of ``Knowledge.features``."""
         return self._shapes_at(self.image_size)[1]
@@ -173,29 +185,26 @@ class StagedModel(nn.Module):
         """Shapes by running a weightless copy on the meta device."""
         size = (int(image_size[0]), int(image_size[1]))
         if size not in self._shapes:
-            shadow = self._meta_copy().eval()
-            images = torch.empty(1, self.in_chans, *size, device="meta")
+            shadow = meta_copy(self, self._shapes).eval()
+            x = torch.empty(1, self.in_chans, *size, device="meta")
             try:
+                counted = []
+                for stage in shadow.stages:
+                    x, census = take_census(stage, x, shadow.parameters())
+                    counted.append((x, census.family))
                 with torch.no_grad():
-                    known = shadow.knowledge(images, range(1, len(self.stages) + 1))
+                    known = shadow.head(x)
             except Exception as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise FBTError(
                     f"{self.name} cannot take images of {size[0]}x{size[1]} pixels ({reason}); "
                     "set input_size to resize them, or img_size where the model has that argument"
                 ) from error
-            specs = [self._spec(i, known.stages[i + 1], size) for i in range(len(self.stages))]
+            specs = [self._spec(i, *found, size) for i, found in enumerate(counted)]
             self._shapes[size] = (specs, known.features.shape[1], known.logits.shape[1])
         return self._shapes[size]
 
-    def _meta_copy(self) -> StagedModel:
-        memo: dict[int, Any] = {id(self._shapes): {}}
-        for tensor in (*self.parameters(), *self.buffers()):
-            empty = torch.empty_like(tensor, device="meta")
-            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-        return copy.deepcopy(self, memo)
-
-    def _spec(self, i: int, output: Tensor, size: tuple[int, int]) -> StageSpec:
+    def _spec(self, i: int, output: Tensor, family: str, size: tuple[int, int]) -> StageSpec:
         layout, prefix_tokens, shape = self.layouts[i], self.prefix_tokens[i], tuple(output.shape)
         if len(shape) != len(layout):
             raise FBTError(f"{self.name}: stage {i + 1} gives a tensor of shape {shape}, which is not {layout}")
@@ -206,7 +215,9 @@ class StagedModel(nn.Module):
         else:
             grid, channels = (shape[2], shape[3]), shape[1]
         prefix = self._prefix if self._prefix is not None and self._prefix.shape[-1] == channels else None
-        return StageSpec(layout, channels, grid, prefix_tokens, self.family, prefix if prefix_tokens else None)
+        raster = self._raster or layout != "NLC"
+        prefix = prefix if prefix_tokens else None
+        return StageSpec(layout, channels, grid, prefix_tokens, self._family or family, raster, prefix)
 
     def verify(self, image_size: int | tuple[int, int] | None = None, seed: int = 0) -> SplitProof:
         """Proves on a perturbed copy that stages and head are the model: outputs, gradients, parameters, buffers.
@@ -220,6 +231,21 @@ class StagedModel(nn.Module):
         """
         size = (image_size, image_size) if isinstance(image_size, int) else image_size or self.image_size
         return prove(self, size, seed)
+
+
+def meta_copy(module: nn.Module, shared: object = None) -> Any:
+    """A copy without weights, on the meta device: shapes cost nothing there.
+
+    Args:
+        module: with tensors of any device; those that are plain attributes of its modules are copied alike.
+        shared: something that the copy need not have, and finds empty.
+    """
+    memo: dict[int, Any] = {} if shared is None else {id(shared): type(shared)()}
+    loose = (v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor))
+    for tensor in (*module.parameters(), *module.buffers(), *loose):
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
 
 
 def _grid_of(tokens: int, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -40,10 +40,10 @@ DECLARED: dict[str, Declaration] = {
     "ResNet": Declaration("conv1 bn1 act1 maxpool", "layer1.* layer2.* layer3.* layer4.*", "layer1 layer2 layer3 layer4", timm_head),
     "EfficientNet": Declaration("conv_stem bn1", "blocks.*.*", last_of_each_reduction, timm_head, post="conv_head bn2"),
     "ConvNeXt": Declaration("stem", "stages.*.{downsample,blocks.*}", "stages.0 stages.1 stages.2 stages.3", timm_head, tail="norm_pre"),
-    "SwinTransformer": Declaration("patch_embed", "layers.*.{downsample,blocks.*}", "layers.0 layers.1 layers.2 layers.3", timm_head, tail="norm", layout="NHWC", family="attention"),
-    "VisionTransformer": Declaration("patch_embed _pos_embed patch_drop norm_pre", "blocks.*", isotropic, timm_head, tail="norm", layout="NLC", family="attention"),
-    "VisionTransformerDistilled": Declaration("patch_embed _pos_embed patch_drop norm_pre", "blocks.*", isotropic, two_token_head, tail="norm", layout="NLC", family="attention"),
-    "MlpMixer": Declaration("stem", "blocks.*", isotropic, timm_head, tail="norm", layout="NLC", family="mlp"),
+    "SwinTransformer": Declaration("patch_embed", "layers.*.{downsample,blocks.*}", "layers.0 layers.1 layers.2 layers.3", timm_head, tail="norm", layout="NHWC"),
+    "VisionTransformer": Declaration("patch_embed _pos_embed patch_drop norm_pre", "blocks.*", isotropic, timm_head, tail="norm", layout="NLC"),
+    "VisionTransformerDistilled": Declaration("patch_embed _pos_embed patch_drop norm_pre", "blocks.*", isotropic, two_token_head, tail="norm", layout="NLC"),
+    "MlpMixer": Declaration("stem", "blocks.*", isotropic, timm_head, tail="norm", layout="NLC"),
 }
 """By class of the model; ResMLP is a MlpMixer, MobileNetV1 and V2 are EfficientNets, DeiT is a VisionTransformer."""
 # fmt: on

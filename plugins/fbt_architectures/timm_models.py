@@ -28,6 +28,7 @@ def build_timm(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     feature: str = "classifier",
+    family: str | None = None,
     **arguments: Any,
 ) -> StagedModel:
     """Builds a timm model and cuts it.
@@ -45,6 +46,7 @@ def build_timm(
         mean, std: input normalisation; by default that of the checkpoint, else that of timm's configuration.
         feature: what is transferred as feature: "classifier", the input of the last linear layer (a ViT's class token),
             or "avgpool", the mean over all positions behind the last norm.
+        family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
         arguments: any other argument that timm takes for this model.
 
     Raises:
@@ -68,7 +70,6 @@ def build_timm(
     size = (input_size, input_size) if isinstance(input_size, int) else input_size and tuple(input_size)
     patches = getattr(net, "patch_embed", getattr(net, "stem", None))
     image_size = getattr(patches, "img_size", None) or config["input_size"][1:]
-    about: dict[str, Any] = {"family": "hybrid"} if hasattr(patches, "backbone") else {}
     return declaration.cut(
         net,
         stages,
@@ -80,9 +81,9 @@ def build_timm(
         prefix=_prefix(net),
         mean=mean or metadata.get("mean") or config["mean"],
         std=std or metadata.get("std") or config["std"],
+        family=family,
         name=name,
         arguments={"num_classes": num_classes, **arguments},
-        **about,
     )
 
 
