@@ -1,4 +1,4 @@
-"""``type="timm"``: any timm model whose family is declared, as a StagedModel."""
+"""``type="timm"``: any timm classifier as a StagedModel, cut by declaration or by tracing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fbt_plugins.staged import StagedModel
 from fbt_plugins.weights import load_weights
 
 from .timm_declared import DECLARED
+from .traced_cut import cut_by_trace
 
 
 def build_timm(
@@ -51,7 +52,7 @@ def build_timm(
 
     Raises:
         UnknownNameError: if timm has no such model.
-        ConfigError: if timm refuses an argument, or the model's family is not declared.
+        ConfigError: if timm refuses an argument, or the model cannot be cut.
         FBTError: if weights cannot be loaded.
     """
     if not timm.is_model(name):
@@ -59,25 +60,17 @@ def build_timm(
     if num_classes is None:
         raise ConfigError(f"{name}: argument 'num_classes' is missing")
     net = _create(name, num_classes, pretrained, arguments)
-    declaration = DECLARED.get(type(net).__name__)
-    if declaration is None:
-        raise ConfigError(
-            f"{name} is a {type(net).__name__}, which has no declared cut; declared: {', '.join(sorted(DECLARED))}"
-        )
     metadata = load_weights(net, checkpoint, name) if checkpoint else {}
     config: Any = net.pretrained_cfg
     input_size = input_size or metadata.get("input_size")
     size = (input_size, input_size) if isinstance(input_size, int) else input_size and tuple(input_size)
     patches = getattr(net, "patch_embed", getattr(net, "stem", None))
-    image_size = getattr(patches, "img_size", None) or config["input_size"][1:]
-    return declaration.cut(
-        net,
-        stages,
-        feature,
-        image_size=tuple(image_size),
+    image_size = getattr(patches, "img_size", None) or arguments.get("img_size") or config["input_size"][1:]
+    about: dict[str, Any] = dict(
+        feature=feature,
+        image_size=(image_size, image_size) if isinstance(image_size, int) else tuple(image_size),
         input_size=size,
         in_chans=arguments.get("in_chans", config["input_size"][0]),
-        prefix_tokens=getattr(net, "num_prefix_tokens", 0) if declaration.layout == "NLC" else 0,
         prefix=_prefix(net),
         mean=mean or metadata.get("mean") or config["mean"],
         std=std or metadata.get("std") or config["std"],
@@ -85,6 +78,11 @@ def build_timm(
         name=name,
         arguments={"num_classes": num_classes, **arguments},
     )
+    declaration = DECLARED.get(type(net).__name__)
+    if declaration is None:
+        return cut_by_trace(net, stages, **about)
+    prefix_tokens = getattr(net, "num_prefix_tokens", 0) if declaration.layout == "NLC" else 0
+    return declaration.cut(net, stages, prefix_tokens=prefix_tokens, **about)
 
 
 def _create(name: str, num_classes: int, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
