@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import FBTError, nearest
-from .family import FAMILIES, of_model, take_census
+from .family import FAMILIES, of_model, of_stages, take_census
 from .knowledge import Knowledge
 from .proof import SplitProof, prove
 
@@ -188,10 +188,11 @@ class StagedModel(nn.Module):
             shadow = meta_copy(self, self._shapes).eval()
             x = torch.empty(1, self.in_chans, *size, device="meta")
             try:
-                counted = []
+                outputs, counted = [], []
                 for stage in shadow.stages:
                     x, census = take_census(stage, x, shadow.parameters())
-                    counted.append((x, census.family))
+                    outputs.append(x)
+                    counted.append(census.family)
                 with torch.no_grad():
                     known = shadow.head(x)
             except Exception as error:
@@ -200,7 +201,8 @@ class StagedModel(nn.Module):
                     f"{self.name} cannot take images of {size[0]}x{size[1]} pixels ({reason}); "
                     "set input_size to resize them, or img_size where the model has that argument"
                 ) from error
-            specs = [self._spec(i, *found, size) for i, found in enumerate(counted)]
+            families = of_stages(counted)
+            specs = [self._spec(i, x, families[i], size) for i, x in enumerate(outputs)]
             self._shapes[size] = (specs, known.features.shape[1], known.logits.shape[1])
         return self._shapes[size]
 

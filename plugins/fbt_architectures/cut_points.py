@@ -18,6 +18,7 @@ from .tracer import TraceError
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _STEMS = ("stem", "patch_embed")
 _STAGES = 4
+_NEARLY_ALL = 0.85
 
 
 def from_feature_info(net: nn.Module) -> list[str] | None:
@@ -28,8 +29,10 @@ def from_feature_info(net: nn.Module) -> list[str] | None:
     """
     info: Any = getattr(net, "feature_info", None)
     entries = list(info if isinstance(info, list | tuple) else getattr(info, "info", ()))
-    named = [(_module(net, entry["module"], i), entry["reduction"]) for i, entry in enumerate(entries)]
-    named = [(name, reduction) for name, reduction in named if name]
+    named: list[tuple[str, int]] = []
+    for i, entry in enumerate(entries):
+        if (name := _module(net, entry["module"], i)) is not None:
+            named.append((name, entry["reduction"]))
     if len(named) >= 6 and len({reduction for _, reduction in named}) == 1:
         return [named[end - 1][0] for end in isotropic_ends(len(named))]
     last = list({reduction: name for name, reduction in named}.values())
@@ -68,7 +71,7 @@ def candidates(net: nn.Module, classifiers: Sequence[str], image: Image, descend
             full = f"{prefix}{name}"
             if type(child) in _CONTAINERS or full in inside:
                 collect(child, f"{full}.")
-            elif any(True for _ in child.parameters()):
+            elif full not in classifiers and any(True for _ in child.parameters()):
                 units.append(full)
 
     collect(net, "")
@@ -84,7 +87,9 @@ def candidates(net: nn.Module, classifiers: Sequence[str], image: Image, descend
     return [found[position] for position in sorted(found)]
 
 
-def found(net: nn.Module, classifiers: Sequence[str], image: Image, stages: int | None = None) -> list[str]:
+def found(
+    net: nn.Module, classifiers: Sequence[str], image: Image, stages: int | None = None, pyramid: bool = False
+) -> list[str]:
     """Points found in a trace, which looks deeper where it sees too few.
 
     Args:
@@ -92,6 +97,7 @@ def found(net: nn.Module, classifiers: Sequence[str], image: Image, stages: int 
         classifiers: names of its classifiers.
         image: (C, H, W).
         stages: how many stages of about as many units each; None is four, as the field cuts.
+        pyramid: whether stages must end at different resolutions.
 
     Raises:
         TraceError: if there are not enough places at which one tensor alone crosses.
@@ -101,31 +107,45 @@ def found(net: nn.Module, classifiers: Sequence[str], image: Image, stages: int 
         places = candidates(net, classifiers, image, inside)
         shapes = [read_shape(place.shape, image, net) for place in places]
         rows = [(p.name, s) for p, s in zip(places, shapes, strict=True) if s is not None]
-        points = _choose(rows) if stages is None else _evenly(rows, stages)
+        points = _choose(rows, net, pyramid) if stages is None else _evenly(rows, stages)
         if points is not None:
             return points
         deeper = _largest(net, inside)
         if deeper is None:
             break
         inside.add(deeper)
-    raise TraceError(f"a trace finds no {stages or _STAGES} stages: one tensor alone crosses behind {len(rows)} modules")
+    raise TraceError(
+        f"a trace finds no {stages or _STAGES} stages: one tensor alone crosses behind {len(rows)} modules"
+    )
 
 
-def _choose(rows: list[tuple[str, Shape]]) -> list[str] | None:
-    last: dict[int, str] = {}
+def _choose(rows: list[tuple[str, Shape]], net: nn.Module, pyramid: bool) -> list[str] | None:
+    """The last module of each of the last four resolutions; or equal blocks, where nearly all weights are in them."""
+    groups: dict[int, list[str]] = {}
     for name, shape in rows:
         size = shape.grid[0] * shape.grid[1]
-        if size > 1 or not last:
-            last[size] = name
-    if len(last) >= _STAGES:
-        return list(last.values())[-_STAGES:]
-    if len(last) == _STAGES - 1:
-        first = rows[0][0]
-        return [first, *last.values()] if first not in last.values() else None
-    blocks = _siblings([name for name, _ in rows])
-    if len(blocks) < _STAGES:
+        if size > 1 or not groups:
+            groups.setdefault(size, []).append(name)
+    if not groups:
         return None
-    return [blocks[end - 1] for end in isotropic_ends(len(blocks))]
+    *_, final = groups.values()
+    blocks = _siblings(final)
+    weights = {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name, _ in rows}
+    equal = len(blocks) >= _STAGES and sum(weights[b] for b in blocks) > _NEARLY_ALL * sum(weights.values())
+    if equal and not pyramid:
+        return [blocks[end - 1] for end in isotropic_ends(len(blocks))]
+    if len(groups) >= _STAGES:
+        return [names[-1] for names in groups.values()][-_STAGES:]
+    if pyramid or len(groups) == 1:
+        return None
+    pieces = list(groups.values())
+    while len(pieces) < _STAGES:
+        longest = max(range(len(pieces)), key=lambda i: len(pieces[i]))
+        names = pieces[longest]
+        if len(names) == 1:
+            return None
+        pieces[longest : longest + 1] = [names[: len(names) // 2], names[len(names) // 2 :]]
+    return [names[-1] for names in pieces]
 
 
 def _siblings(names: list[str]) -> list[str]:
@@ -161,7 +181,7 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
     """
     names = {id(module): name for name, module in net.named_modules()}
     if hasattr(net, "get_classifier"):
-        own: Any = net.get_classifier()
+        own: Any = net.get_classifier()  # type: ignore[operator]
         own = list(own) if isinstance(own, tuple | list | nn.ModuleList) else [own]
         if all(id(module) in names and any(True for _ in module.parameters()) for module in own):
             return [names[id(module)] for module in own]

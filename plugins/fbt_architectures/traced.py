@@ -1,7 +1,7 @@
 """The traced way of cutting a model: for every network that no declaration covers.
 
-The forward pass is traced once per image size and mode; where one tensor alone crosses behind a cut, the code before and
-behind it become two parts. What cannot be cut so is refused, with what crosses.
+The forward pass is traced once per image size and mode; where one tensor alone crosses behind a cut, the code before
+and behind it become two parts. What cannot be cut so is refused, with what crosses.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Trace:
         why = ""
         for position in range(inside[-1], len(self.nodes) - 1):
             node = self.nodes[position]
-            if position > inside[-1] and node.op == "call_module" and any(True for _ in self._module(node).parameters()):
+            if position > inside[-1] and self._has_weights(node):
                 break
             across = [n for n in self.nodes[: position + 1] if n.meta["images"] and self._is_used_after(n, position)]
             tensors = [n for n in across if not isinstance(val(n), int)]
@@ -106,8 +106,9 @@ class Trace:
     def _is_used_after(self, node: fx.Node, position: int) -> bool:
         return any(self._positions[user] > position for user in node.users)
 
-    def _module(self, node: fx.Node) -> nn.Module:
-        return self.net.get_submodule(str(node.target).removeprefix(f"{ROOT}."))
+    def _has_weights(self, node: fx.Node) -> bool:
+        name = str(node.target).removeprefix(f"{ROOT}.")
+        return node.op == "call_module" and any(True for _ in self.net.get_submodule(name).parameters())
 
     def crossings(self, points: Iterable[str]) -> list[Crossing]:
         """All cuts.
@@ -237,7 +238,8 @@ class TracedCode:
                 known = ", ".join(_shape(shape) for n, shape in self._codes if n == number)
                 raise FBTError(f"part {number + 1} takes {known}, not {_shape(key[1])}: run the parts before it first")
             self.make(net, key[1])  # type: ignore[arg-type]
-        return self._codes[key][2 if net.training else 1]
+        _, plain, training = self._codes[key]
+        return training if net.training else plain
 
 
 class TracedPart(nn.Module):
@@ -313,7 +315,8 @@ def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
         return value.to(like.device)
 
     # Its name tells values apart, for code is compared as text.
-    digest = hashlib.sha256(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+    content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    digest = hashlib.sha256(content).hexdigest()
     constant.__qualname__ = constant.__name__ = f"constant_{digest[:16]}"
     return constant
 

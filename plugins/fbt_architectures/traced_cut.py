@@ -12,7 +12,7 @@ from fbt_plugins.errors import nearest
 
 from .cut_points import classifiers_of, found, from_feature_info
 from .layouts import Shape, read_shape
-from .traced import TracedCode, TracedHead, TracedPart
+from .traced import Crossing, Image, TracedCode, TracedHead, TracedPart
 from .tracer import TraceError
 
 
@@ -47,21 +47,14 @@ def cut_by_trace(
     image = (in_chans, *(input_size or image_size))
     try:
         classifiers = classifiers_of(net, image)
-        if stages is None:
-            points = from_feature_info(net) or found(net, classifiers, image)
-        elif isinstance(stages, int):
-            points = found(net, classifiers, image, stages)
-        else:
-            points = _known(net, stages)
-        code = TracedCode(points, classifiers)
-        cuts, reached = code.make(net, image)
+        code, cuts, reached = _cut(net, stages, classifiers, image)
         shapes = [_shape(cut.name, cut.shape, layout, i, image, net) for i, cut in enumerate(cuts)]
     except TraceError as error:
         raise ConfigError(f"{name}: {error}") from error
     modules, tensors = _left(net, reached)
     reached[-1] = (reached[-1][0] | modules, reached[-1][1] | tensors)
     parts = [TracedPart(net, code, i, *names) for i, names in enumerate(reached[:-1])]
-    head = TracedHead(net, code, len(points), *reached[-1])
+    head = TracedHead(net, code, len(parts), *reached[-1])
     layouts, prefixes = [s.layout for s in shapes], [s.prefix_tokens for s in shapes]
     return StagedModel(
         net,
@@ -75,6 +68,29 @@ def cut_by_trace(
         name=name,
         **about,
     )
+
+
+def _cut(
+    net: nn.Module, stages: int | Sequence[str] | None, classifiers: list[str], image: Image
+) -> tuple[TracedCode, list[Crossing], list[tuple[set[str], set[str]]]]:
+    """The parts' code, the cuts, and what each part reaches."""
+
+    def at(points: Sequence[str]) -> tuple[TracedCode, list[Crossing], list[tuple[set[str], set[str]]]]:
+        code = TracedCode(points, classifiers)
+        return code, *code.make(net, image)
+
+    if stages is not None:
+        return at(found(net, classifiers, image, stages) if isinstance(stages, int) else _known(net, stages))
+    points = from_feature_info(net)
+    if points is None:
+        return at(found(net, classifiers, image))
+    try:
+        return at(points)
+    except TraceError as error:  # some name places inside a block, where two branches run
+        try:
+            return at(found(net, classifiers, image, pyramid=True))
+        except TraceError:
+            raise error from None
 
 
 def _known(net: nn.Module, names: Sequence[str]) -> list[str]:

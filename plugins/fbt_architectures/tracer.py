@@ -1,7 +1,7 @@
 """A shallow trace of a network's forward pass: what runs in which order, between modules that are taken whole.
 
-Only the network and the modules that hold a cut are looked into; all else is a leaf. Every value carries its shape from a
-run on the meta device, so that sizes of images and grids are plain numbers while the batch stays open.
+Only the network and the modules that hold a cut are looked into; all else is a leaf. Every value carries its shape from
+a run on the meta device, so that sizes of images and grids are plain numbers while the batch stays open.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class _Traced(nn.Module):
 class _Proxy(fx.Proxy):
     """A value that knows its shape. Batch sizes, and what is computed from them, are the only numbers among them."""
 
+    tracer: ShallowTracer  # type: ignore[assignment]
+
     def __getattr__(self, name: str) -> Any:
         value = val(self.node)
         if isinstance(value, Tensor):
@@ -66,7 +68,7 @@ class _Proxy(fx.Proxy):
         length = self.tracer.shape(self)[0] if isinstance(value, Tensor) else len(value)
         if isinstance(length, fx.Proxy):
             raise TraceError("it loops over the images of a batch")
-        return iter([self[i] for i in range(length)])
+        return iter([self[i] for i in range(length)])  # type: ignore[index]
 
     def __len__(self) -> int:
         value = val(self.node)
@@ -174,7 +176,7 @@ class ShallowTracer(fx.Tracer):
             return value.to("meta") if isinstance(value, Tensor) else value
 
         node.meta["images"] = kind == "placeholder" or any(i.meta["images"] for i in node.all_input_nodes)
-        a, k = fx.node.map_aggregate((args, kwargs), concrete)
+        a, k = _plain(fx.node.map_aggregate((args, kwargs), concrete))
         self._running = True
         try:
             value = node.meta["val"] = self._value(kind, target, a, k)
@@ -216,6 +218,15 @@ def _tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, value in vars(module).items():
             if isinstance(value, Tensor):
                 yield f"{prefix}.{name}", value
+
+
+def _plain(value: Any) -> Any:
+    """Lists and dicts that may be changed, as a network's own code expects; fx makes them immutable."""
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return tuple(map(_plain, value)) if type(value) is tuple else value
 
 
 def _has_tensors(value: Any) -> bool:
