@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError, nearest
+from fbt_plugins.inspection import Catalogue
 from fbt_plugins.registry import one_line
 from fbt_plugins.staged import StagedModel
 
@@ -79,6 +80,15 @@ def build_timm(
         return cut_by_trace(net, stages, layout=layout, **about)
     prefix_tokens = getattr(net, "num_prefix_tokens", 0) if declaration.layout == "NLC" else 0
     return declaration.cut(net, stages, prefix_tokens=prefix_tokens, **about)
+
+
+def _kind(name: str) -> str:
+    with torch.device("meta"):
+        net = timm.create_model(name)
+    return f"{timm.model_entrypoint(name).__module__.rsplit('.', 1)[-1]}/{type(net).__name__}"
+
+
+build_timm.catalogue = Catalogue(timm.list_models, _kind)  # type: ignore[attr-defined]
 
 
 def _create(name: str, num_classes: int, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:

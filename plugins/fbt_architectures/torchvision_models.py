@@ -10,6 +10,7 @@ from torchvision import models
 
 from fbt_plugins import ConfigError, FBTError, StagedModel, UnknownNameError
 from fbt_plugins.errors import nearest
+from fbt_plugins.inspection import Catalogue
 from fbt_plugins.registry import one_line
 
 from .cut_points import classifiers_of
@@ -80,6 +81,14 @@ def build_torchvision(
         arguments={"num_classes": num_classes, **arguments},
         **about,
     )
+
+
+def _kind(name: str) -> str:
+    build = models.get_model_builder(name)  # type: ignore[attr-defined]
+    return build.__module__.rsplit(".", 1)[-1]
+
+
+build_torchvision.catalogue = Catalogue(torchvision_names, _kind)  # type: ignore[attr-defined]
 
 
 def _create(name: str, num_classes: int, weights: Any, arguments: dict[str, Any]) -> nn.Module:

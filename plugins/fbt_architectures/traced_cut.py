@@ -66,6 +66,7 @@ def cut_by_trace(
         input_size=input_size,
         in_chans=in_chans,
         name=name,
+        way="traced",
         **about,
     )
 
