@@ -152,13 +152,8 @@ class Distiller(BaseModel):
         options = dict(config)
         splice = Splice.parse(options.pop("splice", AUTO), len(self.student.stages), len(self.teacher.stages))
         strategy = FUSIONS.build(options)
-        args = (splice, self.student, self.teacher, strategy, self.specs(STUDENT), self.specs(TEACHER))
-        try:
-            self.fusions[name] = FusionModel(*args)
-        except FBTError:
-            raise
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise ConfigError(f"splice {splice} cannot be built: {' '.join(str(error).split())}") from error
+        specs = self.specs(STUDENT), self.specs(TEACHER)
+        self.fusions[name] = FusionModel(splice, self.student, self.teacher, strategy, *specs)
 
     def _add_edge(self, options: dict[str, Any], data_info: Mapping[str, int]) -> None:
         infos = {r: ModelInfo(self.specs(r), m.num_features) for r, m in self.models.items()}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
-from .errors import ConfigError
+from .errors import ConfigError, FBTError
 from .knowledge import Knowledge
-from .splice import Piece, Splice
-from .staged import StagedModel, StageSpec
+from .splice import Junction, Piece, Splice
+from .staged import StagedModel, StageSpec, meta_copy
 
 
 class FusionStrategy(Protocol):
@@ -36,6 +38,10 @@ class FusionModel(nn.Module):
         student, teacher: the models; the teacher is frozen by its owner.
         strategy: builds the junctions.
         student_specs, teacher_specs: the outputs of their stages, for the images that each of them is given.
+
+    Raises:
+        ConfigError: if a junction cannot be built, or what it gives is refused by what comes next: one line with the
+            shapes on both sides.
     """
 
     def __init__(
@@ -50,10 +56,13 @@ class FusionModel(nn.Module):
         super().__init__()
         self.splice = splice
         self._models = {"S": student, "T": teacher}  # a plain dict: torch must not see them as parts of this module
-        self.junctions = strategy.build(student_specs, teacher_specs, splice)
+        specs = student_specs, teacher_specs
+        with self._in_words(splice.junctions, *specs):
+            self.junctions = strategy.build(*specs, splice)
         missing = {j.name for j in splice.junctions} ^ set(self.junctions)
         if missing:
             raise ConfigError(f"{type(strategy).__name__}: junctions {sorted(self.junctions)} for the splice {splice}")
+        self._try(*specs)
         self.statistics = nn.ModuleDict()
         for piece in splice.pieces[1:]:
             if piece.owner == "S":
@@ -83,6 +92,39 @@ class FusionModel(nn.Module):
                 stage = self._models[piece.owner].stages[number - 1]
                 x = stage(x) if piece.owner == "T" else functional_call(stage, self._statistics(number), (x,))
         return self.owner.head(x)
+
+    @torch.no_grad()
+    def _try(self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec]) -> None:
+        """Runs the splice behind its first piece once, on copies without weights."""
+        junctions = meta_copy(self.junctions).eval()
+        owners = {piece.owner for piece in self.splice.pieces[1:]}
+        copies = {owner: meta_copy(self._models[owner]).eval() for owner in owners}
+        source, _ = self.splice.junctions[0].ends(student_specs, teacher_specs)
+        x = torch.empty(source.sizes(2), device="meta")
+        for junction, piece in zip(self.splice.junctions, self.splice.pieces[1:], strict=True):
+            with self._in_words([junction], student_specs, teacher_specs):
+                x = junctions[junction.name](x)
+                for number in piece.stages:
+                    x = copies[piece.owner].stages[number - 1](x)
+                if piece is self.splice.pieces[-1]:
+                    copies[piece.owner].head(x)
+
+    @contextmanager
+    def _in_words(
+        self, junctions: Sequence[Junction], student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec]
+    ) -> Iterator[None]:
+        """Says of whatever goes wrong at a junction which one it is, and which shapes meet there."""
+        try:
+            yield
+        except (FBTError, RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            shapes = ", ".join(self._meeting(j, *j.ends(student_specs, teacher_specs)) for j in junctions)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"splice {self.splice} cannot be built: {shapes}: {reason}") from error
+
+    def _meeting(self, junction: Junction, given: StageSpec, taken: StageSpec) -> str:
+        has_it = junction.first <= len(self._models[junction.taker].stages)
+        taker = f"{junction.taker}{junction.first if has_it else 'head'}"
+        return f"{junction.giver}{junction.last} gives {given} and {taker} takes {taken}"
 
     def _statistics(self, number: int) -> dict[str, Tensor]:
         """This model's own BatchNorm buffers for a student stage; a forward in train mode updates them in place."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 from .errors import ConfigError
 
+T = TypeVar("T")
 AUTO = "auto"
 _OWNERS = {"S": "student", "T": "teacher"}
 _PIECE = re.compile(r"([ST])(?:(\d+)(?:-(\d+))?|(head))")
@@ -56,6 +58,15 @@ class Junction:
         """A name that a ModuleDict accepts, such as "S3_T4"."""
         return f"{self.giver}{self.last}_{self.taker}{self.first}"
 
+    def ends(self, student: Sequence[T], teacher: Sequence[T]) -> tuple[T, T]:
+        """What arrives, and what the next stage takes, which is what the stage before it gives in its own model.
+
+        Args:
+            student, teacher: something of each of their stages, such as their specs.
+        """
+        rows = {"S": student, "T": teacher}
+        return rows[self.giver][self.last - 1], rows[self.taker][self.first - 2]
+
 
 @dataclass(frozen=True)
 class Splice:
@@ -93,7 +104,7 @@ class Splice:
         """
         count = {"S": student_stages, "T": teacher_stages}
         if text == AUTO:
-            return cls((Piece("S", 1, student_stages - 1), Piece("T", teacher_stages, teacher_stages)))
+            text = default(count)
 
         def wrong(why: str) -> ConfigError:
             return ConfigError(f"splice {text!r}: {why}")
@@ -135,7 +146,8 @@ class Splice:
 
 def default(count: dict[str, int]) -> str:
     """What "auto" stands for, written out."""
-    return str(Splice.parse(AUTO, count["S"], count["T"]))
+    student, teacher = count["S"], count["T"]
+    return f"{Piece('S', 1, max(student - 1, 1))}+{Piece('T', teacher, teacher) if teacher > 1 else 'Thead'}"
 
 
 def enumerate_splices(student_stages: int = 4, teacher_stages: int = 4, switches: int = 1) -> Iterator[Splice]:

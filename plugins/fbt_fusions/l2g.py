@@ -57,10 +57,7 @@ class L2GFusion:
         self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
     ) -> nn.ModuleDict:
         """One L2G per junction; what stage j takes is what stage j - 1 of its model gives."""
-        specs = {"S": student_specs, "T": teacher_specs}
-        return nn.ModuleDict(
-            {j.name: self._l2g(specs[j.giver][j.last - 1], specs[j.taker][j.first - 2]) for j in splice.junctions}
-        )
+        return nn.ModuleDict({j.name: self._l2g(*j.ends(student_specs, teacher_specs)) for j in splice.junctions})
 
     def _l2g(self, source: StageSpec, target: StageSpec) -> nn.Sequential:
         width = target.channels
