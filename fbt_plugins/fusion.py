@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,8 @@ class FusionStrategy(Protocol):
 class FusionModel(nn.Module):
     """Stages of one model, a junction, stages and head of another (FBT, section "Adaptive knowledge fusion").
 
-    It owns the junctions, and BatchNorm statistics for student stages that it runs a second time, so that the student's
-    own statistics see the student's own activations only. All else it holds by reference.
+    It owns the junctions, and BatchNorm statistics for stages and head of the student that it runs a second time, so
+    that the student's own statistics see the student's own activations only. All else it holds by reference.
 
     Args:
         splice: which stages come from whom.
@@ -68,6 +68,8 @@ class FusionModel(nn.Module):
             if piece.owner == "S":
                 for number in piece.stages:
                     self.statistics[str(number)] = _Statistics(student.stages[number - 1])
+        if self.owner is student:
+            self.statistics["head"] = _Statistics(student.head)
 
     @property
     def start(self) -> Piece:
@@ -89,9 +91,16 @@ class FusionModel(nn.Module):
         for junction, piece in zip(self.splice.junctions, self.splice.pieces[1:], strict=True):
             x = self.junctions[junction.name](x)
             for number in piece.stages:
-                stage = self._models[piece.owner].stages[number - 1]
-                x = stage(x) if piece.owner == "T" else functional_call(stage, self._statistics(number), (x,))
-        return self.owner.head(x)
+                x = self._run(self._models[piece.owner].stages[number - 1], str(number), piece.owner, x)
+        return self._run(self.owner.head, "head", self.splice.pieces[-1].owner, x)
+
+    def _run(self, part: nn.Module, name: str, owner: str, x: Tensor) -> Any:
+        """A borrowed part; the student's with BatchNorm buffers of this model, which train mode updates in place."""
+        if owner == "T":
+            return part(x)
+        own = self.statistics[name]
+        assert isinstance(own, _Statistics)
+        return functional_call(part, own.named(), (x,))
 
     @torch.no_grad()
     def _try(self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec]) -> None:
@@ -126,20 +135,14 @@ class FusionModel(nn.Module):
         taker = f"{junction.taker}{junction.first if has_it else 'head'}"
         return f"{junction.giver}{junction.last} gives {given} and {taker} takes {taken}"
 
-    def _statistics(self, number: int) -> dict[str, Tensor]:
-        """This model's own BatchNorm buffers for a student stage; a forward in train mode updates them in place."""
-        own = self.statistics[str(number)]
-        assert isinstance(own, _Statistics)
-        return own.named()
-
 
 class _Statistics(nn.Module):
-    """A second set of BatchNorm running statistics for a stage."""
+    """A second set of BatchNorm running statistics for a stage or a head."""
 
-    def __init__(self, stage: nn.Module) -> None:
+    def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self._names: dict[str, str] = {}
-        for prefix, module in stage.named_modules():
+        for prefix, module in part.named_modules():
             if isinstance(module, _NormBase):
                 for name, buffer in module.named_buffers(recurse=False):
                     key = f"{prefix}.{name}"

@@ -57,9 +57,15 @@ class L2GFusion:
         self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
     ) -> nn.ModuleDict:
         """One L2G per junction; what stage j takes is what stage j - 1 of its model gives."""
-        return nn.ModuleDict({j.name: self._l2g(*j.ends(student_specs, teacher_specs)) for j in splice.junctions})
+        stages = {"S": len(student_specs), "T": len(teacher_specs)}
+        return nn.ModuleDict(
+            {
+                j.name: self._l2g(*j.ends(student_specs, teacher_specs), into_head=j.first > stages[j.taker])
+                for j in splice.junctions
+            }
+        )
 
-    def _l2g(self, source: StageSpec, target: StageSpec) -> nn.Sequential:
+    def _l2g(self, source: StageSpec, target: StageSpec, into_head: bool) -> nn.Sequential:
         width = target.channels
         heads = min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: abs(width / h - self.head_dim))
         block = SwinTransformerBlock(
@@ -69,4 +75,4 @@ class L2GFusion:
             window_size=self.window,  # timm narrows it to the grid where that is smaller
             mlp_ratio=self.mlp_ratio,
         )
-        return nn.Sequential(ToMap(source), PatchEmbedding(source, target), block, FromMap(target))
+        return nn.Sequential(ToMap(source), PatchEmbedding(source, target), block, FromMap(target, pooled=into_head))

@@ -36,15 +36,20 @@ class ToMap(nn.Module):
 class FromMap(nn.Module):
     """(N, H, W, C) as what a stage takes; prefix tokens are learned, started from the model's own where it has some.
 
+    Args:
+        spec: what is taken.
+        pooled: whether the mean of all positions is added to the prefix tokens: a head may look at these alone, and
+            no block is left in which they could look at the positions.
+
     Raises:
         ConfigError: as :class:`ToMap`.
     """
 
     order: Tensor | None
 
-    def __init__(self, spec: StageSpec) -> None:
+    def __init__(self, spec: StageSpec, pooled: bool = False) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.pooled = spec, pooled
         self.prefix: nn.Parameter | None = None
         if spec.prefix_tokens:  # not zero, where a LayerNorm's gradient is a thousand times its usual size
             start = 0.02 * torch.randn(spec.prefix_tokens, spec.channels) if spec.prefix is None else spec.prefix
@@ -59,7 +64,8 @@ class FromMap(nn.Module):
             x = x.flatten(1, 2)
             x = x if self.order is None else x[:, self.order]
             if self.prefix is not None:
-                x = torch.cat([self.prefix.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+                prefix = self.prefix.to(x.dtype).expand(len(x), -1, -1)
+                x = torch.cat([prefix + x.mean(1, keepdim=True) if self.pooled else prefix, x], dim=1)
         return x
 
 
