@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fbt_plugins.declaration import isotropic_ends
-from fbt_plugins.staged import meta_copy
 
 from .layouts import Shape, read_shape
 from .traced import Crossing, Image, Trace
-from .tracer import TraceError
+from .tracer import ROOT, ShallowTracer, TraceError
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _STEMS = ("stem", "patch_embed")
@@ -33,7 +31,7 @@ def from_feature_info(net: nn.Module) -> list[str] | None:
     for i, entry in enumerate(entries):
         if (name := _module(net, entry["module"], i)) is not None:
             named.append((name, entry["reduction"]))
-    if len(named) >= 6 and len({reduction for _, reduction in named}) == 1:
+    if len(named) >= _STAGES and len({reduction for _, reduction in named}) == 1:
         return [named[end - 1][0] for end in isotropic_ends(len(named))]
     last = list({reduction: name for name, reduction in named}.values())
     if len(last) >= _STAGES:
@@ -132,7 +130,7 @@ def _choose(rows: list[tuple[str, Shape]], net: nn.Module, pyramid: bool) -> lis
     blocks = _siblings(final)
     weights = {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name, _ in rows}
     equal = len(blocks) >= _STAGES and sum(weights[b] for b in blocks) > _NEARLY_ALL * sum(weights.values())
-    if equal and not pyramid:
+    if (equal or (len(groups) == 1 and len(blocks) >= _STAGES)) and not pyramid:
         return [blocks[end - 1] for end in isotropic_ends(len(blocks))]
     if len(groups) >= _STAGES:
         return [names[-1] for names in groups.values()][-_STAGES:]
@@ -175,9 +173,10 @@ def _largest(net: nn.Module, inside: set[str]) -> str | None:
 
 
 def classifiers_of(net: nn.Module, image: Image) -> list[str]:
-    """Names of a network's classifiers: timm's ``get_classifier()``, else the last linear layer that runs.
+    """Names of a network's classifiers: timm's ``get_classifier()``, else the last layer with weights that runs.
 
-    A 1x1 convolution counts as a linear layer.
+    Raises:
+        TraceError: if the network cannot be traced, or that layer is neither linear nor a convolution.
     """
     names = {id(module): name for name, module in net.named_modules()}
     if hasattr(net, "get_classifier"):
@@ -185,17 +184,17 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
         own = list(own) if isinstance(own, tuple | list | nn.ModuleList) else [own]
         if all(id(module) in names and any(True for _ in module.parameters()) for module in own):
             return [names[id(module)] for module in own]
-    shadow = meta_copy(net).eval()
-    ran: list[tuple[str, int]] = []
-
-    def note(name: str) -> Any:
-        return lambda module, args, output: ran.append((name, output.shape[1]))
-
-    for name, module in shadow.named_modules():
+    inside: set[str] = set()
+    while True:
+        nodes = ShallowTracer(net, inside, image, training=False).run().nodes
+        ran = [str(n.target).removeprefix(f"{ROOT}.") for n in nodes if n.op == "call_module"]
+        with_weights = [name for name in ran if any(True for _ in net.get_submodule(name).parameters())]
+        if not with_weights:
+            raise TraceError("no layer with weights runs that could be its classifier")
+        last = with_weights[-1]
+        module = net.get_submodule(last)
         if isinstance(module, nn.Linear | nn.Conv2d):
-            module.register_forward_hook(note(name))
-    with torch.no_grad():
-        logits = shadow(torch.empty(2, *image, device="meta"))
-    if not ran or not isinstance(logits, Tensor) or ran[-1][1] != logits.shape[-1]:
-        return []
-    return [ran[-1][0]]
+            return [last]
+        if not any(True for _ in module.children()):
+            raise TraceError(f"its last layer with weights, {last}, is no linear one: it has no classifier")
+        inside |= {last, *(f"{last}.{n}" for n, child in module.named_modules() if type(child) in _CONTAINERS and n)}

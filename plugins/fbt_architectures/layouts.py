@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -94,6 +95,6 @@ def _layouts_by_size(net: nn.Module, image: Image) -> dict[tuple[int, ...], set[
             module.register_forward_hook(note("NCHW"))  # type: ignore[arg-type]
         elif type(module) in (nn.Linear, nn.LayerNorm):
             module.register_forward_hook(note("NHWC"))  # type: ignore[arg-type]
-    with torch.no_grad():
+    with torch.no_grad(), suppress(Exception):  # what it has shown before it fails on this device is enough
         shadow(torch.empty(1, *image, device="meta"))
     return seen

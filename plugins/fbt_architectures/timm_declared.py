@@ -54,6 +54,7 @@ FAMILIES = {
     "Sequencer2d": "mlp",
     "SwiftFormer": "hybrid",
     "VOLO": "attention",
+    "Xcit": "attention",
     "mobilevitv2": "hybrid",
     "vitamin": "hybrid",
 }

@@ -202,8 +202,6 @@ class TracedCode:
         Raises:
             TraceError: if it cannot be traced or cut, or would do something else for another image size.
         """
-        if not self.classifiers:
-            raise TraceError("it has no classifier that a trace could find")
         traces = [Trace(net, self.points, self.classifiers, image, training) for training in (False, True)]
         rows = [trace.crossings(self.points) for trace in traces]
         if any(a.shape != b.shape for a, b in zip(*rows, strict=True)):
