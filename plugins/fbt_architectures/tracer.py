@@ -235,8 +235,9 @@ def _tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _generators() -> tuple[Any, ...]:
     """States of the generators that a network may draw from on a CPU."""
-    name, keys, *rest = np.random.get_state()
-    return random.getstate(), (name, bytes(keys), *rest), bytes(torch.default_generator.get_state().numpy())
+    state: Any = np.random.get_state()
+    name, keys, *rest = state
+    return random.getstate(), (name, keys.tobytes(), *rest), bytes(torch.default_generator.get_state().numpy())
 
 
 def _restore(states: tuple[Any, ...]) -> None:

@@ -29,7 +29,7 @@ KNOWN = {
         "tiny_vit_5m_224 caformer_s18 mobilenetv4_hybrid_medium fastvit_sa12 swiftformer_xs "
     ),
 }
-FAST = [
+FAST = {
     "coatnet_0_rw_224",
     "convnext_tiny",
     "efficientnet_b0",
@@ -48,7 +48,7 @@ FAST = [
     "vit_small_patch16_224",
     "vit_tiny_r_s16_p8_224",
     "xcit_nano_12_p16_224",
-]
+}
 CASES = [
     pytest.param(family, name, marks=() if name in FAST else pytest.mark.slow)
     for family, names in KNOWN.items()
