@@ -119,9 +119,6 @@ def _net(name: str, config: Any, source: str | None, fresh_head: bool) -> Any:
             net = model_class(name)(config)
         except Exception as error:
             raise refused(name, error) from error
-    for parameter_name, parameter in net.named_parameters():
-        if parameter_name.endswith("mask_token"):  # of masked image modelling: a classifier gives it no gradient
-            parameter.requires_grad_(False)
     net.register_forward_hook(_logits)  # a hook, because a wrapper would change the names in the state dict
     return net
 

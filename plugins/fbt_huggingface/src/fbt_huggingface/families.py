@@ -124,9 +124,8 @@ def _poolformer(model: Any) -> Row:
 
 def _mobilenet_v2(model: Any) -> Row:
     base = model.base_model
-    layers, ends = list(base.layer), (0, 2, 5, 12, 16)  # the last of each resolution
-    stages = [layers[start:stop] for start, stop in zip(ends, ends[1:], strict=False)]
-    stages[-1].append(base.conv_1x1)  # it belongs to stage 4 in the field's tables
+    layers = list(base.layer)  # a stage for each resolution; conv_1x1 belongs to the last, as in the field's tables
+    stages = [layers[:2], layers[2:5], layers[5:12], [*layers[12:], base.conv_1x1]]
     pool = nn.Sequential(base.pooler, nn.Flatten(), model.dropout)
     return Row(base.conv_stem, nn.Identity(), pool, model.classifier, stages=stages)
 
