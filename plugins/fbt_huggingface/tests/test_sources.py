@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from small import build
 from safetensors.torch import save_file
+from small import build
 
 from fbt_plugins import ARCHITECTURES, ConfigError, FBTError, StagedModel, UnknownNameError
 
@@ -44,6 +44,7 @@ def test_what_transformers_saved_comes_back(name: str, tmp_path: Path) -> None:
     build(name).net.save_pretrained(tmp_path)
     model = open_model(checkpoint=str(tmp_path))
     assert model.name == name and same(model, build(name))
+    assert same(open_model(checkpoint=str(tmp_path / "model.safetensors")), model)
 
 
 def test_a_file_of_weights_fits_the_model_that_the_config_builds(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_a_file_of_weights_fits_the_model_that_the_config_builds(tmp_path: Path)
         name="vit", checkpoint=str(tmp_path / "student.safetensors"), **{**expected.arguments, "num_classes": 7}
     )
     assert same(model, expected)
-    with pytest.raises(FBTError, match="does not fit vit: .* is .* in the file and .* in the model"):
+    with pytest.raises(FBTError, match=r"does not fit vit: .* is .* in the file and .* in the model"):
         build("vit", hidden_size=12, checkpoint=str(tmp_path / "student.safetensors"))
 
 

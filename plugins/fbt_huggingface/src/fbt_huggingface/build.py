@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,6 +108,8 @@ def _source(pretrained: str | None, checkpoint: str | None) -> str | None:
         raise ConfigError(f"huggingface: pretrained is a name on the Hub, 'org/name', or a folder, not {pretrained!r}")
     if pretrained is not None and checkpoint:
         raise ConfigError("huggingface: pretrained and checkpoint both say where weights come from; give one of them")
+    if checkpoint and Path(checkpoint).name == "model.safetensors":  # of save_pretrained, in names of an older release,
+        checkpoint = str(Path(checkpoint).parent)  # which transformers knows how to translate
     return pretrained or (checkpoint if checkpoint and is_folder(checkpoint) else None)
 
 

@@ -123,19 +123,24 @@ def load_model(name: str, source: str, config: Any, fresh_head: bool) -> Any:
     Raises:
         FBTError: if the weights cannot be had, or do not fit.
     """
-    kind = model_class(name)
+    from transformers import logging
+
+    kind, verbosity = model_class(name), logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of what does not fit is a table; what matters of it is judged below
     try:
         model, info = kind.from_pretrained(
             _path(source),
             config=config,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # judged below: what transformers says of it fills pages
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
             dtype=torch.float32,
             **_where(source),
         )
     except Exception as error:
         raise _cannot_be_had(source, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
     body = f"{kind.base_model_prefix}."
     differ = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
     problems = {"of another shape": differ, "missing": sorted(info["missing_keys"])}
