@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dinov2 of SwiGLU": dict(_DINO, name="dinov2", use_swiglu_ffn=True, use_mask_token=False),
     "dinov2_with_registers": dict(_DINO, name="dinov2_with_registers"),
     "ijepa": dict(_VIT, name="ijepa"),
+    "mobilenet_v1": dict(name="mobilenet_v1", depth_multiplier=0.25, classifier_dropout_prob=0.1),
     "mobilenet_v2": dict(name="mobilenet_v2", depth_multiplier=0.25, classifier_dropout_prob=0.1),
     "poolformer": dict(_PYRAMID, name="poolformer", drop_path_rate=0.1),
     "regnet": dict(_PYRAMID, name="regnet", embedding_size=8, groups_width=4),

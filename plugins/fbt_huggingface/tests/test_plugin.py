@@ -1,6 +1,7 @@
 """A plugin like anyone's: it comes in by its entry point and needs only what the framework makes public."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -9,6 +10,8 @@ from typing import Any
 
 import fbt_huggingface
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import fbt_plugins
 
@@ -47,3 +50,17 @@ def test_loading_plugins_does_not_import_transformers() -> None:
 
 def test_no_file_is_long() -> None:
     assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 250 for path in SOURCES)
+
+
+def test_the_readmes_student_goes_back_to_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    config, back = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(config, names)
+    student = fbt_plugins.ARCHITECTURES.build(names["model"]["student"] | {"num_classes": 10}).eval()
+    monkeypatch.chdir(tmp_path)
+    Path("work_dirs/NAME").mkdir(parents=True)
+    save_file(student.net.state_dict(), "work_dirs/NAME/student.safetensors")
+    exec(back, names)
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(names["model"].eval()(images).logits, student(images))

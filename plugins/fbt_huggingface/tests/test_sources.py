@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from small import build
+from torch import nn
 
 from fbt_plugins import ARCHITECTURES, ConfigError, FBTError, StagedModel, UnknownNameError
 
@@ -131,6 +132,16 @@ def test_what_cannot_be_built_is_one_line(config: dict[str, Any], error: type[Ex
     with pytest.raises(error, match=reason) as caught:
         open_model(**config)
     assert "\n" not in str(caught.value)
+
+
+def test_a_release_of_transformers_that_builds_a_model_of_other_parts_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import ViTModel
+
+    monkeypatch.setattr(ViTModel, "__getattr__", lambda self, name: nn.Module.__getattr__(self, f"other_{name}"))
+    with pytest.raises(FBTError, match=r"vit: transformers 5\.[\d.]+ builds it of other parts \(.*other_\w+"):
+        build("vit")
 
 
 def test_a_folder_of_another_model_is_one_line(folder: str) -> None:

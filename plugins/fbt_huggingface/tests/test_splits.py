@@ -53,6 +53,7 @@ def test_the_model_is_transformers_own(name: str) -> None:
 # (layout, channels, grid) after each stage, at 224 pixels, as the papers have them; all of transformers' own defaults.
 FIELD = {
     "convnext": ("cnn", "NCHW", [(96, 56), (192, 28), (384, 14), (768, 7)]),
+    "mobilenet_v1": ("cnn", "NCHW", [(128, 56), (256, 28), (512, 14), (1024, 7)]),
     "mobilenet_v2": ("cnn", "NCHW", [(24, 56), (32, 28), (96, 14), (1280, 7)]),
     "poolformer": ("cnn", "NCHW", [(64, 56), (128, 28), (320, 14), (512, 7)]),
     "regnet": ("cnn", "NCHW", [(128, 56), (192, 28), (512, 14), (1088, 7)]),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fbt_plugins import ConfigError, StagedModel, load_weights
+from fbt_plugins import ConfigError, FBTError, StagedModel, load_weights
 
 from .families import FAMILIES, pair
+from .parts import Row
 from .sources import (
     changed_arguments,
     is_folder,
@@ -80,7 +82,7 @@ def build_huggingface(
 
     kind = FAMILIES[name]
     prefix_tokens = kind.prefix_tokens(net)
-    row = kind.row(net)
+    row = _row(name, net)
     parts = kind.cut.cut(row, stages, feature, prefix_tokens=prefix_tokens)
     defaults = about | {k: v for k, v in _default(config).items() if k not in about}
     size = input_size or about.get("input_size")
@@ -124,6 +126,13 @@ def _net(name: str, config: Any, source: str | None, fresh_head: bool) -> Any:
             raise refused(name, error) from error
     net.register_forward_hook(_logits)  # a hook, because a wrapper would change the names in the state dict
     return net
+
+
+def _row(name: str, net: Any) -> Row:
+    try:
+        return FAMILIES[name].row(net)
+    except AttributeError as error:
+        raise FBTError(f"{name}: transformers {version('transformers')} builds it of other parts ({error})") from error
 
 
 def _logits(net: nn.Module, images: tuple[Tensor, ...], output: Any) -> Tensor:

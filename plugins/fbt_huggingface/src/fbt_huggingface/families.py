@@ -122,10 +122,18 @@ def _poolformer(model: Any) -> Row:
     return Row(nn.Identity(), model.norm, Mean(-2, -1), model.classifier, stages=stages)
 
 
+def _mobilenet_v1(model: Any) -> Row:
+    layers = list(model.base_model.layer)  # two to a block; a stage for each resolution from a quarter on
+    return _mobilenet(model, [layers[:6], layers[6:10], layers[10:22], layers[22:]])
+
+
 def _mobilenet_v2(model: Any) -> Row:
+    layers, last = list(model.base_model.layer), model.base_model.conv_1x1  # in stage 4, as in the field's tables
+    return _mobilenet(model, [layers[:2], layers[2:5], layers[5:12], [*layers[12:], last]])
+
+
+def _mobilenet(model: Any, stages: list[list[nn.Module]]) -> Row:
     base = model.base_model
-    layers = list(base.layer)  # a stage for each resolution; conv_1x1 belongs to the last, as in the field's tables
-    stages = [layers[:2], layers[2:5], layers[5:12], [*layers[12:], base.conv_1x1]]
     pool = nn.Sequential(base.pooler, nn.Flatten(), model.dropout)
     return Row(base.conv_stem, nn.Identity(), pool, model.classifier, stages=stages)
 
@@ -150,6 +158,7 @@ FAMILIES: dict[str, Family] = {
         "Dinov2WithRegistersForImageClassification", _dinov2, TOKENS, lambda model: 1 + _registers(model)
     ),
     "ijepa": Family("IJepaForImageClassification", _ijepa, TOKENS),
+    "mobilenet_v1": Family("MobileNetV1ForImageClassification", _mobilenet_v1, MAPS),
     "mobilenet_v2": Family("MobileNetV2ForImageClassification", _mobilenet_v2, MAPS),
     "poolformer": Family("PoolFormerForImageClassification", _poolformer, MAPS),
     "regnet": Family("RegNetForImageClassification", _resnet, MAPS),
