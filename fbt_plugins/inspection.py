@@ -97,7 +97,7 @@ def _cost(
 ) -> Row:
     specs = {owner: model.specs_at(sizes[owner]) for owner, model in models.items()}
     with torch.device("meta"):
-        junctions = strategy.build(specs["S"], specs["T"], splice)
+        junctions = strategy.build(specs["S"], specs["T"], splice).to("meta")  # tokens start from a model's own
     macs = 0
     for junction, piece in zip(splice.junctions, splice.pieces[1:], strict=True):
         module = junctions[junction.name]
