@@ -41,6 +41,13 @@ class StageSpec:
     raster: bool = True
     prefix: Tensor | None = field(default=None, compare=False, repr=False)
 
+    def shape(self, batch: int) -> tuple[int, ...]:
+        """Shape of such an output for a batch of images."""
+        height, width = self.grid
+        if self.layout == "NLC":
+            return (batch, self.prefix_tokens + height * width, self.channels)
+        return (batch, height, width, self.channels) if self.layout == "NHWC" else (batch, self.channels, height, width)
+
     def __str__(self) -> str:
         prefix = f" + {self.prefix_tokens} prefix tokens" if self.prefix_tokens else ""
         return f"{self.layout} {self.channels} x {self.grid[0]}x{self.grid[1]}{prefix}"
