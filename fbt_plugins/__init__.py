@@ -5,16 +5,37 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "API_VERSION",
+    "ARCHITECTURES",
+    "FUSIONS",
+    "LOSSES",
+    "Batch",
+    "ConfigError",
+    "Declaration",
+    "FBTError",
+    "FusionStrategy",
+    "Junction",
+    "Knowledge",
+    "PluginError",
+    "Registries",
+    "Splice",
+    "StageSpec",
+    "StagedModel",
+    "UnknownNameError",
+    "full_precision",
+    "hookimpl",
+    "load_plugins",
+    "load_weights",
+]
+
 if TYPE_CHECKING:
     from .public import *  # noqa: F403
 else:
 
     def __getattr__(name):
         """Imports what is public when it is first used: pytest's plugin and --help need not wait for torch."""
-        if name.startswith("__") and name != "__all__":
+        if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        public = import_module(".public", __name__)
-        if name != "__all__" and name not in public.__all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = value = getattr(public, name)
+        globals()[name] = value = getattr(import_module(".public", __name__), name)
         return value
