@@ -59,7 +59,7 @@ def check_architecture(model: StagedModel | Mapping[str, Any], image_size: int |
     if not isinstance(model, StagedModel):
         raise AssertionError(f"{short(model)} is no StagedModel: return one, or Declaration(...).cut(net, ...)")
     who = model.name
-    _that(len(model.stages) >= 2, f"{who} has {len(model.stages)} stage: a splice needs at least 2")
+    _that(len(model.stages) >= 2, f"{who} has {len(model.stages)} stage: a splice needs 2")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size or model.image_size
     with _refused(f"{who} at {size[0]}x{size[1]} pixels"):
         model.verify(size)
@@ -160,6 +160,7 @@ def _check_splice(
             given == target.shape(3), f"{where} gives {given} for a batch of 3; the next stage takes {target.shape(3)}"
         )
         _that(bool(y.isfinite().all()), f"{where} gives values that are not finite")
+        _that(y.requires_grad, f"{where}: no gradient leads back from what it gives")
         (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
         _check_gradients(where, {"what arrives": x}, module)
         reached = (x.grad.flatten(1).abs().sum(1) > 0).all()  # type: ignore[union-attr]
@@ -260,12 +261,11 @@ class _LossCheck:
         return Knowledge(values(size, width), values(size, CLASSES), stages)
 
     def _gradients(self) -> None:
-        for scale in (1.0, 0.0, 1e3):
+        for scale, kind in ((1.0, "random"), (0.0, "all-zero"), (1e3, "large")):
             student, teacher = self.student(scale=scale), self.teacher(scale=scale)
             before = [x.detach().clone() for x in (*_tensors(student), *_tensors(teacher))]
             value = self.value(knowledge=(student, teacher))
-            inputs = f"knowledge of size {scale:g}"
-            _that(bool(value.isfinite()), f"{self.who}: its value is {value} for {inputs}")
+            _that(bool(value.isfinite()), f"{self.who}: its value is {value} for {kind} features and logits")
             value.backward()
             _that(
                 all(map(torch.equal, before, (*_tensors(student), *_tensors(teacher)))),
@@ -273,7 +273,7 @@ class _LossCheck:
             )
             for tensor in _tensors(student):
                 finite = tensor.grad is None or bool(tensor.grad.isfinite().all())
-                _that(finite, f"{self.who}: a gradient of the student is not finite for {inputs}")
+                _that(finite, f"{self.who}: a gradient of the student is not finite for {kind} features and logits")
             if scale == 1:
                 reached = any(x.grad is not None and bool(x.grad.any()) for x in _tensors(student))
                 _that(reached, f"{self.who}: no gradient reaches the student's features, logits or stages")
