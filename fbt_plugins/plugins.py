@@ -51,7 +51,7 @@ class Plugins:
             return
         self._load(PluginInfo(name, module=name), lambda: importlib.import_module(name), needs_hook=False)
         for failure in self.failures:
-            if failure.plugin == name:
+            if failure.plugin == name and not failure.distribution:
                 raise FBTError(str(failure))
 
     def _load(self, plugin: PluginInfo, load: Callable[[], ModuleType], needs_hook: bool = True) -> None:
