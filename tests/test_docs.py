@@ -53,6 +53,10 @@ def test_a_part_is_a_short_file_that_imports_what_is_public(name: str, most: int
         assert module == "fbt_plugins" and set(names.split(", ")) <= set(fbt_plugins.__all__)
 
 
+def test_the_page_names_all_that_is_public() -> None:
+    assert not [name for name in fbt_plugins.__all__ if f"`{name}`" not in PAGE]
+
+
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugins:
     """The page's files as a module, loaded by a manager of its own."""
