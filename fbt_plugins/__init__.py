@@ -25,8 +25,10 @@ __all__ = [
     "UnknownNameError",
     "full_precision",
     "hookimpl",
+    "isotropic",
     "load_plugins",
     "load_weights",
+    "nearest",
 ]
 
 if TYPE_CHECKING:

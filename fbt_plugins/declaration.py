@@ -219,14 +219,25 @@ def _one_of(feature: str) -> str:
 
 
 def isotropic(net: nn.Module, units: list[str]) -> list[str]:
-    """Cuts a row of equal blocks as the field does: 2 : 2 : n - 6 : 2, or distinct rounded fractions of 12 blocks."""
-    n = len(units)
-    if n < 4:
-        raise ConfigError(f"{type(net).__name__}: {n} blocks cannot make 4 stages; set stages to at most {n}")
+    """The units that end four stages of a row of equal blocks; see :func:`isotropic_ends`."""
+    if len(units) < 4:
+        raise ConfigError(
+            f"{type(net).__name__}: {len(units)} blocks cannot make 4 stages; set stages to at most {len(units)}"
+        )
+    return [units[end - 1] for end in isotropic_ends(len(units))]
+
+
+def isotropic_ends(blocks: int) -> list[int]:
+    """After how many blocks the field cuts: 2 : 2 : n - 6 : 2, or distinct rounded fractions of 12 blocks.
+
+    Args:
+        blocks: at least 4.
+    """
+    n = blocks
     ends = [2, 4, n - 2, n] if n >= 8 else [max(1, round(n * f)) for f in (1 / 6, 1 / 3, 5 / 6, 1)]
     for i in range(3):
         ends[i] = max(ends[i], ends[i - 1] + 1 if i else 1)
-    return [units[e - 1] for e in ends]
+    return ends
 
 
 def _attribute(net: nn.Module, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,13 @@ class Census(TorchDispatchMode):
         convolutions: those of convolutions that look at neighbours.
         attention: how many products of two activations there were (queries by keys, weights by values).
         pooling: how many poolings with windows.
+        layers: how many linear layers, 1x1 convolutions among them.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__()
         self._weights = {p.untyped_storage()._cdata for p in parameters}
-        self.macs = self.convolutions = self.attention = self.pooling = 0
+        self.macs = self.convolutions = self.attention = self.pooling = self.layers = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
@@ -42,8 +43,13 @@ class Census(TorchDispatchMode):
             self.macs += macs
             if name in ("convolution", "_convolution"):
                 self.convolutions += macs if _looks_at_neighbours(args[1], args[3]) else 0
+                self.layers += max(args[1].shape[2:]) == 1
+            elif name in ("mm", "addmm"):
+                self.layers += 1
             elif name in ("bmm", "baddbmm"):
-                self.attention += self._of_two_activations(args[-2], args[-1], out)
+                two = self._of_two_activations(args[-2], args[-1], out)
+                self.attention += two
+                self.layers += not two
             elif "attention" in name:
                 self.attention += 2
         elif "attention" in name:
@@ -58,16 +64,26 @@ class Census(TorchDispatchMode):
         return not storages & self._weights and min(out.shape[-2:]) > 1
 
     @property
-    def family(self) -> str:
-        """Of the stage that ran."""
+    def family(self) -> str | None:
+        """Of the stage that ran; None for patch embeddings alone, which go with what comes behind them."""
         if self.attention:
             return "hybrid" if self.convolutions > CONVOLUTIONAL_SHARE * self.macs else "attention"
-        return "cnn" if self.convolutions or self.pooling else "mlp"
+        if self.convolutions or self.pooling:
+            return "cnn"
+        return "mlp" if self.layers else None
 
 
 def _looks_at_neighbours(weight: Tensor, stride: list[int]) -> bool:
     """Whether a convolution's windows overlap; patch embeddings and 1x1 convolutions don't."""
     return any(kernel > step for kernel, step in zip(weight.shape[2:], stride, strict=False) if kernel > 1)
+
+
+def of_stages(found: Sequence[str | None]) -> list[str]:
+    """The family of each stage, those that are none by themselves like what comes behind them."""
+    families: list[str] = []
+    for own in reversed(found):
+        families.insert(0, own or (families[0] if families else "mlp"))
+    return families
 
 
 def of_model(stages: Iterable[str]) -> str:

@@ -62,14 +62,14 @@ def junction_problem(
         where = f"junction {junction.name} from {source} to {target}"
         try:
             with torch.no_grad():
-                found = meta_copy(junctions[junction.name])(torch.empty(source.shape(2), device="meta"))
+                found = meta_copy(junctions[junction.name])(torch.empty(source.sizes(2), device="meta"))
         except NotImplementedError:  # something that has no shape without values; it shows when it runs
             continue
         except Exception as error:  # it is anyone's code
             return f"built a {where} that raises {described(error)}"
         given = tuple(found.shape) if isinstance(found, Tensor) else short(found)
-        if given != target.shape(2):
-            return f"built a {where} that gives {given} for a batch of 2; the next stage takes {target.shape(2)}"
+        if given != target.sizes(2):
+            return f"built a {where} that gives {given} for a batch of 2; the next stage takes {target.sizes(2)}"
     return None
 
 

@@ -1,8 +1,8 @@
 # ruff: noqa: F401
 """Everything that ``from fbt_plugins import ...`` offers: the package imports this when a name is first used."""
 
-from .declaration import Declaration
-from .errors import ConfigError, FBTError, PluginError, UnknownNameError
+from .declaration import Declaration, isotropic
+from .errors import ConfigError, FBTError, PluginError, UnknownNameError, nearest
 from .fusion import FusionStrategy
 from .hookspecs import API_VERSION, hookimpl
 from .knowledge import Batch, Knowledge

@@ -6,13 +6,13 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .errors import FBTError, nearest
-from .family import FAMILIES, of_model, take_census
+from .family import FAMILIES, of_model, of_stages, take_census
 from .knowledge import Knowledge
 from .proof import SplitProof, prove
 
@@ -41,16 +41,25 @@ class StageSpec:
     raster: bool = True
     prefix: Tensor | None = field(default=None, compare=False, repr=False)
 
-    def shape(self, batch: int) -> tuple[int, ...]:
-        """Shape of such an output for a batch of images."""
-        height, width = self.grid
+    def sizes(self, batch: int) -> tuple[int, ...]:
+        """Sizes of the output for a batch of images."""
+        h, w = self.grid
         if self.layout == "NLC":
-            return (batch, self.prefix_tokens + height * width, self.channels)
-        return (batch, height, width, self.channels) if self.layout == "NHWC" else (batch, self.channels, height, width)
+            return batch, self.prefix_tokens + h * w, self.channels
+        return (batch, self.channels, h, w) if self.layout == "NCHW" else (batch, h, w, self.channels)
 
     def __str__(self) -> str:
         prefix = f" + {self.prefix_tokens} prefix tokens" if self.prefix_tokens else ""
         return f"{self.layout} {self.channels} x {self.grid[0]}x{self.grid[1]}{prefix}"
+
+
+class _Shapes(NamedTuple):
+    """What a model makes of images of one size; see the properties of :class:`StagedModel`."""
+
+    specs: list[StageSpec]
+    features: int
+    classes: int
+    macs: list[int]
 
 
 class StagedModel(nn.Module):
@@ -74,6 +83,7 @@ class StagedModel(nn.Module):
         input_size: (height, width) that images are resized to before this model sees them; None leaves them alone.
         name: what messages and files call the model.
         arguments: what the model was built with, so that a file can say it.
+        way: how it was cut, "declared" or "traced"; for people to read.
     """
 
     def __init__(
@@ -94,6 +104,7 @@ class StagedModel(nn.Module):
         input_size: tuple[int, int] | None = None,
         name: str = "",
         arguments: dict[str, Any] | None = None,
+        way: str = "declared",
     ) -> None:
         super().__init__()
         self.net = net
@@ -115,8 +126,8 @@ class StagedModel(nn.Module):
         self.in_chans = in_chans
         self.mean, self.std = tuple(mean), tuple(std)
         self.name = name or type(net).__name__
-        self.arguments = dict(arguments or {})
-        self._shapes: dict[tuple[int, int], tuple[list[StageSpec], int, int]] = {}
+        self.arguments, self.way = dict(arguments or {}), way
+        self._shapes: dict[tuple[int, int], _Shapes] = {}
 
     @property
     def stages(self) -> nn.ModuleList:
@@ -171,7 +182,7 @@ class StagedModel(nn.Module):
         Raises:
             FBTError: if the model cannot take images of that size.
         """
-        return self._shapes_at(image_size)[0]
+        return self._shapes_at(image_size).specs
 
     @property
     def family(self) -> str:
@@ -181,34 +192,40 @@ class StagedModel(nn.Module):
     @property
     def num_features(self) -> int:
         """Width D of ``Knowledge.features``."""
-        return self._shapes_at(self.image_size)[1]
+        return self._shapes_at(self.image_size).features
 
     @property
     def num_classes(self) -> int:
         """Number of logits C."""
-        return self._shapes_at(self.image_size)[2]
+        return self._shapes_at(self.image_size).classes
 
-    def _shapes_at(self, image_size: tuple[int, int]) -> tuple[list[StageSpec], int, int]:
+    def macs_at(self, image_size: tuple[int, int]) -> list[int]:
+        """Multiply-accumulate operations for one image: of each stage, then of the head."""
+        return self._shapes_at(image_size).macs
+
+    def _shapes_at(self, image_size: tuple[int, int]) -> _Shapes:
         """Shapes by running a weightless copy on the meta device."""
         size = (int(image_size[0]), int(image_size[1]))
         if size not in self._shapes:
             shadow = meta_copy(self, self._shapes).eval()
-            x = torch.empty(1, self.in_chans, *size, device="meta")
+            x: Any = torch.empty(1, self.in_chans, *size, device="meta")
             try:
-                counted = []
-                for stage in shadow.stages:
-                    x, census = take_census(stage, x, shadow.parameters())
-                    counted.append((x, census.family))
-                with torch.no_grad():
-                    known = shadow.head(x)
+                outputs, counted = [], []
+                for part in (*shadow.stages, shadow.head):
+                    x, census = take_census(part, x, shadow.parameters())
+                    outputs.append(x)
+                    counted.append(census)
             except Exception as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise FBTError(
                     f"{self.name} cannot take images of {size[0]}x{size[1]} pixels ({reason}); "
                     "set input_size to resize them, or img_size where the model has that argument"
                 ) from error
-            specs = [self._spec(i, *found, size) for i, found in enumerate(counted)]
-            self._shapes[size] = (specs, known.features.shape[1], known.logits.shape[1])
+            *maps, known = outputs
+            families = of_stages([census.family for census in counted[:-1]])
+            specs = [self._spec(i, x, families[i], size) for i, x in enumerate(maps)]
+            macs = [census.macs for census in counted]
+            self._shapes[size] = _Shapes(specs, known.features.shape[1], known.logits.shape[1], macs)
         return self._shapes[size]
 
     def _spec(self, i: int, output: Tensor, family: str, size: tuple[int, int]) -> StageSpec:

@@ -68,7 +68,7 @@ def check_architecture(model: StagedModel | Mapping[str, Any], image_size: int |
     for mode, batch in (("eval", 2), ("eval", 3), ("train", 4)):
         with torch.no_grad(), _refused(f"{who} in {mode} mode with a batch of {batch}"):
             known = model.train(mode == "train").knowledge(_images(model, size, batch), range(1, len(specs) + 1))
-        shapes = {f"stage {i} gives": (known.stages[i], spec.shape(batch)) for i, spec in enumerate(specs, 1)}
+        shapes = {f"stage {i} gives": (known.stages[i], spec.sizes(batch)) for i, spec in enumerate(specs, 1)}
         shapes["features are"] = (known.features, (batch, model.num_features))
         shapes["logits are"] = (known.logits, (batch, model.num_classes))
         for what, (found, expected) in shapes.items():
@@ -152,12 +152,12 @@ def _check_splice(
         source, target = ends(junction, student, teacher)
         module = junctions[junction.name].train()
         where = f"{who}: junction {junction.name} from {source} to {target}"
-        x = torch.randn(source.shape(3), generator=torch.Generator().manual_seed(0)).requires_grad_()
+        x = torch.randn(source.sizes(3), generator=torch.Generator().manual_seed(0)).requires_grad_()
         with _refused(where):
             y = module(x)
         given = tuple(y.shape)
         _that(
-            given == target.shape(3), f"{where} gives {given} for a batch of 3; the next stage takes {target.shape(3)}"
+            given == target.sizes(3), f"{where} gives {given} for a batch of 3; the next stage takes {target.sizes(3)}"
         )
         _that(bool(y.isfinite().all()), f"{where} gives values that are not finite")
         _that(y.requires_grad, f"{where}: no gradient leads back from what it gives")
@@ -257,7 +257,7 @@ class _LossCheck:
         def values(*shape: int) -> Tensor:
             return (scale * torch.randn(shape, generator=generator)).to(dtype)
 
-        stages = {i: values(*specs[i - 1].shape(size)) for i in self.stages}
+        stages = {i: values(*specs[i - 1].sizes(size)) for i in self.stages}
         return Knowledge(values(size, width), values(size, CLASSES), stages)
 
     def _gradients(self) -> None:

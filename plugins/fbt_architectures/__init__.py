@@ -6,9 +6,13 @@ from fbt_plugins import hookimpl
 from fbt_plugins.registry import Registries
 
 from . import small_models  # registers its names with timm  # noqa: F401
+from .module_models import build_module
 from .timm_models import build_timm
+from .torchvision_models import build_torchvision
 
 
 @hookimpl
 def fbt_register(registries: Registries) -> None:
     registries.architectures.register_module(name="timm", module=build_timm)
+    registries.architectures.register_module(name="torchvision", module=build_torchvision)
+    registries.architectures.register_module(name="module", module=build_module)

@@ -47,3 +47,23 @@ DECLARED: dict[str, Declaration] = {
 }
 """By class of the model; ResMLP is a MlpMixer, MobileNetV1 and V2 are EfficientNets, DeiT is a VisionTransformer."""
 # fmt: on
+
+FAMILIES = {
+    "MaxxVit": "hybrid",
+    "Nest": "attention",
+    "Sequencer2d": "mlp",
+    "SwiftFormer": "hybrid",
+    "VOLO": "attention",
+    "Xcit": "attention",
+    "mobilevitv2": "hybrid",
+    "vitamin": "hybrid",
+}
+"""By class, or by the beginning of a name: where counting operations sees less than the papers say (attention without a
+product of activations, one convolution among many layers, a stem that outweighs its stage)."""
+
+
+def family_of(name: str, net: nn.Module) -> str | None:
+    """What the literature calls a model whose operations don't tell; None lets them tell."""
+    return FAMILIES.get(type(net).__name__) or next(
+        (f for start, f in FAMILIES.items() if name.startswith(start)), None
+    )

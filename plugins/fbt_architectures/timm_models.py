@@ -1,4 +1,4 @@
-"""``type="timm"``: any timm model whose family is declared, as a StagedModel."""
+"""``type="timm"``: any timm classifier as a StagedModel, cut by declaration or by tracing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError, nearest
+from fbt_plugins.inspection import Catalogue
 from fbt_plugins.registry import one_line
 from fbt_plugins.staged import StagedModel
-from fbt_plugins.weights import load_weights
 
-from .timm_declared import DECLARED
+from .own_inputs import load_and_read
+from .timm_declared import DECLARED, family_of
+from .traced_cut import cut_by_trace
 
 
 def build_timm(
@@ -29,6 +31,7 @@ def build_timm(
     std: Sequence[float] | None = None,
     feature: str = "classifier",
     family: str | None = None,
+    layout: str | Sequence[str] | None = None,
     **arguments: Any,
 ) -> StagedModel:
     """Builds a timm model and cuts it.
@@ -47,11 +50,12 @@ def build_timm(
         feature: what is transferred as feature: "classifier", the input of the last linear layer (a ViT's class token),
             or "avgpool", the mean over all positions behind the last norm.
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
+        layout: of the stages' outputs, where a trace cannot read it off their sizes.
         arguments: any other argument that timm takes for this model.
 
     Raises:
         UnknownNameError: if timm has no such model.
-        ConfigError: if timm refuses an argument, or the model's family is not declared.
+        ConfigError: if timm refuses an argument, or the model cannot be cut.
         FBTError: if weights cannot be loaded.
     """
     if not timm.is_model(name):
@@ -59,32 +63,32 @@ def build_timm(
     if num_classes is None:
         raise ConfigError(f"{name}: argument 'num_classes' is missing")
     net = _create(name, num_classes, pretrained, arguments)
-    declaration = DECLARED.get(type(net).__name__)
-    if declaration is None:
-        raise ConfigError(
-            f"{name} is a {type(net).__name__}, which has no declared cut; declared: {', '.join(sorted(DECLARED))}"
-        )
-    metadata = load_weights(net, checkpoint, name) if checkpoint else {}
     config: Any = net.pretrained_cfg
-    input_size = input_size or metadata.get("input_size")
-    size = (input_size, input_size) if isinstance(input_size, int) else input_size and tuple(input_size)
     patches = getattr(net, "patch_embed", getattr(net, "stem", None))
-    image_size = getattr(patches, "img_size", None) or config["input_size"][1:]
-    return declaration.cut(
-        net,
-        stages,
-        feature,
-        image_size=tuple(image_size),
-        input_size=size,
+    image_size = getattr(patches, "img_size", None) or arguments.get("img_size") or config["input_size"][1:]
+    about: dict[str, Any] = load_and_read(net, name, checkpoint, input_size, mean, std, config) | dict(
+        feature=feature,
+        image_size=(image_size, image_size) if isinstance(image_size, int) else tuple(image_size),
         in_chans=arguments.get("in_chans", config["input_size"][0]),
-        prefix_tokens=getattr(net, "num_prefix_tokens", 0) if declaration.layout == "NLC" else 0,
         prefix=_prefix(net),
-        mean=mean or metadata.get("mean") or config["mean"],
-        std=std or metadata.get("std") or config["std"],
-        family=family,
+        family=family or family_of(name, net),
         name=name,
         arguments={"num_classes": num_classes, **arguments},
     )
+    declaration = DECLARED.get(type(net).__name__)
+    if declaration is None:
+        return cut_by_trace(net, stages, layout=layout, **about)
+    prefix_tokens = getattr(net, "num_prefix_tokens", 0) if declaration.layout == "NLC" else 0
+    return declaration.cut(net, stages, prefix_tokens=prefix_tokens, **about)
+
+
+def _kind(name: str) -> str:
+    with torch.device("meta"):
+        net = timm.create_model(name)
+    return f"{timm.model_entrypoint(name).__module__.rsplit('.', 1)[-1]}/{type(net).__name__}"
+
+
+build_timm.catalogue = Catalogue(timm.list_models, _kind)  # type: ignore[attr-defined]
 
 
 def _create(name: str, num_classes: int, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:

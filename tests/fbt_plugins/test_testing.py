@@ -128,7 +128,7 @@ class Tokens(nn.Module):
         self.spare = nn.Linear(1, 1) if fault == "spare" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        count = self.target.shape(1)[1] - (self.fault == "short")
+        count = self.target.sizes(1)[1] - (self.fault == "short")
         x = self.width(x)
         if self.fault == "infinite":
             x = x / 0

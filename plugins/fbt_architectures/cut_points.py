@@ -1,0 +1,200 @@
+"""Where a network is cut when nobody says so: at its resolutions, or after the field's fractions of equal blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from fbt_plugins.declaration import isotropic_ends
+
+from .layouts import Shape, read_shape
+from .traced import Crossing, Image, Trace
+from .tracer import ROOT, ShallowTracer, TraceError
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_STEMS = ("stem", "patch_embed")
+_STAGES = 4
+_NEARLY_ALL = 0.85
+
+
+def from_feature_info(net: nn.Module) -> list[str] | None:
+    """Four points by timm's ``feature_info``: the last module of each of the last four reductions, or equal blocks.
+
+    Returns:
+        None where it has none, names modules that are not there, or has too few.
+    """
+    info: Any = getattr(net, "feature_info", None)
+    entries = list(info if isinstance(info, list | tuple) else getattr(info, "info", ()))
+    named: list[tuple[str, int]] = []
+    for i, entry in enumerate(entries):
+        if (name := _module(net, entry["module"], i)) is not None:
+            named.append((name, entry["reduction"]))
+    if len(named) >= _STAGES and len({reduction for _, reduction in named}) == 1:
+        return [named[end - 1][0] for end in isotropic_ends(len(named))]
+    last = list({reduction: name for name, reduction in named}.values())
+    if len(last) >= _STAGES:
+        return last[-_STAGES:]
+    if len(named) == len({name for name, _ in named}) == _STAGES:
+        return [name for name, _ in named]
+    if len(last) == _STAGES - 1:  # three stages: the stem is the first
+        stem = next((s for s in _STEMS if isinstance(getattr(net, s, None), nn.Module)), None)
+        return [stem, *last] if stem else None
+    return None
+
+
+def _module(net: nn.Module, name: str, i: int) -> str | None:
+    """The module that an entry of feature_info means; some name it as a feature extractor would."""
+    tail = name.rsplit(".", 1)[-1]
+    guesses = [name, *(f"{p}.{tail}" for p in ("stages", "blocks", "layers", "levels")), f"stages.{i}", f"blocks.{i}"]
+    existing = {n for n, _ in net.named_modules() if n}
+    return next((g for g in guesses if g in existing), next((n for n in existing if n.endswith(f".{name}")), None))
+
+
+def candidates(net: nn.Module, classifiers: Sequence[str], image: Image, descend: Iterable[str] = ()) -> list[Crossing]:
+    """Every place behind a module with weights, in the order they run, where one tensor alone crosses.
+
+    Args:
+        net: the network.
+        classifiers: names of its classifiers.
+        image: (C, H, W).
+        descend: modules to look into besides lists and sequences of modules.
+    """
+    inside = set(descend)
+    units: list[str] = []
+
+    def collect(module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            full = f"{prefix}{name}"
+            if type(child) in _CONTAINERS or full in inside:
+                collect(child, f"{full}.")
+            elif full not in classifiers and any(True for _ in child.parameters()):
+                units.append(full)
+
+    collect(net, "")
+    trace = Trace(net, units, classifiers, image, training=False)
+    found: dict[int, Crossing] = {}
+    for name in units:
+        try:
+            crossing = trace.crossing(name)
+        except TraceError:
+            continue
+        if len(crossing.shape) in (2, 3):
+            found.setdefault(crossing.position, crossing)
+    return [found[position] for position in sorted(found)]
+
+
+def found(
+    net: nn.Module, classifiers: Sequence[str], image: Image, stages: int | None = None, pyramid: bool = False
+) -> list[str]:
+    """Points found in a trace, which looks deeper where it sees too few.
+
+    Args:
+        net: the network.
+        classifiers: names of its classifiers.
+        image: (C, H, W).
+        stages: how many stages of about as many units each; None is four, as the field cuts.
+        pyramid: whether stages must end at different resolutions.
+
+    Raises:
+        TraceError: if there are not enough places at which one tensor alone crosses.
+    """
+    inside: set[str] = set()
+    for _ in range(4):
+        places = candidates(net, classifiers, image, inside)
+        shapes = [read_shape(place.shape, image, net) for place in places]
+        rows = [(p.name, s) for p, s in zip(places, shapes, strict=True) if s is not None]
+        points = _choose(rows, net, pyramid) if stages is None else _evenly(rows, stages)
+        if points is not None:
+            return points
+        deeper = _largest(net, inside)
+        if deeper is None:
+            break
+        inside.add(deeper)
+    raise TraceError(
+        f"a trace finds no {stages or _STAGES} stages: one tensor alone crosses behind {len(rows)} modules"
+    )
+
+
+def _choose(rows: list[tuple[str, Shape]], net: nn.Module, pyramid: bool) -> list[str] | None:
+    """The last module of each of the last four resolutions; or equal blocks, where nearly all weights are in them."""
+    groups: dict[int, list[str]] = {}
+    for name, shape in rows:
+        size = shape.grid[0] * shape.grid[1]
+        if size > 1 or not groups:
+            groups.setdefault(size, []).append(name)
+    if not groups:
+        return None
+    *_, final = groups.values()
+    blocks = _siblings(final)
+    weights = {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name, _ in rows}
+    equal = len(blocks) >= _STAGES and sum(weights[b] for b in blocks) > _NEARLY_ALL * sum(weights.values())
+    if (equal or (len(groups) == 1 and len(blocks) >= _STAGES)) and not pyramid:
+        return [blocks[end - 1] for end in isotropic_ends(len(blocks))]
+    if len(groups) >= _STAGES:
+        return [names[-1] for names in groups.values()][-_STAGES:]
+    if pyramid or len(groups) == 1:
+        return None
+    pieces = list(groups.values())
+    while len(pieces) < _STAGES:
+        longest = max(range(len(pieces)), key=lambda i: len(pieces[i]))
+        names = pieces[longest]
+        if len(names) == 1:
+            return None
+        pieces[longest : longest + 1] = [names[: len(names) // 2], names[len(names) // 2 :]]
+    return [names[-1] for names in pieces]
+
+
+def _siblings(names: list[str]) -> list[str]:
+    """The largest group of modules in one list."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rpartition(".")[0], []).append(name)
+    return max((g for parent, g in groups.items() if parent), key=len, default=[])
+
+
+def _evenly(rows: list[tuple[str, Shape]], stages: int) -> list[str] | None:
+    names = [name for name, _ in rows]
+    if not 2 <= stages <= len(names):
+        return None
+    return [names[-(-len(names) * (i + 1) // stages) - 1] for i in range(stages)]
+
+
+def _largest(net: nn.Module, inside: set[str]) -> str | None:
+    """The module not yet looked into that holds most of the parameters."""
+    sizes: dict[str, int] = {}
+    for name, module in net.named_modules():
+        parent = name.rpartition(".")[0]
+        visible = not parent or parent in inside or type(net.get_submodule(parent)) in _CONTAINERS
+        if name and visible and name not in inside and type(module) not in _CONTAINERS and any(module.children()):
+            sizes[name] = sum(p.numel() for p in module.parameters())
+    return max(sizes, key=sizes.__getitem__, default=None)
+
+
+def classifiers_of(net: nn.Module, image: Image) -> list[str]:
+    """Names of a network's classifiers: timm's ``get_classifier()``, else the last layer with weights that runs.
+
+    Raises:
+        TraceError: if the network cannot be traced, or that layer is neither linear nor a convolution.
+    """
+    names = {id(module): name for name, module in net.named_modules()}
+    if hasattr(net, "get_classifier"):
+        own: Any = net.get_classifier()  # type: ignore[operator]
+        own = list(own) if isinstance(own, tuple | list | nn.ModuleList) else [own]
+        if all(id(module) in names and any(True for _ in module.parameters()) for module in own):
+            return [names[id(module)] for module in own]
+    inside: set[str] = set()
+    while True:
+        nodes = ShallowTracer(net, inside, image, training=False).run().nodes
+        ran = [str(n.target).removeprefix(f"{ROOT}.") for n in nodes if n.op == "call_module"]
+        with_weights = [name for name in ran if any(True for _ in net.get_submodule(name).parameters())]
+        if not with_weights:
+            raise TraceError("no layer with weights runs that could be its classifier")
+        last = with_weights[-1]
+        module = net.get_submodule(last)
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            return [last]
+        if not any(True for _ in module.children()):
+            raise TraceError(f"its last layer with weights, {last}, is no linear one: it has no classifier")
+        inside |= {last, *(f"{last}.{n}" for n, child in module.named_modules() if type(child) in _CONTAINERS and n)}

@@ -1,0 +1,117 @@
+"""``type="module"``: anyone's own nn.Module as a StagedModel."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fbt_plugins import ConfigError, Declaration, StagedModel
+from fbt_plugins.errors import nearest
+from fbt_plugins.registry import argument_problems, one_line
+
+from .own_inputs import load_and_read
+from .traced_cut import cut_by_trace
+
+
+def build_module(
+    path: str,
+    num_classes: int | None = None,
+    stages: int | Sequence[str] | None = None,
+    head: str | None = None,
+    checkpoint: str | None = None,
+    image_size: int | Sequence[int] = 224,
+    input_size: int | Sequence[int] | None = None,
+    in_chans: int = 3,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    family: str | None = None,
+    layout: str | Sequence[str] | None = None,
+    prefix_tokens: int = 0,
+    verify: bool = True,
+    **arguments: Any,
+) -> StagedModel:
+    """Calls a function of yours that makes a network, cuts it, and proves the cut.
+
+    Args:
+        path: "package.module:factory"; a function or class that returns an nn.Module which maps normalised images to
+            logits. It is code, as the config is: name only what you trust.
+        num_classes: number of logits, handed to the factory.
+        stages: None for four stages found by tracing; a number of stages; or the names of the modules that end them.
+            With ``head``, each stage is the names of all that runs in it, separated by blanks.
+        head: names of what runs behind the last stage, the classifier last; nothing is traced then.
+        checkpoint: file with weights.
+        image_size: pixels of the images that the network is made for.
+        input_size: pixels that images are resized to before this network.
+        in_chans: image channels.
+        mean, std: input normalisation; by default none.
+        family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
+        layout: of the stages' outputs; None reads it off their sizes ("NCHW" with ``head``).
+        prefix_tokens: tokens before the grid's, with ``head`` and layout "NLC"; a trace reads them off the sizes.
+        verify: prove the cut when the network is built, which takes a few seconds.
+        arguments: of the factory.
+
+    Raises:
+        ConfigError: if the path leads nowhere, the factory refuses its arguments or returns no network, or the network
+            cannot be cut.
+        SplitError: if stages and head are not the network.
+    """
+    net = _create(path, num_classes, arguments)
+    own: dict[str, Sequence[float]] = {"mean": (0.0,) * in_chans, "std": (1.0,) * in_chans}
+    about: dict[str, Any] = load_and_read(net, path, checkpoint, input_size, mean, std, own) | dict(
+        name=path,
+        image_size=(image_size, image_size) if isinstance(image_size, int) else tuple(image_size),
+        in_chans=in_chans,
+        family=family,
+        arguments={} if num_classes is None else {"num_classes": num_classes, **arguments},
+    )
+    if head is None:
+        model = cut_by_trace(net, stages, layout=layout, **about)
+    elif stages is None or isinstance(stages, int):
+        raise ConfigError(f"{path}: head= comes with stages=[...] that name all that runs in each of them")
+    else:
+        ends = " ".join(row.split()[-1] for row in stages)
+        declaration = Declaration(stem="", units=" ".join(stages), cuts=ends, head=head, layout=layout or "NCHW")  # type: ignore[arg-type]
+        _known(net, path, [*" ".join(stages).split(), *head.split()])
+        model = declaration.cut(net, prefix_tokens=prefix_tokens, **about)
+    if verify and not next(net.parameters()).is_meta:
+        model.verify()
+    return model
+
+
+def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn.Module:
+    package, found, attribute = str(path).partition(":")
+    if not found or not attribute:
+        raise ConfigError(f"path: {path!r}: write package.module:factory")
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise ConfigError(f"path: {package!r} cannot be imported ({one_line(error)})") from error
+    if not callable(factory := getattr(module, attribute, None)):
+        raise ConfigError(f"path: {package} has no function {attribute!r}{nearest(attribute, vars(module))}")
+    parameters = inspect.signature(factory).parameters
+    if num_classes is not None and ("num_classes" in parameters or _takes_anything(parameters)):
+        arguments = {"num_classes": num_classes, **arguments}
+    if problems := argument_problems(factory, arguments, path):
+        raise ConfigError(problems)
+    net = factory(**arguments)
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"path: {path} returns a {type(net).__name__}, not an nn.Module")
+    return net
+
+
+def _takes_anything(parameters: Any) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _known(net: nn.Module, path: str, names: Sequence[str]) -> None:
+    for name in names:
+        found: Any = net
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is None and "*" not in name and "{" not in name:
+            existing = [n for n, _ in net.named_modules() if n]
+            raise ConfigError(f"{path}: no module or method {name!r}{nearest(name, existing)}")

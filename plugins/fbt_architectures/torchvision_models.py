@@ -1,0 +1,121 @@
+"""``type="torchvision"``: any classifier of torchvision as a StagedModel, cut by tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torchvision import models
+
+from fbt_plugins import ConfigError, FBTError, StagedModel, UnknownNameError
+from fbt_plugins.errors import nearest
+from fbt_plugins.inspection import Catalogue
+from fbt_plugins.registry import one_line
+
+from .cut_points import classifiers_of
+from .own_inputs import load_and_read
+from .traced_cut import cut_by_trace
+
+_WITHOUT_AUXILIARY_HEADS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
+"""Their heads on inner stages make the output in training a tuple."""
+
+
+def torchvision_names() -> list[str]:
+    """All classifiers of torchvision."""
+    return models.list_models(module=models)
+
+
+def build_torchvision(
+    name: str,
+    num_classes: int | None = None,
+    stages: int | Sequence[str] | None = None,
+    checkpoint: str | None = None,
+    pretrained: bool = False,
+    input_size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    family: str | None = None,
+    layout: str | Sequence[str] | None = None,
+    **arguments: Any,
+) -> StagedModel:
+    """Builds a torchvision model and cuts it.
+
+    Args:
+        name: torchvision's name of the model.
+        num_classes: number of logits, which has to be given; pretrained weights of another number get a fresh head.
+        stages: None for four stages; a number of stages; or the names of the modules that end them.
+        checkpoint: file with weights.
+        pretrained: download torchvision's own default weights.
+        input_size: pixels that images are resized to before this model.
+        mean, std: input normalisation; by default that of torchvision's weights.
+        family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
+        layout: of the stages' outputs; None reads it off their sizes.
+        arguments: any other argument that torchvision takes for this model.
+
+    Raises:
+        UnknownNameError: if torchvision has no such model.
+        ConfigError: if torchvision refuses an argument, or the model cannot be cut.
+        FBTError: if weights cannot be loaded.
+    """
+    known = torchvision_names()
+    if name not in known:
+        raise UnknownNameError(f"torchvision has no classifier {name!r}{nearest(name, known)}")
+    if num_classes is None:
+        raise ConfigError(f"{name}: argument 'num_classes' is missing")
+    weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    preset = weights.transforms()
+    given = _WITHOUT_AUXILIARY_HEADS.get(name, {}) | arguments
+    net = _create(name, num_classes, weights if pretrained else None, given)
+    size = getattr(net, "image_size", preset.crop_size[0])
+    about = load_and_read(net, name, checkpoint, input_size, mean, std, {"mean": preset.mean, "std": preset.std})
+    if pretrained and num_classes != len(weights.meta["categories"]):
+        _replace_classifier(net, classifiers_of(net, (3, size, size))[0], num_classes)
+    return cut_by_trace(
+        net,
+        stages,
+        name=name,
+        image_size=(size, size),
+        layout=layout,
+        family=family,
+        arguments={"num_classes": num_classes, **arguments},
+        **about,
+    )
+
+
+def _kind(name: str) -> str:
+    build = models.get_model_builder(name)  # type: ignore[attr-defined]
+    return build.__module__.rsplit(".", 1)[-1]
+
+
+build_torchvision.catalogue = Catalogue(torchvision_names, _kind)  # type: ignore[attr-defined]
+
+
+def _create(name: str, num_classes: int, weights: Any, arguments: dict[str, Any]) -> nn.Module:
+    if name in _WITHOUT_AUXILIARY_HEADS:
+        arguments = {"init_weights": weights is None} | arguments  # said aloud, torchvision does not warn about it
+    try:
+        if weights is not None:
+            return models.get_model(name, weights=weights, **arguments)
+        return models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"{name}: torchvision refuses these arguments ({one_line(error)})") from error
+    except Exception as error:
+        if weights is None:
+            raise
+        raise FBTError(
+            f"{name}: torchvision's weights could not be downloaded ({one_line(error)}); "
+            "without a network, put the weights in a file and name it with checkpoint="
+        ) from error
+
+
+def _replace_classifier(net: nn.Module, name: str, num_classes: int) -> None:
+    """A fresh classifier of another size in the place of the one that the weights came with."""
+    parent, _, last = name.rpartition(".")
+    old = net.get_submodule(name)
+    new: nn.Module
+    if isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size)  # type: ignore[arg-type]
+    else:
+        new = nn.Linear(old.in_features, num_classes)  # type: ignore[arg-type]
+    setattr(net.get_submodule(parent), last, new)

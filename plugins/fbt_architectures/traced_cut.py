@@ -1,0 +1,142 @@
+"""Cuts any network into stages and a head by tracing it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fbt_plugins import ConfigError, StagedModel
+from fbt_plugins.errors import nearest
+
+from .cut_points import classifiers_of, found, from_feature_info
+from .layouts import Shape, read_shape
+from .traced import Crossing, Image, TracedCode, TracedHead, TracedPart
+from .tracer import TraceError
+
+
+def cut_by_trace(
+    net: nn.Module,
+    stages: int | Sequence[str] | None = None,
+    *,
+    name: str,
+    image_size: tuple[int, int],
+    in_chans: int = 3,
+    input_size: tuple[int, int] | None = None,
+    layout: str | Sequence[str] | None = None,
+    feature: str = "classifier",
+    **about: Any,
+) -> StagedModel:
+    """Cuts a network.
+
+    Args:
+        net: maps images to logits.
+        stages: None for four stages, where the field would cut; a number; or the names of the modules that end them.
+        name: what messages call it.
+        image_size, input_size, in_chans: see :class:`StagedModel`; the first trace is of images of that size.
+        layout: of the stages' outputs, one or one each; None reads it off their sizes.
+        feature: "classifier"; "avgpool" needs a declaration, which says what the last norm is.
+        about: what :class:`StagedModel` is told besides.
+
+    Raises:
+        ConfigError: if the network cannot be cut so, with the reason and with what crosses.
+    """
+    if feature != "classifier":
+        raise ConfigError(f"{name}: feature {feature!r} needs a declared cut; a traced one has 'classifier' only")
+    image = (in_chans, *(input_size or image_size))
+    try:
+        classifiers = classifiers_of(net, image)
+        code, cuts, reached = _cut(net, stages, classifiers, image)
+        shapes = [_shape(cut.name, cut.shape, layout, i, image, net) for i, cut in enumerate(cuts)]
+    except TraceError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    modules, tensors = _left(net, reached)
+    reached[-1] = (reached[-1][0] | modules, reached[-1][1] | tensors)
+    parts = [TracedPart(net, code, i, *names) for i, names in enumerate(reached[:-1])]
+    head = TracedHead(net, code, len(parts), *reached[-1])
+    layouts, prefixes = [s.layout for s in shapes], [s.prefix_tokens for s in shapes]
+    return StagedModel(
+        net,
+        parts,
+        head,
+        layout=layouts,
+        prefix_tokens=prefixes,
+        image_size=image_size,
+        input_size=input_size,
+        in_chans=in_chans,
+        name=name,
+        way="traced",
+        **about,
+    )
+
+
+def _cut(
+    net: nn.Module, stages: int | Sequence[str] | None, classifiers: list[str], image: Image
+) -> tuple[TracedCode, list[Crossing], list[tuple[set[str], set[str]]]]:
+    """The parts' code, the cuts, and what each part reaches."""
+
+    def at(points: Sequence[str]) -> tuple[TracedCode, list[Crossing], list[tuple[set[str], set[str]]]]:
+        code = TracedCode(points, classifiers)
+        return code, *code.make(net, image)
+
+    if stages is not None:
+        return at(found(net, classifiers, image, stages) if isinstance(stages, int) else _known(net, stages))
+    points = from_feature_info(net)
+    if points is None:
+        return at(found(net, classifiers, image))
+    try:
+        return at(points)
+    except TraceError as error:  # some name places inside a block, where two branches run
+        try:
+            return at(found(net, classifiers, image, pyramid=True))
+        except TraceError:
+            raise error from None
+
+
+def _known(net: nn.Module, names: Sequence[str]) -> list[str]:
+    existing = [n for n, _ in net.named_modules() if n]
+    for name in names:
+        if name not in existing:
+            raise TraceError(f"stages: no module {name!r} to cut behind{nearest(name, existing)}")
+    return list(names)
+
+
+def _shape(
+    name: str, sizes: tuple[int, ...], layout: str | Sequence[str] | None, i: int, image: tuple[int, int, int], net: Any
+) -> Shape:
+    own = layout if isinstance(layout, str) or layout is None else layout[i]
+    if own in ("NCHW", "NHWC") and len(sizes) == 3:
+        return Shape(own, sizes[0] if own == "NCHW" else sizes[2], sizes[1:] if own == "NCHW" else sizes[:2])
+    shape = read_shape(sizes, image, net)
+    if shape is None or own not in (None, shape.layout):
+        text = "x".join(map(str, sizes))
+        raise TraceError(
+            f"behind {name!r} a tensor of {text} per image crosses, which is {'open' if own is None else f'no {own}'}; "
+            "set layout to 'NCHW' or 'NHWC' if it is a map, or cut elsewhere with stages=[...]"
+        )
+    return shape
+
+
+def _left(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> tuple[set[str], set[str]]:
+    """What no part reaches: it belongs to the head, so that every tensor is in one part."""
+    modules = set().union(*(names for names, _ in reached))
+    tensors = set().union(*(names for _, names in reached))
+    left_modules: set[str] = set()
+    left_tensors: set[str] = set()
+
+    def visit(module: nn.Module, prefix: str) -> None:
+        for name in (*module._parameters, *module._buffers):
+            if prefix + name not in tensors and getattr(module, name) is not None:
+                left_tensors.add(prefix + name)
+        for name, child in module.named_children():
+            full = prefix + name
+            if full in modules:
+                continue
+            if any(n.startswith(f"{full}.") for n in (*modules, *tensors)):
+                visit(child, f"{full}.")
+            else:
+                left_modules.add(full)
+
+    visit(net, "")
+    return left_modules, left_tensors

@@ -1,0 +1,264 @@
+"""A shallow trace of a network's forward pass: what runs in which order, between modules that are taken whole.
+
+Only the network and the modules that hold a cut are looked into; all else is a leaf. Every value carries its shape from
+a run on the meta device, so that sizes of images and grids are plain numbers while the batch stays open.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fbt_plugins import ConfigError
+from fbt_plugins.staged import meta_copy
+
+BATCH = 4099
+"""Batch size on the meta device: a prime that no width or grid is a multiple of."""
+
+ROOT = "net"
+"""Name of the network in the traced code: ``self.net.layer1(x)``."""
+
+
+class TraceError(ConfigError):
+    """A network that cannot be traced or cut, with the reason."""
+
+
+def val(node: fx.Node) -> Any:
+    """What a node stands for, on the meta device."""
+    return node.meta["val"]
+
+
+class _Traced(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class _Proxy(fx.Proxy):
+    """A value that knows its shape. Batch sizes, and what is computed from them, are the only numbers among them."""
+
+    tracer: ShallowTracer  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        value = val(self.node)
+        if isinstance(value, Tensor):
+            if name == "shape":
+                return self.tracer.shape(self)
+            if name == "size":
+                return lambda dim=None: self.tracer.shape(self) if dim is None else self.tracer.shape(self)[dim]
+            if name in ("dim", "ndimension"):
+                return lambda: value.ndim
+            if name == "device":
+                return self.tracer.device
+            if name in ("ndim", "requires_grad", "is_cuda", "is_sparse", "is_quantized", "layout", "is_nested"):
+                return getattr(value, name)
+            if name == "dtype" or (hasattr(value, name) and not callable(getattr(value, name))):
+                return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super().__getattr__(name)
+
+    def __iter__(self) -> Iterator[Any]:
+        value = val(self.node)
+        length = self.tracer.shape(self)[0] if isinstance(value, Tensor) else len(value)
+        if isinstance(length, fx.Proxy):
+            raise TraceError("it loops over the images of a batch")
+        return iter([self[i] for i in range(length)])  # type: ignore[index]
+
+    def __len__(self) -> int:
+        value = val(self.node)
+        length = self.tracer.shape(self)[0] if isinstance(value, Tensor) else len(value)
+        if isinstance(length, fx.Proxy):
+            raise TraceError("it asks for len() of a batch")
+        return length
+
+    def __bool__(self) -> bool:
+        raise TraceError("what it does depends on the batch size or on values of a tensor")
+
+    def __index__(self) -> int:
+        raise TraceError("it uses the batch size where a trace cannot follow")
+
+
+class ShallowTracer(fx.Tracer):
+    """Traces a network once, for one image size and one mode.
+
+    Args:
+        net: the network; it is not touched.
+        descend: names of the modules to look into.
+        image: (C, H, W) of one image.
+        training: which mode.
+    """
+
+    def __init__(self, net: nn.Module, descend: Iterable[str], image: tuple[int, int, int], training: bool) -> None:
+        super().__init__()
+        self.proxy_buffer_attributes = True
+        self.device = next((p.device for p in net.parameters()), torch.device("cpu"))
+        self.traced = _Traced(meta_copy(net).train(training))
+        self.descend = {ROOT, *(f"{ROOT}.{name}" for name in descend)}
+        for name in self.descend:
+            module = self.traced.get_submodule(name)
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise TraceError(f"{type(module).__name__} has forward hooks, which would not run")
+        self.image = image
+        self._stack: list[str] = []
+        self._running = False
+        self._tensors = {id(t): name for name, t in _tensors(self.traced)}
+        self.constants: dict[str, Tensor] = {}
+
+    def run(self) -> fx.Graph:
+        """The graph; each node has ``meta``: "val" as of :func:`val`, "images" (whether it depends on them), "path".
+
+        Raises:
+            TraceError: with the reason, if the forward pass is none that a trace can follow.
+        """
+        before = _generators()
+        try:
+            with torch.no_grad():
+                graph = self.trace(self.traced)
+        except TraceError:
+            raise
+        except Exception as error:  # a network's own code, run with stand-ins for tensors: anything may come of it
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise TraceError(f"it cannot be traced ({reason[:160]})") from error
+        finally:
+            drew = _generators() != before
+            _restore(before)
+        if drew:
+            raise TraceError("it draws random numbers outside of its layers, where a trace would keep the first ones")
+        for node in graph.nodes:
+            if node.op == "output":
+                node.meta.update(val=None, images=True, path=())
+        return graph
+
+    # ---- what fx asks for ------------------------------------------------------------------------------------------
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return name not in self.descend
+
+    def call_module(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._running:  # inside a leaf, which runs as it is
+            return forward(*args, **kwargs)
+        self._stack.append(self.path_of_module(module))
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        finally:
+            self._stack.pop()
+
+    def getattr(self, name: str, value: Any, cache: dict[str, Any]) -> Any:
+        return value if self._running else super().getattr(name, value, cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["path"] = tuple(self._stack)
+        return node
+
+    def create_arg(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            name = self._tensors.get(id(value))
+            if name is None:
+                if value.is_meta:
+                    raise TraceError("it computes with tensors that the trace cannot name")
+                name = f"constant_{len(self.constants)}"
+                self.constants[name] = value
+                self._tensors[id(value)] = name
+            return self.create_proxy("get_attr", name, (), {}).node
+        return super().create_arg(value)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        node, numbers = proxy.node, []
+
+        def concrete(value: Any) -> Any:
+            if isinstance(value, fx.Proxy):
+                found = val(value.node)
+                numbers.append(isinstance(found, int))
+                return found
+            if isinstance(value, torch.device):
+                return torch.device("meta")
+            return value.to("meta") if isinstance(value, Tensor) else value
+
+        node.meta["images"] = kind == "placeholder" or any(i.meta["images"] for i in node.all_input_nodes)
+        a, k = _plain(fx.node.map_aggregate((args, kwargs), concrete))
+        self._running, before = True, _generators()
+        try:
+            value = node.meta["val"] = self._value(kind, target, a, k)
+        finally:
+            self._running = False
+            _restore(before)  # what a leaf draws it will draw each time anew
+        plain = not isinstance(value, Tensor | torch.dtype) and not _has_tensors(value)
+        return value if plain and not any(numbers) else proxy
+
+    def _value(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kind == "placeholder":
+            return torch.empty(BATCH, *self.image, device="meta")
+        if kind == "get_attr":
+            constant = self.constants.get(target)
+            return operator.attrgetter(target)(self.traced) if constant is None else constant.to("meta")
+        if kind == "call_module":
+            return self.traced.get_submodule(target)(*args, **kwargs)
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
+
+    def shape(self, proxy: fx.Proxy) -> tuple[Any, ...]:
+        """Sizes of a tensor: numbers, but for those that the batch size is in."""
+        sizes = []
+        for i, size in enumerate(val(proxy.node).shape):
+            if size and size % BATCH == 0:
+                node = self.create_node("call_method", "size", (proxy.node, i), {})
+                node.meta.update(val=size, images=True)
+                sizes.append(self.proxy(node))
+            else:
+                sizes.append(size)
+        return tuple(sizes)
+
+
+def _tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and tensors that are plain attributes, by name."""
+    yield from root.named_parameters(remove_duplicate=False)
+    yield from root.named_buffers(remove_duplicate=False)
+    for prefix, module in root.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}.{name}", value
+
+
+def _generators() -> tuple[Any, ...]:
+    """States of the generators that a network may draw from on a CPU."""
+    state: Any = np.random.get_state()
+    name, keys, *rest = state
+    return random.getstate(), (name, keys.tobytes(), *rest), bytes(torch.default_generator.get_state().numpy())
+
+
+def _restore(states: tuple[Any, ...]) -> None:
+    python, (name, keys, *rest), own = states
+    random.setstate(python)
+    np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
+    torch.default_generator.set_state(torch.frombuffer(bytearray(own), dtype=torch.uint8))
+
+
+def _plain(value: Any) -> Any:
+    """Lists and dicts that may be changed, as a network's own code expects; fx makes them immutable."""
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return tuple(map(_plain, value)) if type(value) is tuple else value
+
+
+def _has_tensors(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_has_tensors, value))
+    if isinstance(value, dict):
+        return any(map(_has_tensors, value.values()))
+    return isinstance(value, Tensor)
