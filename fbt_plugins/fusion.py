@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from .errors import ConfigError
 from .knowledge import Knowledge
-from .splice import Piece, Splice
-from .staged import StagedModel, StageSpec
+from .registry import described, short
+from .splice import Junction, Piece, Splice
+from .staged import StagedModel, StageSpec, meta_copy
 
 
 class FusionStrategy(Protocol):
@@ -23,6 +25,52 @@ class FusionStrategy(Protocol):
     ) -> nn.ModuleDict:
         """One module per junction, under its name, that maps what arrives to what the next stage takes."""
         ...
+
+
+class NoJunctionsError(ConfigError):
+    """A strategy built something else than the junctions of a splice."""
+
+
+def ends(
+    junction: Junction, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec]
+) -> tuple[StageSpec, StageSpec]:
+    """What arrives at a junction, and what the stage behind it takes: that is what the stage before it gives."""
+    specs = {"S": student_specs, "T": teacher_specs}
+    return specs[junction.giver][junction.last - 1], specs[junction.taker][junction.first - 2]
+
+
+def junction_problem(
+    junctions: object, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
+) -> str | None:
+    """Holds what a strategy built against what a splice needs, on weightless copies.
+
+    Args:
+        junctions: what :meth:`FusionStrategy.build` returned.
+        student_specs, teacher_specs, splice: what it was given.
+
+    Returns:
+        What is wrong, as the rest of a sentence whose subject is the strategy; None if nothing is.
+    """
+    expected = [j.name for j in splice.junctions]
+    if not isinstance(junctions, nn.ModuleDict):
+        return f"built {short(junctions)} for the splice {splice}, not a torch.nn.ModuleDict of {', '.join(expected)}"
+    if set(junctions) != set(expected):
+        names = ", ".join(junctions) or "no junctions"
+        return f"built {names} for the splice {splice}, which has {', '.join(expected)}"
+    for junction in splice.junctions:
+        source, target = ends(junction, student_specs, teacher_specs)
+        where = f"junction {junction.name} from {source} to {target}"
+        try:
+            with torch.no_grad():
+                found = meta_copy(junctions[junction.name])(torch.empty(source.sizes(2), device="meta"))
+        except NotImplementedError:  # something that has no shape without values; it shows when it runs
+            continue
+        except Exception as error:  # it is anyone's code
+            return f"built a {where} that raises {described(error)}"
+        given = tuple(found.shape) if isinstance(found, Tensor) else short(found)
+        if given != target.sizes(2):
+            return f"built a {where} that gives {given} for a batch of 2; the next stage takes {target.sizes(2)}"
+    return None
 
 
 class FusionModel(nn.Module):
@@ -36,6 +84,9 @@ class FusionModel(nn.Module):
         student, teacher: the models; the teacher is frozen by its owner.
         strategy: builds the junctions.
         student_specs, teacher_specs: the outputs of their stages, for the images that each of them is given.
+
+    Raises:
+        NoJunctionsError: if the strategy builds anything but junctions that fit.
     """
 
     def __init__(
@@ -51,9 +102,8 @@ class FusionModel(nn.Module):
         self.splice = splice
         self._models = {"S": student, "T": teacher}  # a plain dict: torch must not see them as parts of this module
         self.junctions = strategy.build(student_specs, teacher_specs, splice)
-        missing = {j.name for j in splice.junctions} ^ set(self.junctions)
-        if missing:
-            raise ConfigError(f"{type(strategy).__name__}: junctions {sorted(self.junctions)} for the splice {splice}")
+        if problem := junction_problem(self.junctions, student_specs, teacher_specs, splice):
+            raise NoJunctionsError(problem)
         self.statistics = nn.ModuleDict()
         for piece in splice.pieces[1:]:
             if piece.owner == "S":
