@@ -52,7 +52,9 @@ def _module(net: nn.Module, name: str, i: int) -> str | None:
     return next((g for g in guesses if g in existing), next((n for n in existing if n.endswith(f".{name}")), None))
 
 
-def candidates(net: nn.Module, classifiers: Sequence[str], image: Image, descend: Iterable[str] = ()) -> list[Crossing]:
+def candidates(
+    net: nn.Module, classifiers: Sequence[str], image: Image, descend: Iterable[str] = ()
+) -> tuple[list[Crossing], str]:
     """Every place behind a module with weights, in the order they run, where one tensor alone crosses.
 
     Args:
@@ -60,6 +62,9 @@ def candidates(net: nn.Module, classifiers: Sequence[str], image: Image, descend
         classifiers: names of its classifiers.
         image: (C, H, W).
         descend: modules to look into besides lists and sequences of modules.
+
+    Returns:
+        The places, and why the first module that is none was refused, if any was.
     """
     inside = set(descend)
     units: list[str] = []
@@ -75,14 +80,16 @@ def candidates(net: nn.Module, classifiers: Sequence[str], image: Image, descend
     collect(net, "")
     trace = Trace(net, units, classifiers, image, training=False)
     found: dict[int, Crossing] = {}
+    reason = ""
     for name in units:
         try:
             crossing = trace.crossing(name)
-        except TraceError:
+        except TraceError as error:
+            reason = reason or str(error)
             continue
         if len(crossing.shape) in (2, 3):
             found.setdefault(crossing.position, crossing)
-    return [found[position] for position in sorted(found)]
+    return [found[position] for position in sorted(found)], reason
 
 
 def found(
@@ -102,7 +109,7 @@ def found(
     """
     inside: set[str] = set()
     for _ in range(4):
-        places = candidates(net, classifiers, image, inside)
+        places, reason = candidates(net, classifiers, image, inside)
         shapes = [read_shape(place.shape, image, net) for place in places]
         rows = [(p.name, s) for p, s in zip(places, shapes, strict=True) if s is not None]
         points = _choose(rows, net, pyramid) if stages is None else _evenly(rows, stages)
