@@ -119,9 +119,8 @@ def found(
         if deeper is None:
             break
         inside.add(deeper)
-    raise TraceError(
-        f"a trace finds no {stages or _STAGES} stages: one tensor alone crosses behind {len(rows)} modules"
-    )
+    why = f"one tensor alone crosses behind {len(rows)} modules" + (f"; {reason}" if reason else "")
+    raise TraceError(f"a trace finds no {stages or _STAGES} stages: {why}")
 
 
 def _choose(rows: list[tuple[str, Shape]], net: nn.Module, pyramid: bool) -> list[str] | None:
