@@ -110,7 +110,7 @@ def found(
     inside: set[str] = set()
     for _ in range(4):
         places, reason = candidates(net, classifiers, image, inside)
-        shapes = [read_shape(place.shape, image, net) for place in places]
+        shapes = [read_shape(place.shape, image, net, place.name) for place in places]
         rows = [(p.name, s) for p, s in zip(places, shapes, strict=True) if s is not None]
         points = _choose(rows, net, pyramid) if stages is None else _evenly(rows, stages)
         if points is not None:

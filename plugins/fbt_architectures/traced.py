@@ -313,7 +313,9 @@ def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
         return value.to(like.device)
 
     # Its name tells values apart, for code is compared as text.
-    content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    content = str(tuple(value.shape)).encode()
+    if not value.is_meta:  # a network without weights has constants without values
+        content += value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     digest = hashlib.sha256(content).hexdigest()
     constant.__qualname__ = constant.__name__ = f"constant_{digest[:16]}"
     return constant

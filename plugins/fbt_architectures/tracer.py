@@ -166,7 +166,7 @@ class ShallowTracer(fx.Tracer):
         if isinstance(value, Tensor):
             name = self._tensors.get(id(value))
             if name is None:
-                if value.is_meta:
+                if value.is_meta and self.device.type != "meta":
                     raise TraceError("it computes with tensors that the trace cannot name")
                 name = f"constant_{len(self.constants)}"
                 self.constants[name] = value

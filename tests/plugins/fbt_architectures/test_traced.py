@@ -203,9 +203,33 @@ def test_forward_hooks_that_would_not_run_are_refused() -> None:
         cut(net)
 
 
-def test_weights_used_in_two_stages_are_no_exact_split() -> None:
-    with pytest.raises(FBTError, match=r"same\.weight is in 2 of the stages and the head"):
-        cut(Shared(), ["middle"]).verify()
+def test_weights_used_in_two_stages_are_refused() -> None:
+    with pytest.raises(ConfigError, match="net: same runs in two parts, 1 and 2"):
+        cut(Shared(), ["middle"])
+
+
+class Permuting(Net):
+    """Its maps have as many channels as rows and columns, in either layout."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first, self.norm = first, nn.LayerNorm(8)
+        self.mixer = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+        self.last, self.fc = (nn.Conv2d(8, 8, 1) if first else nn.Linear(8, 8)), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mixer(self.norm(self.stem(x).permute(0, 2, 3, 1)))
+        x = self.last(x.permute(0, 3, 1, 2) if self.first else x)
+        return self.fc(x.mean((2, 3) if self.first else (1, 2)))
+
+
+def test_a_layout_that_sizes_leave_open_is_read_off_how_the_map_is_used() -> None:
+    for first, layouts in ((True, ["NCHW", "NHWC", "NCHW"]), (False, ["NCHW", "NHWC", "NHWC"])):
+        model = cut(Permuting(first), ["stem", "mixer", "last"], image_size=(16, 16))
+        assert [(s.layout, s.channels, s.grid) for s in model.specs] == [(n, 8, (8, 8)) for n in layouts]
+        model.verify()
+    told = cut(Permuting(True), ["stem", "last"], image_size=(16, 16), layout=["NHWC", "NCHW"])
+    assert [s.layout for s in told.specs] == ["NHWC", "NCHW"]
 
 
 def test_random_numbers_are_as_before_and_the_network_is_untouched() -> None:
