@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -111,4 +110,9 @@ def _layout_by_use(net: nn.Module, image: Image, name: str, sizes: tuple[int, ..
             return "NCHW"
         if second < first < third:  # a row's positions lie innermost, but are counted second
             return "NHWC"
-    return next((layout for x, layout in (*given, *taken) if any(x is output for output in outputs)), None)
+        for x, layout in (*given, *taken):
+            if x is output or x._base is output:  # it, or a view of it whose channels lie where its own do
+                channels = x.stride(1 if layout == "NCHW" else 3)
+                if channels in (first, third):
+                    return "NCHW" if channels == first else "NHWC"
+    return None
