@@ -1,14 +1,7 @@
 """FBT-plugins: cross-architecture knowledge distillation by fusing before transferring (FBT, arXiv 2410.12342)."""
 
-from .declaration import Declaration
-from .errors import ConfigError, FBTError, UnknownNameError
-from .fusion import FusionStrategy
-from .hookspecs import API_VERSION, hookimpl
-from .knowledge import Batch, Knowledge
-from .plugins import load_plugins
-from .registry import ARCHITECTURES, FUSIONS, LOSSES
-from .splice import Junction, Splice
-from .staged import StagedModel, StageSpec
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -24,10 +17,27 @@ __all__ = [
     "FusionStrategy",
     "Junction",
     "Knowledge",
+    "PluginError",
+    "Registries",
     "Splice",
     "StageSpec",
     "StagedModel",
     "UnknownNameError",
+    "full_precision",
     "hookimpl",
+    "isotropic",
     "load_plugins",
+    "load_weights",
+    "nearest",
 ]
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+else:
+
+    def __getattr__(name):
+        """Imports what is public when it is first used: pytest's plugin and --help need not wait for torch."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value = getattr(import_module(".public", __name__), name)
+        return value

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from .errors import FBTError
+from .errors import FBTError, debugging
 
 USER_ERROR = 2
 """Exit code where the user can mend it."""
@@ -54,7 +53,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main()
     except FBTError as error:
-        if os.environ.get("FBT_DEBUG") == "1":
+        if debugging():
             raise
         for line in error.lines():
             print(f"{error.prefix}{line}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence, Set
 from contextlib import nullcontext
 from typing import Any
@@ -12,15 +13,15 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .edge import SLOTS, Edge, ModelInfo, StepLosses, parse_edges, weighted
-from .errors import ConfigError, FBTError, nearest
-from .fusion import FusionModel
+from .edge import SLOTS, Edge, ModelInfo, StepLosses, parse_edges, value_fault, weighted
+from .errors import ConfigError, FBTError, PluginError, nearest
+from .fusion import FusionModel, NoJunctionsError
 from .knowledge import Batch, Knowledge
-from .registry import ARCHITECTURES, FUSIONS, LOSSES
+from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, described
 from .splice import AUTO, Splice
 from .staged import StagedModel, StageSpec
 
-STUDENT, TEACHER, FUSION = "student", "teacher", "fusion"
+STUDENT, TEACHER, FUSION, TASK = "student", "teacher", "fusion", "task"
 Config = Mapping[str, Any]
 
 
@@ -71,6 +72,8 @@ class Distiller(BaseModel):
         self.task_loss, self.task_weight = _task_loss(task_loss, problems)
         if problems:
             raise ConfigError(problems)
+        given = {STUDENT: student, TEACHER: teacher, TASK: task_loss}
+        self._types = {name: config["type"] for name, config in given.items() if config}
         # In a tuple, so that no optimizer, checkpoint, EMA or DDP ever sees the teacher's weights.
         self._teacher: tuple[StagedModel, ...] = (frozen.requires_grad_(False).eval(),) if frozen else ()
         self.image_size = image_size or self.student.image_size
@@ -94,6 +97,7 @@ class Distiller(BaseModel):
             end for edge in self.edges.values() for end in (edge.giver, edge.receiver)
         }
         self._needed: dict[frozenset[str], dict[str, set[int]]] = {}
+        self._values_seen = False
         for role, model in self.models.items():
             channels = (1, model.in_chans, 1, 1)
             for what, values in (("mean", model.mean), ("std", model.std)):
@@ -134,7 +138,7 @@ class Distiller(BaseModel):
     def _check_models(self, data_info: Mapping[str, int]) -> None:
         problems: list[str] = []
         for role in self.models:
-            _collect(problems, f"model.{role}", self.specs, role)
+            _collect(problems, f"model.{role}", self._measure, role)
         classes = {f"model.{role}": model.num_classes for role, model in self.models.items()} if not problems else {}
         if "num_classes" in data_info:
             classes["the data set"] = data_info["num_classes"]
@@ -144,6 +148,11 @@ class Distiller(BaseModel):
         if problems:
             raise ConfigError(problems)
 
+    def _measure(self, role: str) -> None:
+        """Runs a model once without weights: whatever a third party's stages and head do wrong shows here."""
+        with ARCHITECTURES.blame(self._types[role]):
+            self.specs(role)
+
     def _add_fusion(self, name: str, config: Config) -> None:
         if self.teacher is None:
             raise ConfigError("a fusion model needs a teacher; set model.teacher, or fusion=None")
@@ -152,14 +161,20 @@ class Distiller(BaseModel):
         options = dict(config)
         splice = Splice.parse(options.pop("splice", AUTO), len(self.student.stages), len(self.teacher.stages))
         strategy = FUSIONS.build(options)
-        specs = self.specs(STUDENT), self.specs(TEACHER)
-        self.fusions[name] = FusionModel(splice, self.student, self.teacher, strategy, *specs)
+        args = (splice, self.student, self.teacher, strategy, self.specs(STUDENT), self.specs(TEACHER))
+        self._types[name] = options["type"]
+        with FUSIONS.blame(options["type"]):
+            try:
+                self.fusions[name] = FusionModel(*args)
+            except NoJunctionsError as error:
+                raise FUSIONS.fault(options["type"], str(error)) from error
 
     def _add_edge(self, options: dict[str, Any], data_info: Mapping[str, int]) -> None:
         infos = {r: ModelInfo(self.specs(r), m.num_features) for r, m in self.models.items()}
         infos |= {n: ModelInfo((), f.owner.num_features) for n, f in self.fusions.items()}
         edge = Edge(models=infos, data_info=data_info, **options)
         self.edges[edge.name] = edge
+        self._types |= {f"{edge.name}/{slot}": kind for slot, kind in edge.types.items()}
 
     def _unused(self, defaults: Mapping[str, Config | None]) -> list[str]:
         used = {end for edge in self.edges.values() for end in (edge.giver, edge.receiver)}
@@ -232,7 +247,7 @@ class Distiller(BaseModel):
         known = self.know(images, self.in_losses, teacher)
         values: dict[str, Tensor] = {}
         if self.task_loss is not None:
-            values["task"] = weighted(self.task_loss(known[STUDENT], None, batch), self.task_weight)
+            values[TASK] = weighted(self.task_loss(known[STUDENT], None, batch), self.task_weight)
         for name, edge in self.edges.items():
             for slot, value in edge(known, batch).items():
                 values[f"{name}/{slot}"] = value
@@ -294,9 +309,32 @@ class Distiller(BaseModel):
         return {name: known[name].logits for name in names}
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, StepLosses]:  # type: ignore[override]
-        """The sum to descend, and all named losses as they are on the device, unread."""
+        """The sum to descend, and all named losses as they are on the device, unread.
+
+        Raises:
+            PluginError: in the first step, if a loss returned anything but a scalar with a gradient.
+        """
+        if not self._values_seen:
+            for name, value in losses.items():
+                if wrong := value_fault(value):
+                    raise LOSSES.fault(self._types[name], wrong)
+            self._values_seen = True
         step = StepLosses(losses)
         return step.total, step
+
+    def culprit(self, error: BaseException) -> PluginError | None:
+        """An exception as the fault of the plugin in whose model, junction or loss it was raised; None if in none."""
+        parts: list[tuple[PluginRegistry, str, nn.Module]] = []
+        parts += [(LOSSES, TASK, self.task_loss)] if self.task_loss is not None else []
+        parts += [(LOSSES, f"{n}/{slot}", x) for n, edge in self.edges.items() for slot, x in edge.losses.items()]
+        parts += [(FUSIONS, name, fusion.junctions) for name, fusion in self.fusions.items()]
+        parts += [(ARCHITECTURES, role, model.net) for role, model in self.models.items()]
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            running = frame.f_locals.get("self")
+            for registry, name, part in parts:
+                if any(module is running for module in part.modules()):
+                    return registry.fault(self._types[name], f"raised {described(error)}")
+        return None
 
     def val_step(self, data: Any) -> list[dict[str, Tensor]]:
         """One step of an mmengine validation loop: the validated models' logits, and the labels."""

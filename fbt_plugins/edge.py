@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, FBTError, nearest
 from .knowledge import Batch, Knowledge
-from .registry import LOSSES
+from .registry import LOSSES, short
 from .staged import StageSpec
 
 SLOTS = ("feature", "logit")
@@ -60,10 +60,10 @@ class Edge(nn.Module):
         super().__init__()
         self.name, self.weight, self.detach = name, float(weight), detach
         self.giver, self.receiver = split_name(name, models)
-        giver, receiver = models[self.giver], models[self.receiver]
         self.losses = nn.ModuleDict()
         self.projectors = nn.ModuleDict()
         self.weights: dict[str, float] = {}
+        self.types: dict[str, str] = {}
         self.needs: dict[str, set[int]] = {self.giver: set(), self.receiver: set()}
         for slot, config in losses.items():
             if config is None:
@@ -74,26 +74,30 @@ class Edge(nn.Module):
                 loss = LOSSES.build(options)
             except FBTError as error:
                 raise ConfigError([f"{places[slot]}: {line}" for line in str(error).splitlines()]) from error
-            needs = getattr(loss, "needs", {})
-            for number in needs.get("stages", ()):
-                for model in (self.giver, self.receiver):
-                    if number > len(models[model].specs):
-                        raise ConfigError(
-                            f"model.edges: {name}: {options['type']} needs stage {number} of the {model}, which "
-                            + (
-                                f"has {len(models[model].specs)}"
-                                if models[model].specs
-                                else "gives features and logits only"
-                            )
-                        )
-                    self.needs[model].add(number)
-            if needs.get("same_width") and giver.num_features != receiver.num_features:
-                self.projectors[slot] = nn.Linear(receiver.num_features, giver.num_features)
-            if hasattr(loss, "setup"):
-                loss.setup(receiver.specs, giver.specs, data_info)
+            self.types[slot] = options["type"]
+            with LOSSES.blame(options["type"]):
+                self._connect(slot, loss, models, data_info)
             self.losses[slot] = loss
         if not self.losses:
             raise ConfigError(f"model.edges: {name} has no loss: set feature_loss or logit_loss")
+
+    def _connect(self, slot: str, loss: Any, models: Mapping[str, ModelInfo], data_info: Mapping[str, int]) -> None:
+        """What a loss needs of the two models, and its own setup."""
+        giver, receiver = models[self.giver], models[self.receiver]
+        needs = getattr(loss, "needs", {})
+        for number in needs.get("stages", ()):
+            for model in (self.giver, self.receiver):
+                count = len(models[model].specs)
+                if number > count:
+                    has = f"has {count}" if count else "gives features and logits only"
+                    raise ConfigError(
+                        f"model.edges: {self.name}: {self.types[slot]} needs stage {number} of the {model}, which {has}"
+                    )
+                self.needs[model].add(number)
+        if needs.get("same_width") and giver.num_features != receiver.num_features:
+            self.projectors[slot] = nn.Linear(receiver.num_features, giver.num_features)
+        if hasattr(loss, "setup"):
+            loss.setup(receiver.specs, giver.specs, data_info)
 
     def forward(self, knowledge: Mapping[str, Knowledge], batch: Batch) -> dict[str, Tensor]:
         """The edge's weighted losses by slot.
@@ -117,8 +121,20 @@ class Edge(nn.Module):
 
 
 def weighted(loss: Tensor, weight: float) -> Tensor:
-    """``weight * loss``, and the loss itself where the weight is 1."""
-    return loss if weight == 1 else weight * loss
+    """``weight * loss``, and the loss itself where the weight is 1 or it is nothing that could be weighted."""
+    return loss if weight == 1 or not isinstance(loss, Tensor) else weight * loss
+
+
+def value_fault(value: object) -> str | None:
+    """What is wrong with a loss's value, as the rest of a sentence whose subject is the loss; None if nothing is."""
+    if not isinstance(value, Tensor):
+        return f"returned {short(value)}, not a scalar tensor"
+    if value.ndim or not value.is_floating_point():
+        kind = f"a tensor of shape {tuple(value.shape)}" if value.ndim else f"a scalar of {value.dtype}"
+        return f"returned {kind}, not a scalar of a floating type: reduce it, by .mean() for example"
+    if torch.is_grad_enabled() and not value.requires_grad:
+        return "returned a scalar without gradient: it must be computed from what the student knows, not detached"
+    return None
 
 
 def split_name(name: str, models: Mapping[str, Any]) -> tuple[str, str]:

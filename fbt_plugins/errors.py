@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 
 
@@ -51,6 +52,21 @@ class UnknownNameError(FBTError, KeyError):
     """A name that no registry, model library or config knows."""
 
     __str__ = Exception.__str__  # KeyError would print the repr, quotes and all
+
+
+class TakenNameError(FBTError, KeyError):
+    """A name that a registry has already."""
+
+    __str__ = Exception.__str__
+
+
+class PluginError(FBTError):
+    """A plugin did not do what its kind promises: the line names it, its distribution and version, and a way out."""
+
+
+def debugging() -> bool:
+    """Whether ``FBT_DEBUG=1`` asks for tracebacks."""
+    return os.environ.get("FBT_DEBUG") == "1"
 
 
 def nearest(name: object, known: Iterable[str], limit: int = 8) -> str:

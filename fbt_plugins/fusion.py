@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
-from .errors import ConfigError, FBTError
+from .errors import ConfigError
 from .knowledge import Knowledge
+from .registry import described, one_line, short
 from .splice import Junction, Piece, Splice
 from .staged import StagedModel, StageSpec, meta_copy
 
@@ -25,6 +25,72 @@ class FusionStrategy(Protocol):
     ) -> nn.ModuleDict:
         """One module per junction, under its name, that maps what arrives to what the next stage takes."""
         ...
+
+
+class NoJunctionsError(ConfigError):
+    """A strategy built something else than the junctions of a splice."""
+
+
+def ends(
+    junction: Junction, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec]
+) -> tuple[StageSpec, StageSpec]:
+    """What arrives at a junction, and what the stage behind it takes: that is what the stage before it gives."""
+    specs = {"S": student_specs, "T": teacher_specs}
+    return specs[junction.giver][junction.last - 1], specs[junction.taker][junction.first - 2]
+
+
+def build_junctions(
+    strategy: FusionStrategy, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
+) -> nn.ModuleDict:
+    """A strategy's junctions for a splice, once they were seen to fit.
+
+    Raises:
+        ConfigError: if the strategy cannot join these two: one line with the shapes on both sides.
+        NoJunctionsError: if it builds anything but junctions that fit.
+    """
+    try:
+        junctions = strategy.build(student_specs, teacher_specs, splice)
+    except (ConfigError, ValueError) as error:  # how a strategy says that it cannot
+        sides = [(j, *ends(j, student_specs, teacher_specs)) for j in splice.junctions]
+        shapes = ", ".join(f"{j.name} from {source} to {target}" for j, source, target in sides)
+        raise ConfigError(f"splice {splice} cannot be built ({shapes}): {one_line(error)}") from error
+    if problem := junction_problem(junctions, student_specs, teacher_specs, splice):
+        raise NoJunctionsError(problem)
+    return junctions
+
+
+def junction_problem(
+    junctions: object, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
+) -> str | None:
+    """Holds what a strategy built against what a splice needs, on weightless copies.
+
+    Args:
+        junctions: what :meth:`FusionStrategy.build` returned.
+        student_specs, teacher_specs, splice: what it was given.
+
+    Returns:
+        What is wrong, as the rest of a sentence whose subject is the strategy; None if nothing is.
+    """
+    expected = [j.name for j in splice.junctions]
+    if not isinstance(junctions, nn.ModuleDict):
+        return f"built {short(junctions)} for the splice {splice}, not a torch.nn.ModuleDict of {', '.join(expected)}"
+    if set(junctions) != set(expected):
+        names = ", ".join(junctions) or "no junctions"
+        return f"built {names} for the splice {splice}, which has {', '.join(expected)}"
+    for junction in splice.junctions:
+        source, target = ends(junction, student_specs, teacher_specs)
+        where = f"junction {junction.name} from {source} to {target}"
+        try:
+            with torch.no_grad():
+                found = meta_copy(junctions[junction.name])(torch.empty(source.sizes(2), device="meta"))
+        except NotImplementedError:  # something that has no shape without values; it shows when it runs
+            continue
+        except Exception as error:  # it is anyone's code
+            return f"built a {where} that raises {described(error)}"
+        given = tuple(found.shape) if isinstance(found, Tensor) else short(found)
+        if given != target.sizes(2):
+            return f"built a {where} that gives {given} for a batch of 2; the next stage takes {target.sizes(2)}"
+    return None
 
 
 class FusionModel(nn.Module):
@@ -40,8 +106,7 @@ class FusionModel(nn.Module):
         student_specs, teacher_specs: the outputs of their stages, for the images that each of them is given.
 
     Raises:
-        ConfigError: if a junction cannot be built, or what it gives is refused by what comes next: one line with the
-            shapes on both sides.
+        ConfigError: see :func:`build_junctions`.
     """
 
     def __init__(
@@ -56,13 +121,7 @@ class FusionModel(nn.Module):
         super().__init__()
         self.splice = splice
         self._models = {"S": student, "T": teacher}  # a plain dict: torch must not see them as parts of this module
-        specs = student_specs, teacher_specs
-        with self._in_words(splice.junctions, *specs):
-            self.junctions = strategy.build(*specs, splice)
-        missing = {j.name for j in splice.junctions} ^ set(self.junctions)
-        if missing:
-            raise ConfigError(f"{type(strategy).__name__}: junctions {sorted(self.junctions)} for the splice {splice}")
-        self._try(*specs)
+        self.junctions = build_junctions(strategy, student_specs, teacher_specs, splice)
         self.statistics = nn.ModuleDict()
         for piece in splice.pieces[1:]:
             if piece.owner == "S":
@@ -101,39 +160,6 @@ class FusionModel(nn.Module):
         own = self.statistics[name]
         assert isinstance(own, _Statistics)
         return functional_call(part, own.named(), (x,))
-
-    @torch.no_grad()
-    def _try(self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec]) -> None:
-        """Runs the splice behind its first piece once, on copies without weights."""
-        junctions = meta_copy(self.junctions).eval()
-        owners = {piece.owner for piece in self.splice.pieces[1:]}
-        copies = {owner: meta_copy(self._models[owner]).eval() for owner in owners}
-        source, _ = self.splice.junctions[0].ends(student_specs, teacher_specs)
-        x = torch.empty(source.sizes(2), device="meta")
-        for junction, piece in zip(self.splice.junctions, self.splice.pieces[1:], strict=True):
-            with self._in_words([junction], student_specs, teacher_specs):
-                x = junctions[junction.name](x)
-                for number in piece.stages:
-                    x = copies[piece.owner].stages[number - 1](x)
-                if piece is self.splice.pieces[-1]:
-                    copies[piece.owner].head(x)
-
-    @contextmanager
-    def _in_words(
-        self, junctions: Sequence[Junction], student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec]
-    ) -> Iterator[None]:
-        """Says of whatever goes wrong at a junction which one it is, and which shapes meet there."""
-        try:
-            yield
-        except (FBTError, RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-            shapes = ", ".join(self._meeting(j, *j.ends(student_specs, teacher_specs)) for j in junctions)
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"splice {self.splice} cannot be built: {shapes}: {reason}") from error
-
-    def _meeting(self, junction: Junction, given: StageSpec, taken: StageSpec) -> str:
-        has_it = junction.first <= len(self._models[junction.taker].stages)
-        taker = f"{junction.taker}{junction.first if has_it else 'head'}"
-        return f"{junction.giver}{junction.last} gives {given} and {taker} takes {taken}"
 
 
 class _Statistics(nn.Module):

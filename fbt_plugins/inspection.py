@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .errors import ConfigError, FBTError
+from .errors import FBTError
 from .family import take_census
-from .fusion import FusionStrategy
+from .fusion import FusionStrategy, build_junctions, ends
 from .registry import one_line
 from .splice import Splice, enumerate_splices
 from .staged import StagedModel
@@ -97,15 +97,12 @@ def _cost(
 ) -> Row:
     specs = {owner: model.specs_at(sizes[owner]) for owner, model in models.items()}
     with torch.device("meta"):
-        junctions = strategy.build(specs["S"], specs["T"], splice)
+        junctions = build_junctions(strategy, specs["S"], specs["T"], splice).to("meta")  # tokens are a model's own
     macs = 0
     for junction, piece in zip(splice.junctions, splice.pieces[1:], strict=True):
-        module = junctions[junction.name]
-        arrives = torch.empty(specs[junction.giver][junction.last - 1].sizes(2), device="meta")
-        out, census = take_census(module.eval(), arrives, module.parameters())
-        wanted = specs[junction.taker][junction.first - 2].sizes(2)
-        if tuple(out.shape) != wanted:
-            raise ConfigError(f"{junction.name} gives {tuple(out.shape)[1:]} where {wanted[1:]} is taken")
+        module = junctions[junction.name].eval()
+        arrives, _ = ends(junction, specs["S"], specs["T"])
+        _, census = take_census(module, torch.empty(arrives.sizes(2), device="meta"), module.parameters())
         macs += census.macs // 2
         macs += sum(models[piece.owner].macs_at(sizes[piece.owner])[n - 1] for n in piece.stages)
     owner = splice.pieces[-1].owner

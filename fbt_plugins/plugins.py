@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import Any
 
 import pluggy
 
 from . import hookspecs
-from .errors import FBTError
-from .registry import REGISTRIES, PluginFailure, Registries, one_line
-
-
-@dataclass(frozen=True)
-class PluginInfo:
-    """A plugin that was loaded, and what it offers."""
-
-    name: str
-    distribution: str
-    version: str
-    module: str
+from .errors import FBTError, TakenNameError, debugging
+from .registry import REGISTRIES, PluginFailure, PluginInfo, Registries, one_line
 
 
 class Plugins:
@@ -46,7 +38,8 @@ class Plugins:
         """Loads each entry point of the group ``fbt_plugins`` that is not loaded yet; a failure stops no other."""
         for point in entry_points(group=hookspecs.GROUP) if found is None else found:
             dist = point.dist
-            self._load(point.name, dist.name if dist else "?", dist.version if dist else "?", point.load)
+            name, version = (getattr(dist, a, None) or "?" for a in ("name", "version"))
+            self._load(PluginInfo(point.name, name, version, point.value), point.load)
 
     def load_module(self, name: str) -> None:
         """Loads a module by its import path, as a config's ``custom_imports`` does; its hook, if it has one, is called.
@@ -54,31 +47,46 @@ class Plugins:
         Raises:
             FBTError: if it cannot be imported or its hook fails.
         """
-        self._load(name, "module named in the config", "-", lambda: importlib.import_module(name), needs_hook=False)
+        if any(info.module == name for info in self.loaded.values()):  # installed, and named in the config besides
+            return
+        self._load(PluginInfo(name, module=name), lambda: importlib.import_module(name), needs_hook=False)
         for failure in self.failures:
-            if failure.plugin == name:
+            if failure.plugin == name and not failure.distribution:
                 raise FBTError(str(failure))
 
-    def _load(
-        self, name: str, distribution: str, version: str, load: Callable[[], ModuleType], needs_hook: bool = True
-    ) -> None:
-        if name in self.loaded or any((f.plugin, f.distribution) == (name, distribution) for f in self.failures):
+    def _load(self, plugin: PluginInfo, load: Callable[[], ModuleType], needs_hook: bool = True) -> None:
+        other = self.loaded.get(plugin.name)
+        known = [(f.plugin, f.distribution) for f in self.failures]
+        if (other and other.distribution == plugin.distribution) or (plugin.name, plugin.distribution) in known:
             return
         before = [(dict(r._module_dict), dict(r.owners)) for r in self.registries]
         try:
+            if other:
+                raise FBTError(f"its entry point has the name of {other}")
             module = load()
             wanted = getattr(module, "FBT_API_VERSION", hookspecs.API_VERSION)
             if wanted != hookspecs.API_VERSION:
-                raise FBTError(f"written for plugin interface {wanted}, this is {hookspecs.API_VERSION}")
-            self._register(module, name, needs_hook)
+                raise ForeignVersionError(wanted)
+            self._register(module, plugin.name, needs_hook)
         except (Exception, SystemExit) as error:  # a plugin is anyone's code: whatever it raises is its own failure
+            if debugging():
+                traceback.print_exception(error)
             for registry, (modules, owners) in zip(self.registries, before, strict=True):
                 registry._module_dict, registry.owners = modules, owners
-            self.failures.append(PluginFailure(name, distribution, version, one_line(error)))
+            failure = (plugin.name, plugin.distribution, plugin.version, one_line(error), remedy(plugin, error))
+            self.failures.append(PluginFailure(*failure))
             return
+        plugin = replace(plugin, module=getattr(module, "__name__", plugin.module))
         for registry, (modules, _) in zip(self.registries, before, strict=True):
-            registry.owners |= dict.fromkeys(registry._module_dict.keys() - modules.keys(), name)
-        self.loaded[name] = PluginInfo(name, distribution, version, getattr(module, "__name__", str(module)))
+            registry.owners |= dict.fromkeys(registry._module_dict.keys() - modules.keys(), plugin)
+        self.loaded[plugin.name] = plugin
+
+    def _replaces_nothing(self, before: list[dict[str, Any]]) -> None:
+        """mmengine's ``force=True`` would put one plugin's class in the place of another's."""
+        for registry, modules in zip(self.registries, before, strict=True):
+            for name, module in modules.items():
+                if registry._module_dict.get(name) is not module:
+                    raise TakenNameError(f"it replaces the {registry.name} {name!r} of {registry.owners.get(name)}")
 
     def _register(self, module: ModuleType, name: str, needs_hook: bool) -> None:
         if self._manager.register(module, name) is None:
@@ -89,10 +97,40 @@ class Plugins:
                 if not needs_hook:  # it may register mmengine's things, such as hooks, while it is imported
                     return
                 raise FBTError("it has no hook: define fbt_register(registries) and mark it with fbt_plugins.hookimpl")
+            before = [dict(r._module_dict) for r in self.registries]
             self._manager.subset_hook_caller("fbt_register", others)(registries=self.registries)
+            self._replaces_nothing(before)
         except BaseException:
             self._manager.unregister(module)
             raise
+
+
+class ForeignVersionError(FBTError):
+    """A plugin was written for another version of the interface.
+
+    Args:
+        wanted: that version.
+    """
+
+    def __init__(self, wanted: Any) -> None:
+        super().__init__(f"written for plugin interface {wanted}, this is {hookspecs.API_VERSION}")
+        self.newer = isinstance(wanted, int) and wanted > hookspecs.API_VERSION
+
+
+def remedy(plugin: PluginInfo, error: BaseException) -> str:
+    """What a user can do about a plugin that failed to load."""
+    ours = "upgrade fbt-plugins: pip install --upgrade fbt-plugins"
+    if isinstance(error, ForeignVersionError) and error.newer:
+        return f"{ours}, or remove the plugin: pip uninstall {plugin.distribution}" if plugin.distribution else ours
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = error.name.partition(".")[0]
+        if missing != plugin.module.partition(".")[0].partition(":")[0]:
+            return f"pip install {missing}, which {plugin.distribution or plugin.module} needs"
+        if plugin.distribution:
+            return f"its own module is not there: pip install --force-reinstall {plugin.distribution}"
+        return "write the module's name as import does; it is looked for beside the current folder and on PYTHONPATH"
+    hint = "" if isinstance(error, FBTError) else "; FBT_DEBUG=1 shows the traceback"
+    return plugin.way_out + hint
 
 
 _PLUGINS: Plugins | None = None

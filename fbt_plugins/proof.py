@@ -131,7 +131,7 @@ def _equal(model: StagedModel, what: str, expected: Tensor | None, found: Tensor
         raise SplitError(f"{model.name}: {what} differ by up to {worst:.3g}")
 
 
-def _each_once(model: StagedModel, fixed: Set[str]) -> int:
+def _each_once(model: StagedModel, fixed: Set[str] = frozenset()) -> int:
     """Counts parameters; each, and each buffer that is not fixed, must be in exactly one of the model's parts."""
     for kind in ("parameters", "buffers"):
         reached = Counter(id(t) for part in (*model.stages, model.head) for t in getattr(part, kind)())

@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from mmengine.registry import Registry
 
-from .errors import ConfigError, FBTError, UnknownNameError, nearest
+from .errors import ConfigError, FBTError, PluginError, TakenNameError, UnknownNameError, nearest
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """A plugin: whose it is, and where its code is.
+
+    Attributes:
+        name: of the entry point, or of the module that a config imports.
+        distribution: that declares the entry point; empty where a config imports the module.
+        version: of that distribution.
+        module: that the entry point names.
+    """
+
+    name: str
+    distribution: str = ""
+    version: str = ""
+    module: str = ""
+
+    def __str__(self) -> str:
+        whose = f"{self.distribution} {self.version}" if self.distribution else "a module named in the config"
+        return f"plugin {self.name!r} ({whose})"
+
+    @property
+    def way_out(self) -> str:
+        """What a user can do who cannot mend the plugin."""
+        if not self.distribution:
+            return f"mend {self.module}, or drop it from custom_imports"
+        if self.distribution == "fbt-plugins":
+            return "please tell us, with the traceback that FBT_DEBUG=1 shows"
+        return f"upgrade it, or remove it: pip uninstall {self.distribution}"
 
 
 @dataclass(frozen=True)
@@ -21,15 +52,18 @@ class PluginFailure:
         distribution: distribution that declares the entry point.
         version: version of that distribution.
         error: what went wrong, on one line.
+        remedy: what a user can do.
     """
 
     plugin: str
     distribution: str
     version: str
     error: str
+    remedy: str = ""
 
     def __str__(self) -> str:
-        return f"plugin {self.plugin!r} ({self.distribution} {self.version}) failed to load: {self.error}"
+        line = f"{PluginInfo(self.plugin, self.distribution, self.version)} failed to load: {self.error}"
+        return f"{line}; {self.remedy}" if self.remedy else line
 
 
 class PluginRegistry(Registry):
@@ -37,15 +71,34 @@ class PluginRegistry(Registry):
 
     It has no parent and no children, so a ``type`` in a config reaches what plugins registered and nothing else.
 
+    Args:
+        name: what it holds, in the singular.
+        makes: what its classes and functions return, in words.
+        members: what such an object must have; anything else is refused in the name of the plugin.
+
     Attributes:
         owners: the plugin that registered each name.
         failures: plugins that failed to load; shown where a name is missed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, makes: str = "an object", members: Sequence[str] = ()) -> None:
         super().__init__(name, scope="fbt_plugins")
-        self.owners: dict[str, str] = {}
+        self.makes, self.members = makes, tuple(members)
+        self.owners: dict[str, PluginInfo] = {}
         self.failures: list[PluginFailure] = []
+
+    def _register_module(
+        self, module: Any, module_name: str | list[str] | None = None, force: bool = False
+    ) -> None:  # mmengine's register_module ends here, as a call and as a decorator
+        names = [module_name or getattr(module, "__name__", "")] if not isinstance(module_name, list) else module_name
+        for name in names:
+            if not callable(module) or not isinstance(name, str) or not name:
+                raise FBTError(f"a {self.name} is a class or a function under a name, not {module!r} under {name!r}")
+            if name in self._module_dict and not force:
+                owner = self.owners.get(name)
+                whose = f"of {owner}" if owner else "that is registered already"
+                raise TakenNameError(f"{name!r} is the name of a {self.name} {whose}; register another name")
+        super()._register_module(module, module_name, force)
 
     def get(self, key: str) -> Callable[..., Any]:
         """The class or function registered as ``key``.
@@ -82,12 +135,55 @@ class PluginRegistry(Registry):
         problems = argument_problems(factory, arguments, cfg["type"])
         if problems:
             raise ConfigError(problems)
+        with self.blame(cfg["type"]):
+            try:
+                built = factory(**arguments)
+            except ValueError as error:  # how a class says that it is given a wrong value
+                raise ConfigError(f"{cfg['type']}: {one_line(error)}") from error
+            except TypeError as error:
+                owner = self.owners.get(cfg["type"])
+                whose = f"; check its arguments; if they are right, the fault is in {owner}" if owner else ""
+                raise ConfigError(f"{cfg['type']}: {one_line(error)}{whose}") from error
+        if lacking := [m for m in self.members if not hasattr(built, m)]:
+            raise self.fault(cfg["type"], f"made {short(built)}, which has no {lacking[0]!r}: it must be {self.makes}")
+        return built
+
+    def fault(self, key: str, what: str) -> PluginError:
+        """The error that names the plugin behind a registered name.
+
+        Args:
+            key: the name.
+            what: what it did, as the rest of a sentence.
+        """
+        owner = self.owners.get(key)
+        if owner is None:  # registered by a script or a test, not by a plugin
+            return PluginError(f"{self.name} {key!r} {what}")
+        return PluginError(f"{self.name} {key!r} of {owner} {what}; {owner.way_out}")
+
+    @contextmanager
+    def blame(self, key: str) -> Iterator[None]:
+        """Names the plugin that registered ``key`` for what its code raises, unless that says what the user got wrong.
+
+        Raises:
+            PluginError: in the place of any exception but a :class:`FBTError`, and those of a machine (files, memory).
+        """
         try:
-            return factory(**arguments)
-        except FBTError:
+            yield
+        except (FBTError, OSError, MemoryError):
             raise
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{cfg['type']}: {one_line(error)}") from error
+        except (Exception, SystemExit) as error:  # a plugin is anyone's code
+            raise self.fault(key, f"raised {described(error)}") from error
+
+
+def short(value: object) -> str:
+    """A value in an error line: its type, and its text where that is short."""
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text}" if value is not None and len(text) < 40 else type(value).__name__
+
+
+def described(error: BaseException) -> str:
+    """An exception with its type and message on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
 def one_line(error: BaseException) -> str:
@@ -164,11 +260,18 @@ class Registries:
     fusions: PluginRegistry
     losses: PluginRegistry
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    @classmethod
+    def empty(cls) -> Registries:
+        """Registries that hold nothing yet."""
+        return cls(
+            PluginRegistry("architecture", "a fbt_plugins.StagedModel", ("stages", "head", "specs_at", "knowledge")),
+            PluginRegistry("fusion", "an object with build(student_specs, teacher_specs, splice)", ("build",)),
+            PluginRegistry("loss", "a torch.nn.Module", ("forward", "named_parameters")),
+        )
+
+    def __iter__(self) -> Iterator[PluginRegistry]:
         return iter((self.architectures, self.fusions, self.losses))
 
 
-ARCHITECTURES = PluginRegistry("architecture")
-FUSIONS = PluginRegistry("fusion")
-LOSSES = PluginRegistry("loss")
-REGISTRIES = Registries(ARCHITECTURES, FUSIONS, LOSSES)
+REGISTRIES = Registries.empty()
+ARCHITECTURES, FUSIONS, LOSSES = REGISTRIES

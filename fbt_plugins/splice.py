@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
 
 from .errors import ConfigError
 
-T = TypeVar("T")
 AUTO = "auto"
 _OWNERS = {"S": "student", "T": "teacher"}
 _PIECE = re.compile(r"([ST])(?:(\d+)(?:-(\d+))?|(head))")
@@ -57,15 +55,6 @@ class Junction:
     def name(self) -> str:
         """A name that a ModuleDict accepts, such as "S3_T4"."""
         return f"{self.giver}{self.last}_{self.taker}{self.first}"
-
-    def ends(self, student: Sequence[T], teacher: Sequence[T]) -> tuple[T, T]:
-        """What arrives, and what the next stage takes, which is what the stage before it gives in its own model.
-
-        Args:
-            student, teacher: something of each of their stages, such as their specs.
-        """
-        rows = {"S": student, "T": teacher}
-        return rows[self.giver][self.last - 1], rows[self.taker][self.first - 2]
 
 
 @dataclass(frozen=True)

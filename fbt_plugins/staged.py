@@ -197,12 +197,17 @@ class StagedModel(nn.Module):
     @property
     def num_features(self) -> int:
         """Width D of ``Knowledge.features``."""
-        return self._shapes_at(self.image_size).features
+        return self._widths.features
 
     @property
     def num_classes(self) -> int:
         """Number of logits C."""
-        return self._shapes_at(self.image_size).classes
+        return self._widths.classes
+
+    @property
+    def _widths(self) -> _Shapes:
+        """Shapes for a size that was asked for already, since features and logits have one width at all of them."""
+        return next(iter(self._shapes.values()), None) or self._shapes_at(self.image_size)
 
     def macs_at(self, image_size: tuple[int, int]) -> list[int]:
         """Multiply-accumulate operations for one image: of each stage, then of the head."""

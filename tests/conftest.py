@@ -11,6 +11,9 @@ import torch
 from fbt_plugins import load_plugins
 from fbt_plugins.distiller import Distiller
 
+# Ours as well where the entry point is not installed yet; fixtures of a conftest come before those of a plugin.
+from fbt_plugins.pytest_plugin import check_architecture, check_fusion, check_loss, isolated_plugins  # noqa: F401
+
 torch.set_num_threads(1)
 
 CNN = dict(type="timm", name="resnet18", num_classes=10)

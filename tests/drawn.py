@@ -199,6 +199,7 @@ def _built(index: int, size: Size, num_classes: int) -> StagedModel:
     model = ARCHITECTURES.build(own.config(size, num_classes))
     if not own.ordered:
         model._raster, model._order = False, None
+    model.specs_at(model.input_size or size)  # copies know them, too
     return model
 
 

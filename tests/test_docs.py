@@ -1,68 +1,133 @@
 """The pages' own code works as it stands."""
 
+from __future__ import annotations
+
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONVNEXT, RESMLP
 from torch import nn
 
+import fbt_plugins
 from fbt_plugins.distiller import Distiller
 from fbt_plugins.knowledge import Batch
-from fbt_plugins.plugins import Plugins
-from fbt_plugins.registry import LOSSES, PluginRegistry, Registries
+from fbt_plugins.plugins import Plugins, load_plugins
+from fbt_plugins.testing import isolated_plugins
 
-PAGE = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-
-
-class MyNet(nn.Module):
-    """What the page's architecture example takes for granted."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4)
-        for i in range(1, 5):
-            self.add_module(f"layer{i}", nn.Sequential(nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU()))
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(4, num_classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.bn1(self.conv1(x))
-        for i in range(1, 5):
-            x = getattr(self, f"layer{i}")(x)
-        return self.fc(self.pool(x))
+ROOT = Path(__file__).parents[1]
+TEMPLATE = ROOT / "tools" / "templates" / "my-parts"
+PAGE = (ROOT / "docs" / "writing-plugins.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(?:python|toml)\n# (.*?)\n(.*?)```", PAGE, re.DOTALL)
+FILES = {name: text for name, text in BLOCKS if "/" in name or name == "pyproject.toml"}
+MOST_LINES = {"src/my_parts/backbone.py": 40, "src/my_parts/fusion.py": 40, "src/my_parts/loss.py": 25}
 
 
 def test_the_engine_page_measures_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "engine.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
     measure, visualizers = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(measure, {})
     assert len(re.findall(r"^[\d,]+ images/s$", capsys.readouterr().out, re.MULTILINE)) == 3
     exec(visualizers, {})
 
 
-def test_the_loss_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_plugin.py").write_text(BLOCKS[0])
-    monkeypatch.syspath_prepend(str(tmp_path))
-    failures = LOSSES.failures
-    plugins = Plugins(Registries(PluginRegistry("architecture"), PluginRegistry("fusion"), LOSSES))
-    try:
-        plugins.load_module("my_plugin")
-        options = dict(edges=["teacher_to_student"], feature_loss=dict(type="CosineLoss"))
-        model = Distiller(RESMLP, CONVNEXT, **options, image_size=(32, 32))
-        model.losses(torch.rand(2, 3, 32, 32), Batch(torch.tensor([0, 1])))["teacher_to_student/feature"].backward()
-    finally:
-        LOSSES._module_dict.pop("CosineLoss", None)
-        LOSSES.owners.pop("CosineLoss", None)
-        LOSSES.failures = failures
-        sys.modules.pop("my_plugin", None)
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-def test_the_architecture_example_is_exact() -> None:
-    namespace: dict = {"MyNet": MyNet}
-    exec("import fbt_plugins\n" + BLOCKS[1], namespace)
-    proof = namespace["build_mynet"](5).verify(16)
-    assert proof.parameters == len(list(MyNet(5).parameters()))
+# ---- writing-plugins.md ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_page_shows_the_files_that_the_tool_writes(name: str) -> None:
+    assert FILES[name] == (TEMPLATE / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("name", "most"), MOST_LINES.items())
+def test_a_part_is_a_short_file_that_imports_what_is_public(name: str, most: int) -> None:
+    assert len(FILES[name].splitlines()) <= most
+    for module, names in re.findall(r"from (fbt_\S*) import (.*)", FILES[name]):
+        assert module == "fbt_plugins" and set(names.split(", ")) <= set(fbt_plugins.__all__)
+
+
+def test_the_page_names_all_that_is_public() -> None:
+    assert not [name for name in fbt_plugins.__all__ if f"`{name}`" not in PAGE]
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugins:
+    """The page's files as a module, loaded by a manager of its own."""
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "src"))
+    plugins = isolated_plugins()
+    plugins.load_module("my_parts")
+    return plugins
+
+
+def test_the_parts_do_what_they_must(
+    written: Plugins, check_architecture: Callable, check_fusion: Callable, check_loss: Callable
+) -> None:
+    architectures, fusions, losses = written.registries
+    check_architecture(architectures.build(dict(type="my_parts_net", num_classes=5)))
+    check_fusion(fusions.build(dict(type="MyPartsFusion")))
+    check_loss(losses.build(dict(type="MyPartsLoss")))
+    check_loss(losses.build(dict(type="MyPartsLoss")), task=True)
+
+
+def test_the_parts_train_together(written: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few steps of a distiller that has nothing else: the student learns the labels of one batch."""
+    for registry, own in zip(load_plugins().registries, written.registries, strict=True):
+        monkeypatch.setattr(registry, "_module_dict", dict(own.module_dict))
+    torch.manual_seed(0)
+    net = dict(type="my_parts_net", num_classes=10)
+    model = Distiller(
+        student=net,
+        teacher=dict(net, width=16),
+        fusion=dict(type="MyPartsFusion", splice="S1-2+T3-4"),
+        edges=["teacher_to_student", "teacher_to_fusion", "fusion_to_student"],
+        logit_loss=dict(type="MyPartsLoss", weight=0.1),
+        task_loss=dict(type="MyPartsLoss"),
+    ).train()
+    images, batch = torch.rand(16, 3, 32, 32), Batch(torch.arange(16) % 10)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    task = []
+    for _ in range(10):
+        total, losses = model.parse_losses(model.losses(images, batch))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        task.append(float(losses["task"]))
+    assert task[-1] < task[0] / 2
+
+
+class ScaledNet(nn.Module):
+    """What the page's network that is no plain row may look like."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.scales = (1.0, 0.5)
+
+        class Block(nn.Conv2d):
+            def forward(self, x: torch.Tensor, scale: float) -> torch.Tensor:  # type: ignore[override]
+                return scale * super().forward(x)
+
+        self.blocks = nn.ModuleList([Block(3, 4, 2, 2), Block(4, 8, 2, 2)])
+        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block, scale in zip(self.blocks, self.scales, strict=True):
+            x = block(x, scale)
+        return self.fc(self.norm(x).mean((2, 3)))
+
+
+def test_a_network_cut_by_hand_is_exact(check_architecture: Callable) -> None:
+    (block,) = (text for name, text in BLOCKS if name not in FILES)
+    namespace: dict = {"ScaledNet": ScaledNet}
+    exec(block, namespace)
+    check_architecture(namespace["build_scaled_net"](5))

@@ -25,7 +25,7 @@ def main() -> int:
     rows = []
     for registry in plugins.registries:
         for name in sorted(registry.module_dict):
-            plugin = plugins.loaded[registry.owners[name]]
+            plugin = registry.owners[name]
             rows.append(
                 {
                     "kind": registry.name,

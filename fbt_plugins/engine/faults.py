@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from mmengine.runner import EpochBasedTrainLoop
 
-from ..errors import FBTError, Interrupted
+from ..distiller import Distiller
+from ..errors import FBTError, Interrupted, PluginError
 from ..registry import one_line
 from .checkpoints import AtomicCheckpointHook
 from .progress import NotFinite, ProgressHook
@@ -25,7 +26,7 @@ def in_one_line(runner: DistillRunner) -> Iterator[None]:
 
     Raises:
         FBTError: for losses that are not finite, files that cannot be read or written, memory that is full, and
-            processes that are gone; whatever else is wrong comes as it is.
+            processes that are gone, and whatever a plugin's code raises; anything else comes as it is.
     """
     try:
         yield
@@ -40,10 +41,19 @@ def in_one_line(runner: DistillRunner) -> Iterator[None]:
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         raise FBTError(f"{error.strerror or one_line(error)}{where}; {_last_checkpoint(runner)}") from error
-    except RuntimeError as error:
-        if (what := _known(error, runner.distributed)) is None:
+    except Exception as error:
+        known = _known(error, runner.distributed) if isinstance(error, RuntimeError) else None
+        if (what := known or _plugins_fault(error, runner)) is None:
             raise
         raise FBTError(f"{what}; {_last_checkpoint(runner)}") from error
+
+
+def _plugins_fault(error: Exception, runner: DistillRunner) -> PluginError | None:
+    """Whose code raised it; what a GPU reports may have come from anything that was started before."""
+    if "CUDA error" in str(error):
+        return None
+    distiller: Distiller = getattr(runner.model, "module", runner.model)
+    return distiller.culprit(error)
 
 
 def _known(error: RuntimeError, distributed: bool) -> str | None:

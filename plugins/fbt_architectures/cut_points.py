@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fbt_plugins.declaration import isotropic_ends
-from fbt_plugins.staged import meta_copy
 
 from .layouts import Shape, read_shape
 from .traced import Crossing, Image, Trace
-from .tracer import TraceError
+from .tracer import ROOT, ShallowTracer, TraceError
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _STEMS = ("stem", "patch_embed")
@@ -33,7 +31,7 @@ def from_feature_info(net: nn.Module) -> list[str] | None:
     for i, entry in enumerate(entries):
         if (name := _module(net, entry["module"], i)) is not None:
             named.append((name, entry["reduction"]))
-    if len(named) >= 6 and len({reduction for _, reduction in named}) == 1:
+    if len(named) >= _STAGES and len({reduction for _, reduction in named}) == 1:
         return [named[end - 1][0] for end in isotropic_ends(len(named))]
     last = list({reduction: name for name, reduction in named}.values())
     if len(last) >= _STAGES:
@@ -54,7 +52,9 @@ def _module(net: nn.Module, name: str, i: int) -> str | None:
     return next((g for g in guesses if g in existing), next((n for n in existing if n.endswith(f".{name}")), None))
 
 
-def candidates(net: nn.Module, classifiers: Sequence[str], image: Image, descend: Iterable[str] = ()) -> list[Crossing]:
+def candidates(
+    net: nn.Module, classifiers: Sequence[str], image: Image, descend: Iterable[str] = ()
+) -> tuple[list[Crossing], str]:
     """Every place behind a module with weights, in the order they run, where one tensor alone crosses.
 
     Args:
@@ -62,6 +62,9 @@ def candidates(net: nn.Module, classifiers: Sequence[str], image: Image, descend
         classifiers: names of its classifiers.
         image: (C, H, W).
         descend: modules to look into besides lists and sequences of modules.
+
+    Returns:
+        The places, and why the first module that is none was refused, if any was.
     """
     inside = set(descend)
     units: list[str] = []
@@ -77,14 +80,16 @@ def candidates(net: nn.Module, classifiers: Sequence[str], image: Image, descend
     collect(net, "")
     trace = Trace(net, units, classifiers, image, training=False)
     found: dict[int, Crossing] = {}
+    reason = ""
     for name in units:
         try:
             crossing = trace.crossing(name)
-        except TraceError:
+        except TraceError as error:
+            reason = reason or str(error)
             continue
         if len(crossing.shape) in (2, 3):
             found.setdefault(crossing.position, crossing)
-    return [found[position] for position in sorted(found)]
+    return [found[position] for position in sorted(found)], reason
 
 
 def found(
@@ -104,8 +109,8 @@ def found(
     """
     inside: set[str] = set()
     for _ in range(4):
-        places = candidates(net, classifiers, image, inside)
-        shapes = [read_shape(place.shape, image, net) for place in places]
+        places, reason = candidates(net, classifiers, image, inside)
+        shapes = [read_shape(place.shape, image, net, place.name) for place in places]
         rows = [(p.name, s) for p, s in zip(places, shapes, strict=True) if s is not None]
         points = _choose(rows, net, pyramid) if stages is None else _evenly(rows, stages)
         if points is not None:
@@ -114,9 +119,8 @@ def found(
         if deeper is None:
             break
         inside.add(deeper)
-    raise TraceError(
-        f"a trace finds no {stages or _STAGES} stages: one tensor alone crosses behind {len(rows)} modules"
-    )
+    why = f"one tensor alone crosses behind {len(rows)} modules" + (f"; {reason}" if reason else "")
+    raise TraceError(f"a trace finds no {stages or _STAGES} stages: {why}")
 
 
 def _choose(rows: list[tuple[str, Shape]], net: nn.Module, pyramid: bool) -> list[str] | None:
@@ -132,7 +136,7 @@ def _choose(rows: list[tuple[str, Shape]], net: nn.Module, pyramid: bool) -> lis
     blocks = _siblings(final)
     weights = {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name, _ in rows}
     equal = len(blocks) >= _STAGES and sum(weights[b] for b in blocks) > _NEARLY_ALL * sum(weights.values())
-    if equal and not pyramid:
+    if (equal or (len(groups) == 1 and len(blocks) >= _STAGES)) and not pyramid:
         return [blocks[end - 1] for end in isotropic_ends(len(blocks))]
     if len(groups) >= _STAGES:
         return [names[-1] for names in groups.values()][-_STAGES:]
@@ -175,9 +179,10 @@ def _largest(net: nn.Module, inside: set[str]) -> str | None:
 
 
 def classifiers_of(net: nn.Module, image: Image) -> list[str]:
-    """Names of a network's classifiers: timm's ``get_classifier()``, else the last linear layer that runs.
+    """Names of a network's classifiers: timm's ``get_classifier()``, else the last layer with weights that runs.
 
-    A 1x1 convolution counts as a linear layer.
+    Raises:
+        TraceError: if the network cannot be traced, or that layer is neither linear nor a convolution.
     """
     names = {id(module): name for name, module in net.named_modules()}
     if hasattr(net, "get_classifier"):
@@ -185,17 +190,17 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
         own = list(own) if isinstance(own, tuple | list | nn.ModuleList) else [own]
         if all(id(module) in names and any(True for _ in module.parameters()) for module in own):
             return [names[id(module)] for module in own]
-    shadow = meta_copy(net).eval()
-    ran: list[tuple[str, int]] = []
-
-    def note(name: str) -> Any:
-        return lambda module, args, output: ran.append((name, output.shape[1]))
-
-    for name, module in shadow.named_modules():
+    inside: set[str] = set()
+    while True:
+        nodes = ShallowTracer(net, inside, image, training=False).run().nodes
+        ran = [str(n.target).removeprefix(f"{ROOT}.") for n in nodes if n.op == "call_module"]
+        with_weights = [name for name in ran if any(True for _ in net.get_submodule(name).parameters())]
+        if not with_weights:
+            raise TraceError("no layer with weights runs that could be its classifier")
+        last = with_weights[-1]
+        module = net.get_submodule(last)
         if isinstance(module, nn.Linear | nn.Conv2d):
-            module.register_forward_hook(note(name))
-    with torch.no_grad():
-        logits = shadow(torch.empty(2, *image, device="meta"))
-    if not ran or not isinstance(logits, Tensor) or ran[-1][1] != logits.shape[-1]:
-        return []
-    return [ran[-1][0]]
+            return [last]
+        if not any(True for _ in module.children()):
+            raise TraceError(f"its last layer with weights, {last}, is no linear one: it has no classifier")
+        inside |= {last, *(f"{last}.{n}" for n, child in module.named_modules() if type(child) in _CONTAINERS and n)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -30,13 +31,14 @@ class Shape(NamedTuple):
     prefix_tokens: int = 0
 
 
-def read_shape(sizes: tuple[int, ...], image: Image, net: nn.Module) -> Shape | None:
+def read_shape(sizes: tuple[int, ...], image: Image, net: nn.Module, name: str) -> Shape | None:
     """Reads the sizes of one image's share of a tensor; the grid has the image's proportions.
 
     Args:
         sizes: two (tokens) or three (a map).
         image: (C, H, W).
-        net: the network; where the sizes leave both layouts open, its layers' own inputs of these sizes decide.
+        net: the network; where the sizes leave both layouts open, what it does with the tensor decides.
+        name: of the module that gives the tensor.
 
     Returns:
         None where it is neither, or remains open.
@@ -52,8 +54,8 @@ def read_shape(sizes: tuple[int, ...], image: Image, net: nn.Module) -> Shape | 
     if _alike(sizes[:2], height, width):
         options.append(Shape("NHWC", sizes[2], (sizes[0], sizes[1])))
     if len(options) == 2:
-        seen = _layouts_by_size(net, image).get(sizes, set())
-        options = [option for option in options if option.layout in seen]
+        used = _layout_by_use(net, image, name, sizes)
+        options = [option for option in options if option.layout == used]
     return options[0] if len(options) == 1 else None
 
 
@@ -82,24 +84,41 @@ def _tokens(sizes: tuple[int, ...], height: int, width: int, known: object) -> S
     return best and best[1]
 
 
-def _layouts_by_size(net: nn.Module, image: Image) -> dict[tuple[int, ...], set[str]]:
-    """In which layout the network's layers take and give maps, by their sizes per image."""
+def _layout_by_use(net: nn.Module, image: Image, name: str, sizes: tuple[int, ...]) -> str | None:
+    """The layout of a module's output, by its place in memory, or by the layers that give or take it as it is.
+
+    A map that is a view of the other layout's memory betrays itself by its strides.
+    """
     shadow = meta_copy(net).eval()
-    seen: dict[tuple[int, ...], set[str]] = {}
+    outputs: list[Tensor] = []
+    given: list[tuple[Tensor, str]] = []
+    taken: list[tuple[Tensor, str]] = []
 
-    def note(layout: str) -> object:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            for tensor in (*args, output):
-                if isinstance(tensor, Tensor) and tensor.ndim == 4:
-                    seen.setdefault(tuple(tensor.shape[1:]), set()).add(layout)
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+        if isinstance(output, Tensor) and tuple(output.shape[1:]) == sizes:
+            outputs.append(output)
 
-        return hook
+    def watch(module: nn.Module, layout: str) -> None:
+        module.register_forward_hook(lambda module, args, output: given.append((output, layout)))
+        module.register_forward_pre_hook(lambda module, args: taken.append((args[0], layout)) if args else None)
 
     for module in shadow.modules():
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-            module.register_forward_hook(note("NCHW"))  # type: ignore[arg-type]
+            watch(module, "NCHW")
         elif type(module) in (nn.Linear, nn.LayerNorm):
-            module.register_forward_hook(note("NHWC"))  # type: ignore[arg-type]
-    with torch.no_grad():
-        shadow(torch.empty(1, *image, device="meta"))
-    return seen
+            watch(module, "NHWC")
+    shadow.get_submodule(name).register_forward_hook(keep)
+    with torch.no_grad(), suppress(Exception):  # what it has shown before it fails on this device is enough
+        shadow(torch.empty(2, *image, device="meta"))
+    for output in outputs:
+        _, first, second, third = output.stride()
+        if first < third < second:  # channels lie innermost, but are counted first
+            return "NCHW"
+        if second < first < third:  # a row's positions lie innermost, but are counted second
+            return "NHWC"
+        for x, layout in (*given, *taken):
+            if x is output or x._base is output:  # it, or a view of it whose channels lie where its own do
+                channels = x.stride(1 if layout == "NCHW" else 3)
+                if channels in (first, third):
+                    return "NCHW" if channels == first else "NHWC"
+    return None

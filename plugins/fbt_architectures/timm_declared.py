@@ -73,8 +73,8 @@ FAMILIES = {
     "Sequencer2d": "mlp",
     "SwiftFormer": "hybrid",
     "VOLO": "attention",
+    "Xcit": "attention",
     "mobilevitv2": "hybrid",
-    "vitamin": "hybrid",
 }
 """By class, or by the beginning of a name: where counting operations sees less than the papers say (attention without a
 product of activations, one convolution among many layers, a stem that outweighs its stage)."""
@@ -82,6 +82,8 @@ product of activations, one convolution among many layers, a stem that outweighs
 
 def family_of(name: str, net: nn.Module) -> str | None:
     """What the literature calls a model whose operations don't tell; None lets them tell."""
+    if hasattr(getattr(net, "patch_embed", None), "backbone"):  # a transformer on a convolutional network
+        return "hybrid"
     return FAMILIES.get(type(net).__name__) or next(
         (f for start, f in FAMILIES.items() if name.startswith(start)), None
     )

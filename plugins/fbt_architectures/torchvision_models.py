@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision import models
 
@@ -97,7 +98,12 @@ def _create(name: str, num_classes: int, weights: Any, arguments: dict[str, Any]
     try:
         if weights is not None:
             return models.get_model(name, weights=weights, **arguments)
-        return models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+        try:
+            return models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+        except NotImplementedError:  # RegNet works out its widths with tensors, which needs their values
+            with torch.device("cpu"):
+                net = models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+            return net.to(torch.get_default_device())
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"{name}: torchvision refuses these arguments ({one_line(error)})") from error
     except Exception as error:

@@ -203,8 +203,6 @@ class TracedCode:
         Raises:
             TraceError: if it cannot be traced or cut, or would do something else for another image size.
         """
-        if not self.classifiers:
-            raise TraceError("it has no classifier that a trace could find")
         traces = [Trace(net, self.points, self.classifiers, image, training) for training in (False, True)]
         rows = [trace.crossings(self.points) for trace in traces]
         if any(a.shape != b.shape for a, b in zip(*rows, strict=True)):
@@ -316,7 +314,9 @@ def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
         return value.to(like.device)
 
     # Its name tells values apart, for code is compared as text.
-    content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    content = str(tuple(value.shape)).encode()
+    if not value.is_meta:  # a network without weights has constants without values
+        content += value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     digest = hashlib.sha256(content).hexdigest()
     constant.__qualname__ = constant.__name__ = f"constant_{digest[:16]}"
     return constant

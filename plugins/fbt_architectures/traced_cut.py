@@ -78,7 +78,9 @@ def _cut(
 
     def at(points: Sequence[str]) -> tuple[TracedCode, list[Crossing], list[tuple[set[str], set[str]]]]:
         code = TracedCode(points, classifiers)
-        return code, *code.make(net, image)
+        cuts, reached = code.make(net, image)
+        _no_weight_twice(net, reached)
+        return code, cuts, reached
 
     if stages is not None:
         return at(found(net, classifiers, image, stages) if isinstance(stages, int) else _known(net, stages))
@@ -92,6 +94,22 @@ def _cut(
             return at(found(net, classifiers, image, pyramid=True))
         except TraceError:
             raise error from None
+
+
+def _no_weight_twice(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> None:
+    owners: dict[int, int] = {}
+    for number, (modules, tensors) in enumerate(reached, 1):
+        held = [(name, net.get_submodule(name).parameters()) for name in sorted(modules)]
+        held += [(name, iter([t])) for name in sorted(tensors) if isinstance(t := _get(net, name), nn.Parameter)]
+        for name, parameters in held:
+            for parameter in parameters:
+                if owners.setdefault(id(parameter), number) != number:
+                    raise TraceError(f"{name} runs in two parts, {owners[id(parameter)]} and {number}")
+
+
+def _get(net: nn.Module, path: str) -> object:
+    owner, _, name = path.rpartition(".")
+    return getattr(net.get_submodule(owner), name)
 
 
 def _known(net: nn.Module, names: Sequence[str]) -> list[str]:
@@ -108,7 +126,7 @@ def _shape(
     own = layout if isinstance(layout, str) or layout is None else layout[i]
     if own in ("NCHW", "NHWC") and len(sizes) == 3:
         return Shape(own, sizes[0] if own == "NCHW" else sizes[2], sizes[1:] if own == "NCHW" else sizes[:2])
-    shape = read_shape(sizes, image, net)
+    shape = read_shape(sizes, image, net, name)
     if shape is None or own not in (None, shape.layout):
         text = "x".join(map(str, sizes))
         raise TraceError(

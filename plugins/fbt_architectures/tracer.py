@@ -7,9 +7,11 @@ a run on the meta device, so that sizes of images and grids are plain numbers wh
 from __future__ import annotations
 
 import operator
+import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -100,6 +102,10 @@ class ShallowTracer(fx.Tracer):
         self.device = next((p.device for p in net.parameters()), torch.device("cpu"))
         self.traced = _Traced(meta_copy(net).train(training))
         self.descend = {ROOT, *(f"{ROOT}.{name}" for name in descend)}
+        for name in self.descend:
+            module = self.traced.get_submodule(name)
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise TraceError(f"{type(module).__name__} has forward hooks, which would not run")
         self.image = image
         self._stack: list[str] = []
         self._running = False
@@ -112,14 +118,20 @@ class ShallowTracer(fx.Tracer):
         Raises:
             TraceError: with the reason, if the forward pass is none that a trace can follow.
         """
+        before = _generators()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad():
                 graph = self.trace(self.traced)
         except TraceError:
             raise
         except Exception as error:  # a network's own code, run with stand-ins for tensors: anything may come of it
             reason = " ".join(str(error).split()) or type(error).__name__
             raise TraceError(f"it cannot be traced ({reason[:160]})") from error
+        finally:
+            drew = _generators() != before
+            _restore(before)
+        if drew:
+            raise TraceError("it draws random numbers outside of its layers, where a trace would keep the first ones")
         for node in graph.nodes:
             if node.op == "output":
                 node.meta.update(val=None, images=True, path=())
@@ -154,7 +166,7 @@ class ShallowTracer(fx.Tracer):
         if isinstance(value, Tensor):
             name = self._tensors.get(id(value))
             if name is None:
-                if value.is_meta:
+                if value.is_meta and self.device.type != "meta":
                     raise TraceError("it computes with tensors that the trace cannot name")
                 name = f"constant_{len(self.constants)}"
                 self.constants[name] = value
@@ -177,11 +189,12 @@ class ShallowTracer(fx.Tracer):
 
         node.meta["images"] = kind == "placeholder" or any(i.meta["images"] for i in node.all_input_nodes)
         a, k = _plain(fx.node.map_aggregate((args, kwargs), concrete))
-        self._running = True
+        self._running, before = True, _generators()
         try:
             value = node.meta["val"] = self._value(kind, target, a, k)
         finally:
             self._running = False
+            _restore(before)  # what a leaf draws it will draw each time anew
         plain = not isinstance(value, Tensor | torch.dtype) and not _has_tensors(value)
         return value if plain and not any(numbers) else proxy
 
@@ -218,6 +231,20 @@ def _tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, value in vars(module).items():
             if isinstance(value, Tensor):
                 yield f"{prefix}.{name}", value
+
+
+def _generators() -> tuple[Any, ...]:
+    """States of the generators that a network may draw from on a CPU."""
+    state: Any = np.random.get_state()
+    name, keys, *rest = state
+    return random.getstate(), (name, keys.tobytes(), *rest), bytes(torch.default_generator.get_state().numpy())
+
+
+def _restore(states: tuple[Any, ...]) -> None:
+    python, (name, keys, *rest), own = states
+    random.setstate(python)
+    np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
+    torch.default_generator.set_state(torch.frombuffer(bytearray(own), dtype=torch.uint8))
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
+from fbt_plugins.fusion import ends
 from fbt_plugins.splice import Splice
 from fbt_plugins.staged import StageSpec
 
@@ -60,7 +61,7 @@ class L2GFusion:
         stages = {"S": len(student_specs), "T": len(teacher_specs)}
         return nn.ModuleDict(
             {
-                j.name: self._l2g(*j.ends(student_specs, teacher_specs), into_head=j.first > stages[j.taker])
+                j.name: self._l2g(*ends(j, student_specs, teacher_specs), into_head=j.first > stages[j.taker])
                 for j in splice.junctions
             }
         )

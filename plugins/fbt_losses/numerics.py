@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from fbt_plugins import Batch, Knowledge
+from fbt_plugins import Batch, Knowledge, full_precision
 
-
-class full_precision:
-    """Switches autocast off and gives the tensors in float32, or in float64 where they are that already."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        self._tensors = tensors
-        device = tensors[0].device.type
-        self._off = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else None
-
-    def __enter__(self) -> tuple[Tensor, ...]:
-        if self._off is not None:
-            self._off.__enter__()
-        return tuple(t if t.dtype == torch.float64 else t.float() for t in self._tensors)
-
-    def __exit__(self, *reason: Any) -> None:
-        if self._off is not None:
-            self._off.__exit__(*reason)
+__all__ = ["full_precision", "positive", "same_shape", "target_class", "the_teacher"]
 
 
 def same_shape(what: str, student: Tensor, teacher: Tensor, remedy: str) -> None:

@@ -129,7 +129,9 @@ def test_a_strategy_that_forgets_a_junction_is_told_so(make: Make, plugins) -> N
     registry = plugins.registries.fusions
     registry.register_module(name="Forgetful", module=Forgetful)
     try:
-        with pytest.raises(ConfigError, match="Forgetful: junctions"):
+        with pytest.raises(
+            ConfigError, match=r"'Forgetful' built no junctions for the splice S1-3\+T4, which has S3_T4"
+        ):
             make(fusion=dict(type="Forgetful"))
     finally:
         registry._module_dict.pop("Forgetful")

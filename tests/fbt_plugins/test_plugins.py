@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Callable
 from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import pytest
 from fbt_plugins import load_plugins
 from fbt_plugins.errors import FBTError, UnknownNameError
 from fbt_plugins.plugins import Plugins
-from fbt_plugins.registry import PluginRegistry, Registries
 
 GOOD = """
 import fbt_plugins
@@ -24,7 +24,6 @@ def fbt_register(registries):
     registries.losses.register_module(module=Half)
     raise RuntimeError("out of ideas")
 """
-TAKEN = GOOD + "    registries.losses.register_module(name='Good2', module=Good)\n"
 
 
 class FakeDistribution(Distribution):
@@ -46,11 +45,13 @@ class FakeDistribution(Distribution):
         return Path()
 
 
+Load = Callable[..., Plugins]
+
+
 @pytest.fixture
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """A manager of its own, and a function that loads modules of given source through entry points."""
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolated_plugins: Plugins) -> Load:
+    """Loads modules of given source through entry points, into a manager of its own."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    plugins = Plugins(Registries(PluginRegistry("architecture"), PluginRegistry("fusion"), PluginRegistry("loss")))
 
     def load(**sources: str) -> Plugins:
         points = []
@@ -59,59 +60,97 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[n
             sys.modules.pop(f"plugin_{name}", None)
             point = EntryPoint(name, f"plugin_{name}", "fbt_plugins")
             points.append(point._for(FakeDistribution(f"fbt-{name}")))  # type: ignore[attr-defined]
-        plugins.load_installed(points)
-        return plugins
+        isolated_plugins.load_installed(points)
+        return isolated_plugins
 
     return load
 
 
-def test_registers_what_a_plugin_offers_and_knows_whose_it_is(isolated) -> None:  # type: ignore[no-untyped-def]
+def test_registers_what_a_plugin_offers_and_knows_whose_it_is(isolated: Load) -> None:
     plugins = isolated(good=GOOD)
-    assert plugins.registries.losses.owners == {"Good": "good"}
+    assert plugins.registries.losses.owners == {"Good": plugins.loaded["good"]}
     assert (plugins.loaded["good"].distribution, plugins.loaded["good"].version) == ("fbt-good", "1.2")
 
 
-@pytest.mark.parametrize(
-    ("source", "reason"),
-    [
-        ("import no_such_module", "no_such_module"),
-        ("raise SystemExit(3)", "SystemExit"),
-        ("def f(:", "SyntaxError"),
-        (HALF, "out of ideas"),
-        ("x = 1", "no hook"),
-        ("FBT_API_VERSION = 99", "written for plugin interface 99"),
-        ("import fbt_plugins\n@fbt_plugins.hookimpl\ndef fbt_register(registry): ...", "registry"),
-        (GOOD, "Good"),  # the name is taken by then
-    ],
-)
-def test_a_failing_plugin_hurts_nobody_else(isolated, source: str, reason: str) -> None:  # type: ignore[no-untyped-def]
+FAULTS = {
+    "module missing": ("import no_such_module", "'no_such_module'", "pip install no_such_module, which fbt-bad needs"),
+    "own module missing": ("import plugin_bad.parts", "plugin_bad", "pip install --force-reinstall fbt-bad"),
+    "exit": ("raise SystemExit(3)", "SystemExit: 3", "pip uninstall fbt-bad; FBT_DEBUG=1 shows the traceback"),
+    "no Python": ("def f(:", "SyntaxError", "pip uninstall fbt-bad"),
+    "raises in its hook": (HALF, "RuntimeError: out of ideas", "pip uninstall fbt-bad"),
+    "no hook": ("x = 1", "no hook: define fbt_register(registries)", "pip uninstall fbt-bad"),
+    "newer": ("FBT_API_VERSION = 99", "plugin interface 99, this is 1", "pip install --upgrade fbt-plugins"),
+    "older": (
+        "FBT_API_VERSION = 0",
+        "plugin interface 0, this is 1",
+        "upgrade it, or remove it: pip uninstall fbt-bad",
+    ),
+    "hook of another form": (GOOD.replace("(registries)", "(registry)"), "registry", "pip uninstall fbt-bad"),
+    "taken name": (GOOD, "'Good' is the name of a loss of plugin 'first' (fbt-first 1.2); register", "pip uninstall"),
+    "replaced": (
+        GOOD.replace("module=Good", "module=Good, force=True"),
+        "it replaces the loss 'Good' of plugin 'first' (fbt-first 1.2)",
+        "pip uninstall fbt-bad",
+    ),
+    "no class": (GOOD.replace("module=Good", "name='Five', module=5"), "a class or a function under a name, not 5", ""),
+}
+
+
+@pytest.mark.parametrize(("source", "reason", "remedy"), FAULTS.values(), ids=FAULTS)
+def test_a_failing_plugin_hurts_nobody_else(isolated: Load, source: str, reason: str, remedy: str) -> None:
     plugins = isolated(first=GOOD, bad=source, last=GOOD.replace("Good", "Last"))
     assert set(plugins.loaded) == {"first", "last"}
     assert set(plugins.registries.losses.module_dict) == {"Good", "Last"}
     (failure,) = plugins.failures
     assert (failure.plugin, failure.distribution, failure.version) == ("bad", "fbt-bad", "1.2")
-    assert reason in failure.error and "\n" not in failure.error
-    with pytest.raises(UnknownNameError, match=r"fbt-bad 1\.2"):
+    line = str(failure)
+    assert line.startswith("plugin 'bad' (fbt-bad 1.2) failed to load: ") and "\n" not in line
+    assert reason in failure.error and remedy in failure.remedy
+    with pytest.raises(UnknownNameError) as missed:
         plugins.registries.losses.get("Missing")
+    assert line in str(missed.value)
 
 
-def test_loading_again_changes_nothing(isolated) -> None:  # type: ignore[no-untyped-def]
+def test_two_distributions_with_one_name_for_their_plugins(isolated: Load) -> None:
+    plugins = isolated(good=GOOD)
+    point = EntryPoint("good", "plugin_good", "fbt_plugins")._for(FakeDistribution("other"))  # type: ignore[attr-defined]
+    plugins.load_installed([point])
+    assert "has the name of plugin 'good' (fbt-good 1.2)" in str(plugins.failures[0])
+
+
+def test_debugging_shows_where_a_plugin_failed(
+    isolated: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    isolated(quiet=HALF)
+    assert not capsys.readouterr().err
+    monkeypatch.setenv("FBT_DEBUG", "1")
+    isolated(loud=HALF)
+    assert 'plugin_loud.py", line 7' in capsys.readouterr().err
+
+
+def test_loading_again_changes_nothing(isolated: Load) -> None:
     isolated(good=GOOD, bad=HALF)
     plugins = isolated(good=GOOD, bad=HALF)
     assert len(plugins.loaded) == len(plugins.failures) == 1
     assert load_plugins() is load_plugins()
 
 
-def test_a_module_named_in_a_config_must_load(isolated) -> None:  # type: ignore[no-untyped-def]
+def test_a_module_named_in_a_config_must_load(isolated: Load) -> None:
     with pytest.raises(FBTError, match="no_such_plugin"):
         isolated().load_module("no_such_plugin")
 
 
-def test_a_module_named_in_a_config_needs_no_hook(isolated, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_module_named_in_a_config_needs_no_hook(isolated: Load, tmp_path: Path) -> None:
     plugins = isolated()
     (tmp_path / "plugin_plain.py").write_text("x = 1")
     plugins.load_module("plugin_plain")
     assert "plugin_plain" in plugins.loaded and not plugins.failures
+
+
+def test_a_module_that_is_installed_may_be_named_in_a_config_besides(isolated: Load) -> None:
+    plugins = isolated(good=GOOD)
+    plugins.load_module("plugin_good")
+    assert len(plugins.loaded) == 1 and not plugins.failures
 
 
 def test_the_built_in_plugins_come_in_by_the_same_door(plugins: Plugins) -> None:

@@ -73,7 +73,7 @@ def test_a_plugin_beside_the_config_is_loaded(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "config.py").write_text("custom_imports = dict(imports=['plugin_of_mine'])\n")
     try:
         load_config(tmp_path / "config.py")
-        assert plugins.registries.losses.owners["MineLoss"] == "plugin_of_mine"
+        assert plugins.registries.losses.owners["MineLoss"].name == "plugin_of_mine"
     finally:
         plugins.registries.losses._module_dict.pop("MineLoss", None)
         plugins.registries.losses.owners.pop("MineLoss", None)

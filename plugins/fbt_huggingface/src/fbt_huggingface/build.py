@@ -1,0 +1,151 @@
+"""``type="huggingface"``: a vision classifier of transformers as a StagedModel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fbt_plugins import ConfigError, FBTError, StagedModel, load_weights
+
+from .families import FAMILIES, pair
+from .parts import Row
+from .sources import (
+    changed_arguments,
+    is_folder,
+    load_model,
+    make_config,
+    model_class,
+    name_of,
+    normalisation,
+    read_config,
+    refused,
+)
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+OTHER = {"mean": (0.5,), "std": (0.5,)}  # for images that have no three channels
+
+
+def build_huggingface(
+    name: str | None = None,
+    num_classes: int | None = None,
+    stages: int | Sequence[str] | None = None,
+    checkpoint: str | None = None,
+    pretrained: str | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    feature: str = "classifier",
+    family: str | None = None,
+    **arguments: Any,
+) -> StagedModel:
+    """Builds a classifier of transformers from its config and cuts it.
+
+    Args:
+        name: transformers' model type, such as "vit"; may be left out where ``pretrained`` or a folder says it.
+        num_classes: number of logits, which has to be given.
+        stages: None for the family's own stages; a number of stages; or the names of the units that end them:
+            "blocks.3" in a row of equal blocks, "stages.2" or "stages.2.4" in a pyramid.
+        checkpoint: weights of this very model: a folder that ``save_pretrained`` wrote, or a file (safetensors, a state
+            dict, or a checkpoint of a run).
+        pretrained: a model of the Hugging Face Hub, "org/name", or a folder, to start from; a head of another number of
+            classes, or none, gives way to a fresh one.
+        input_size: pixels that images are resized to before this model; by default what the checkpoint says, if our
+            engine wrote it, else None, which leaves them as they are.
+        mean, std: input normalisation; by default that of the checkpoint, or of the preprocessor_config.json beside the
+            weights, else ImageNet's.
+        feature: what is transferred as feature: "classifier", the input of the last linear layer, or "avgpool", the
+            mean over all positions.
+        family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
+        arguments: of the model's config, such as ``image_size=32`` or ``hidden_size=192``.
+
+    Raises:
+        UnknownNameError: if there is no such model type here.
+        ConfigError: if the config has no such argument, or refuses its value.
+        FBTError: if weights cannot be had or do not fit.
+    """
+    source = _source(pretrained, checkpoint)
+    stored = read_config(source) if source else None
+    if stored is not None:
+        name = name_of(stored, name, str(source))
+    if name is None:
+        raise ConfigError("huggingface: argument 'name' is missing")
+    if num_classes is None:
+        raise ConfigError(f"{name}: argument 'num_classes' is missing")
+    config = make_config(name, num_classes, arguments, stored)
+    net = _net(name, config, source, fresh_head=pretrained is not None)
+    about = load_weights(net, checkpoint, name) if checkpoint and not source else normalisation(source or "")
+
+    kind = FAMILIES[name]
+    prefix_tokens = kind.prefix_tokens(net)
+    row = _row(name, net)
+    parts = kind.cut.cut(row, stages, feature, prefix_tokens=prefix_tokens)
+    defaults = about | {k: v for k, v in _default(config).items() if k not in about}
+    size = input_size or about.get("input_size")
+    return StagedModel(
+        net,
+        parts.stages,
+        parts.head,
+        layout=parts.layouts,
+        family=family,
+        image_size=pair(getattr(config, "image_size", 224)),
+        prefix_tokens=prefix_tokens,
+        prefix=_prefix(row.stem),
+        in_chans=config.num_channels,
+        mean=mean or defaults["mean"],
+        std=std or defaults["std"],
+        input_size=pair(size) if size else None,
+        name=name,
+        arguments={"num_classes": num_classes, **changed_arguments(config)},
+    )
+
+
+def _source(pretrained: str | None, checkpoint: str | None) -> str | None:
+    """The folder or the name on the Hub that says what the model is; a file with weights does not."""
+    if pretrained is not None and not isinstance(pretrained, str):
+        raise ConfigError(f"huggingface: pretrained is a name on the Hub, 'org/name', or a folder, not {pretrained!r}")
+    if pretrained is not None and checkpoint:
+        raise ConfigError("huggingface: pretrained and checkpoint both say where weights come from; give one of them")
+    if checkpoint and Path(checkpoint).name == "model.safetensors":  # of save_pretrained, in names of an older release,
+        checkpoint = str(Path(checkpoint).parent)  # which transformers knows how to translate
+    return pretrained or (checkpoint if checkpoint and is_folder(checkpoint) else None)
+
+
+def _net(name: str, config: Any, source: str | None, fresh_head: bool) -> Any:
+    """The model, of transformers' own class, which answers with logits."""
+    if source and torch.get_default_device().type != "meta":
+        net = load_model(name, source, config, fresh_head)
+    else:
+        try:
+            net = model_class(name)(config)
+        except Exception as error:
+            raise refused(name, error) from error
+    net.register_forward_hook(_logits)  # a hook, because a wrapper would change the names in the state dict
+    return net
+
+
+def _row(name: str, net: Any) -> Row:
+    try:
+        return FAMILIES[name].row(net)
+    except AttributeError as error:
+        raise FBTError(f"{name}: transformers {version('transformers')} builds it of other parts ({error})") from error
+
+
+def _logits(net: nn.Module, images: tuple[Tensor, ...], output: Any) -> Tensor:
+    return output.logits
+
+
+def _default(config: Any) -> dict[str, Any]:
+    return IMAGENET if config.num_channels == 3 else {k: v * config.num_channels for k, v in OTHER.items()}
+
+
+def _prefix(stem: nn.Module) -> Tensor | None:
+    """A transformer's class, distillation and register tokens as it learned them, (tokens, width)."""
+    embeddings = getattr(stem, "part", stem)
+    tokens = [getattr(embeddings, n, None) for n in ("cls_token", "distillation_token", "register_tokens")]
+    found = [t.detach()[0] for t in tokens if isinstance(t, nn.Parameter)]
+    return torch.cat(found) if found else None

@@ -1,0 +1,171 @@
+"""Where each family of transformers' classifiers is cut: the order in which its parts run, and a line of data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from fbt_plugins import ConfigError, Declaration, isotropic
+
+from .parts import (
+    BiasedBlock,
+    BiasedStem,
+    ClassAndMean,
+    ClassToken,
+    First,
+    GridPart,
+    GridStem,
+    Mean,
+    Row,
+    TokenPool,
+    two_token_head,
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of transformers' model types.
+
+    Attributes:
+        classifier: its class for image classification; a name, so that nothing is imported before it is built.
+        row: lists the parts of a model of that class.
+        cut: where the row is cut.
+        prefix_tokens: of a model.
+    """
+
+    classifier: str
+    row: Callable[[Any], Row]
+    cut: Declaration
+    prefix_tokens: Callable[[Any], int] = lambda _: 0
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """(height, width) of a config's size, which may be one number."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _vit(model: Any) -> Row:
+    base = model.base_model
+    return Row(First(base.embeddings), base.layernorm, ClassToken(), model.classifier, blocks=map(First, base.layers))
+
+
+def _ijepa(model: Any) -> Row:
+    base = model.base_model
+    return Row(First(base.embeddings), base.layernorm, Mean(1), model.classifier, blocks=map(First, base.layers))
+
+
+def _deit_with_teacher(model: Any) -> Row:
+    base = model.base_model
+    both = nn.ModuleList([model.cls_classifier, model.distillation_classifier])
+    return Row(First(base.embeddings), base.layernorm, nn.Identity(), both, blocks=map(First, base.layers))
+
+
+def _dinov2(model: Any) -> Row:
+    base = model.base_model
+    pool, blocks = ClassAndMean(1 + _registers(model)), map(First, base.encoder.layer)
+    return Row(First(base.embeddings), base.layernorm, pool, model.classifier, blocks=blocks)
+
+
+def _registers(model: Any) -> int:
+    return getattr(model.config, "num_register_tokens", 0)
+
+
+def _beit(model: Any) -> Row:
+    base, config = model.base_model, model.config
+    if config.use_shared_relative_position_bias:
+        raise ConfigError(
+            "beit: use_shared_relative_position_bias=True gives one bias to all blocks, so that no cut could own it; "
+            "use_relative_position_bias=True gives each its own"
+        )
+    h, w = pair(config.image_size)
+    patch = config.patch_size
+    grid = (h // patch, w // patch)
+    stem, blocks = BiasedStem(base.embeddings, patch, grid), [BiasedBlock(layer, patch, grid) for layer in base.layers]
+    return Row(stem, base.layernorm, base.pooler, model.classifier, blocks=blocks)
+
+
+def _swin(model: Any) -> Row:
+    base = model.base_model
+    stages: list[list[nn.Module]] = []
+    merging: list[nn.Module] = []  # of the stage before: a stage begins with it, as in the paper and in timm
+    for layer in base.encoder.layers:
+        stages.append([GridPart(part) for part in (*merging, *layer.blocks)])
+        merging = [] if layer.downsample is None else [layer.downsample]
+    return Row(GridStem(base.embeddings), base.layernorm, TokenPool(base.pooler), model.classifier, stages=stages)
+
+
+def _convnext(model: Any) -> Row:
+    base = model.base_model
+    stages = []
+    for stage in base.encoder.stages:
+        downsample = list(stage.downsampling_layer)  # norm and convolution, one unit; empty in stage 1
+        stages.append([*([nn.Sequential(*downsample)] if downsample else []), *stage.layers])
+    pool = nn.Sequential(Mean(-2, -1), base.layernorm)
+    return Row(base.embeddings, nn.Identity(), pool, model.classifier, stages=stages)
+
+
+def _resnet(model: Any) -> Row:
+    base = model.base_model
+    flatten, classifier = model.classifier
+    stages = [list(stage.layers) for stage in base.encoder.stages]
+    return Row(base.embedder, nn.Identity(), nn.Sequential(base.pooler, flatten), classifier, stages=stages)
+
+
+def _poolformer(model: Any) -> Row:
+    encoder = model.base_model.encoder
+    stages = [
+        [patches, *map(First, blocks)] for patches, blocks in zip(encoder.patch_embeddings, encoder.block, strict=True)
+    ]
+    return Row(nn.Identity(), model.norm, Mean(-2, -1), model.classifier, stages=stages)
+
+
+def _mobilenet_v1(model: Any) -> Row:
+    layers = list(model.base_model.layer)  # two to a block; a stage for each resolution from a quarter on
+    return _mobilenet(model, [layers[:6], layers[6:10], layers[10:22], layers[22:]])
+
+
+def _mobilenet_v2(model: Any) -> Row:
+    layers, last = list(model.base_model.layer), model.base_model.conv_1x1  # in stage 4, as in the field's tables
+    return _mobilenet(model, [layers[:2], layers[2:5], layers[5:12], [*layers[12:], last]])
+
+
+def _mobilenet(model: Any, stages: list[list[nn.Module]]) -> Row:
+    base = model.base_model
+    pool = nn.Sequential(base.pooler, nn.Flatten(), model.dropout)
+    return Row(base.conv_stem, nn.Identity(), pool, model.classifier, stages=stages)
+
+
+def _each_stage(row: nn.Module, units: list[str]) -> list[str]:
+    return [f"stages.{i}" for i in range(len(row.stages))]  # type: ignore[arg-type]
+
+
+TOKENS = Declaration("stem", "blocks.*", isotropic, "pool classifier", tail="norm", layout="NLC")
+TWO_TOKENS = replace(TOKENS, head=two_token_head)
+MAPS = Declaration("stem", "stages.*.*", _each_stage, "pool classifier", tail="norm")
+GRIDS = replace(MAPS, layout="NHWC")
+
+FAMILIES: dict[str, Family] = {
+    "beit": Family("BeitForImageClassification", _beit, TOKENS, lambda _: 1),
+    "convnext": Family("ConvNextForImageClassification", _convnext, MAPS),
+    "convnextv2": Family("ConvNextV2ForImageClassification", _convnext, MAPS),
+    "deit": Family("DeiTForImageClassification", _vit, TOKENS, lambda _: 2),
+    "deit_with_teacher": Family("DeiTForImageClassificationWithTeacher", _deit_with_teacher, TWO_TOKENS, lambda _: 2),
+    "dinov2": Family("Dinov2ForImageClassification", _dinov2, TOKENS, lambda _: 1),
+    "dinov2_with_registers": Family(
+        "Dinov2WithRegistersForImageClassification", _dinov2, TOKENS, lambda model: 1 + _registers(model)
+    ),
+    "ijepa": Family("IJepaForImageClassification", _ijepa, TOKENS),
+    "mobilenet_v1": Family("MobileNetV1ForImageClassification", _mobilenet_v1, MAPS),
+    "mobilenet_v2": Family("MobileNetV2ForImageClassification", _mobilenet_v2, MAPS),
+    "poolformer": Family("PoolFormerForImageClassification", _poolformer, MAPS),
+    "regnet": Family("RegNetForImageClassification", _resnet, MAPS),
+    "resnet": Family("ResNetForImageClassification", _resnet, MAPS),
+    "swin": Family("SwinForImageClassification", _swin, GRIDS),
+    "swinv2": Family("Swinv2ForImageClassification", _swin, GRIDS),
+    "vit": Family("ViTForImageClassification", _vit, TOKENS, lambda _: 1),
+    "vit_msn": Family("ViTMSNForImageClassification", _vit, TOKENS, lambda _: 1),
+}
+"""By transformers' model type; ``deit_with_teacher`` is ours, for the other class of the type ``deit``."""

@@ -1,0 +1,187 @@
+"""Parts of a transformers model as modules that map one tensor to one, which is what a stage is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from fbt_plugins import FBTError
+
+
+class Row(nn.Module):
+    """A model's parts in the order they run: stem, units, norm, pool, classifier.
+
+    It holds the model's own modules, so it has no weights of its own; the names of its children are those that
+    ``stages`` speaks of, whatever a release of transformers calls them.
+
+    Args:
+        stem: images (N, C, H, W) -> what the first unit takes.
+        norm: runs behind the last unit.
+        pool: output of the norm -> features (N, D).
+        classifier: features -> logits (N, classes).
+        blocks: equal units, called "blocks.0", ...
+        stages: in their place, the units of each stage, called "stages.0.0", ...
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        norm: nn.Module,
+        pool: nn.Module,
+        classifier: nn.Module,
+        *,
+        blocks: Iterable[nn.Module] = (),
+        stages: Iterable[Iterable[nn.Module]] = (),
+    ) -> None:
+        super().__init__()
+        self.stem, self.norm, self.pool, self.classifier = stem, norm, pool, classifier
+        self.blocks, self.stages = nn.ModuleList(blocks), nn.ModuleList(map(nn.ModuleList, stages))
+
+
+class First(nn.Module):
+    """A part that answers with a tensor in some releases and with a tuple in others, whose first entry it is."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _first(self.part(x))
+
+
+class GridStem(nn.Module):
+    """Embeddings that answer with tokens and their grid: images (N, C, H, W) -> (N, h, w, D)."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens, grid = self.part(images)
+        return tokens.unflatten(1, grid)
+
+
+class GridPart(nn.Module):
+    """A Swin block or patch merging, which takes tokens and their grid: (N, h, w, D) -> (N, h', w', D')."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[1:3]
+        tokens = _first(self.part(x.flatten(1, 2), (h, w)))
+        if tokens.shape[1] != h * w:  # merged
+            h, w = (h + 1) // 2, (w + 1) // 2
+        return tokens.unflatten(1, (h, w))
+
+
+class BiasedBlock(nn.Module):
+    """A BEiT block, whose relative position bias depends on the images' size: (N, 1 + L, D) -> the same.
+
+    Args:
+        part: the block.
+        patch: pixels per patch.
+        grid: (h, w) that the model is made for; any other grid has to be a square, as tokens don't tell theirs.
+    """
+
+    def __init__(self, part: nn.Module, patch: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.part, self.patch, self.grid = part, patch, grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = grid_of(x.shape[1] - 1, self.grid)
+        # transformers caches the bias's index by the grid: made on the meta device, it would be of no use later
+        with torch.device("cpu") if x.is_meta else nullcontext():
+            return _first(self.part(x, resolution=(h * self.patch, w * self.patch)))
+
+
+class BiasedStem(nn.Module):
+    """BEiT's embeddings, which refuse images whose grid the blocks could not tell from the number of tokens."""
+
+    def __init__(self, part: nn.Module, patch: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.part, self.patch, self.grid = part, patch, grid
+
+    def forward(self, images: Tensor) -> Tensor:
+        h, w = (side // self.patch for side in images.shape[2:])
+        if grid_of(h * w, self.grid) != (h, w):
+            raise FBTError(f"a grid of {h}x{w} patches is neither a square nor that of image_size")
+        return _first(self.part(images))
+
+
+class ClassToken(nn.Module):
+    """(N, L, D) -> (N, D), the first token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0]
+
+
+class ClassAndMean(nn.Module):
+    """(N, prefix + L, D) -> (N, 2 D): the first token, then the mean of those behind the prefix (DINOv2)."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, 0], x[:, self.prefix :].mean(1)], 1)
+
+
+class Mean(nn.Module):
+    """The mean over all positions.
+
+    Args:
+        axes: of the positions.
+    """
+
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.axes)
+
+
+class TokenPool(nn.Module):
+    """Swin's pooling over tokens: (N, h, w, D) -> (N, D)."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x.flatten(1, 2).transpose(1, 2)).flatten(1)
+
+
+def two_token_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """DeiT with a teacher: class and distillation token, a classifier each, averaged; the features are averaged, too.
+
+    Args:
+        row: whose pool is left out, and whose classifier is two.
+        x: (N, 2 + L, D).
+    """
+    of_class, of_teacher = row.classifier  # type: ignore[misc]
+    return (x[:, 0] + x[:, 1]) / 2, (of_class(x[:, 0, :]) + of_teacher(x[:, 1, :])) / 2
+
+
+def grid_of(tokens: int, expected: tuple[int, int]) -> tuple[int, int]:
+    """The grid of that many tokens: the expected one, or a square.
+
+    Raises:
+        FBTError: if it is neither.
+    """
+    if tokens == expected[0] * expected[1]:
+        return expected
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise FBTError(f"{tokens} patches are neither a square nor the {expected[0]}x{expected[1]} of image_size")
+    return side, side
+
+
+def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

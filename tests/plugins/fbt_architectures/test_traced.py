@@ -1,0 +1,284 @@
+"""The traced way: cuts of networks that no declaration covers are exact, or refused with the reason."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fbt_architectures.traced_cut import cut_by_trace
+from torch import Tensor, nn
+
+from fbt_plugins import ARCHITECTURES, ConfigError, FBTError, StagedModel
+
+
+class Net(nn.Module):
+    """Four blocks that call each other in ``forward``; subclasses change one thing each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8 * 2**i, 16 * 2**i, 3, 2, 1), nn.BatchNorm2d(16 * 2**i), nn.ReLU())
+            for i in range(3)
+        )
+        self.fc = nn.Linear(64, 5)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).mean((2, 3)))
+
+
+def cut(net: nn.Module, stages: Any = None, **about: Any) -> StagedModel:
+    torch.manual_seed(0)
+    return cut_by_trace(net, stages, name="net", **({"image_size": (32, 32)} | about))
+
+
+def test_a_network_without_any_declaration_is_cut_at_its_resolutions() -> None:
+    model = cut(Net())
+    assert model.way == "traced" and model.family == "cnn"
+    assert [str(s) for s in model.specs] == ["NCHW 8 x 16x16", "NCHW 16 x 8x8", "NCHW 32 x 4x4", "NCHW 64 x 2x2"]
+    proof = model.verify()
+    assert proof.gradients == proof.parameters == 16 and proof.buffers == 9
+    assert model.macs_at((32, 32))[0] == 3 * 8 * 9 * 16 * 16 and model.macs_at((32, 32))[4] == 64 * 5
+
+
+def test_cuts_can_be_named_and_counted() -> None:
+    assert [s.channels for s in cut(Net(), ["blocks.0", "blocks.2"]).specs] == [16, 64]
+    assert len(cut(Net(), 3).stages) == 3
+    with pytest.raises(ConfigError, match=r"no module 'block\.1' to cut behind; did you mean 'blocks\.1'"):
+        cut(Net(), ["block.1", "blocks.2"])
+    with pytest.raises(ConfigError, match=r"'stem' does not run behind 'blocks\.1'"):
+        cut(Net(), ["blocks.1", "stem"])
+
+
+def test_another_image_size_is_traced_when_it_comes_and_others_share_the_code() -> None:
+    class Resizing(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            size = x.shape[2] // 4
+            return self.fc(F.adaptive_avg_pool2d(F.interpolate(self.features(x), (size, size)), 1).flatten(1))
+
+    model = cut(Resizing())
+    twin = copy.deepcopy(model)
+    images = torch.rand(2, 3, 48, 48)
+    assert torch.equal(model(images), model.net(images))
+    assert torch.equal(twin.eval()(images), twin.net(images))
+    assert twin.stages[0].code is model.stages[0].code
+    assert model.specs_at((64, 32))[3].grid == (4, 2)
+    model.verify((64, 32))
+
+
+def test_a_part_that_meets_an_input_of_another_size_says_so() -> None:
+    model = cut(Net())
+    with pytest.raises(FBTError, match=r"part 3 takes 16x8x8, not 16x9x9: run the parts before it first"):
+        model.stages[2](torch.rand(1, 16, 9, 9))
+
+
+def test_what_depends_on_the_mode_is_traced_in_both() -> None:
+    class Modes(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.features(x)
+            if self.training:
+                x = F.dropout(x, 0.5, training=True) + 1
+            return self.fc(x.mean((2, 3)))
+
+    model = cut(Modes())
+    model.verify()
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model.eval()(images), model.net(images))
+
+
+def test_parameters_buffers_and_tensors_of_the_network_itself_are_followed() -> None:
+    class Own(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.rand(1, 8, 1, 1))
+            self.register_buffer("offset", torch.rand(1, 64))
+            self.table = torch.arange(64.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x) * self.gain.expand(x.shape[0], -1, -1, -1)
+            for block in self.blocks:
+                x = block(x)
+            batch, width = x.shape[:2]
+            x = x.reshape(batch, width, -1).mean(2) + self.offset + self.table + torch.ones(width)
+            return self.fc(x)
+
+    model = cut(Own(), ["stem", "blocks.0", "blocks.1", "blocks.2"])
+    model.verify()
+    assert [n for n, _ in model.stages[0].named_parameters()] == ["stem.weight", "stem.bias"]
+    assert next(n for n, _ in model.stages[1].named_parameters()) == "gain"
+    model.double()
+    images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    assert torch.equal(model(images), model.net(images)) and model(images).dtype == torch.float64
+    with torch.no_grad():
+        model.net.offset.add_(1)
+    assert torch.equal(model.eval()(images), model.net(images))
+
+
+class Skip(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        a = self.blocks[0](x)
+        b = self.blocks[1](a)
+        return self.fc((self.blocks[2](b) + F.max_pool2d(torch.cat([a] * 4, 1), 4)).mean((2, 3)))
+
+
+class Shared(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.same, self.middle, self.fc = nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(self.same(self.stem(x)))
+        return self.fc(self.same(x).mean((2, 3)))
+
+
+class Batches(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.shape[0] > 2 else super().forward(2 * x)
+
+
+class Values(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return self.fc((x if x.sum() > 0 else -x).mean((2, 3)))
+
+
+class Loops(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.fc(row.mean((1, 2))) for row in self.features(x)])
+
+
+class Draws(Net):
+    draw: Any = staticmethod(random.random)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.draw() < 0.5 else 2 * x)
+
+
+class Two(Net):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x), x
+
+
+REFUSED = {
+    "two tensors": (Skip(), "behind 'blocks.1' not one tensor crosses but .*16x8x8 per image and .*32x4x4 per image"),
+    "batch size": (Batches(), "depends on the batch size"),
+    "values": (Values(), "depends on the batch size or on values"),
+    "loop": (Loops(), "loops over the images"),
+    "random": (Draws(), "draws random numbers outside of its layers"),
+    "two outputs": (Two(), "no tensor of logits"),
+}
+
+
+@pytest.mark.parametrize(("net", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_a_trace_cannot_follow_is_refused_in_one_line(net: nn.Module, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        cut(net, ["stem", "blocks.0", "blocks.1", "blocks.2"])
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("net: ")
+
+
+@pytest.mark.parametrize("draw", [lambda: np.random.rand(), lambda: torch.rand(()).item()], ids=["numpy", "torch"])
+def test_random_numbers_of_other_libraries_are_seen_too(draw: Any) -> None:
+    net = Draws()
+    net.draw = draw
+    with pytest.raises(ConfigError, match="draws random numbers"):
+        cut(net)
+
+
+def test_forward_hooks_that_would_not_run_are_refused() -> None:
+    net = Net()
+    net.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(ConfigError, match="Net has forward hooks"):
+        cut(net)
+
+
+def test_weights_used_in_two_stages_are_refused() -> None:
+    with pytest.raises(ConfigError, match="net: same runs in two parts, 1 and 2"):
+        cut(Shared(), ["middle"])
+
+
+class Permuting(Net):
+    """Its maps have as many channels as rows and columns, in either layout."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first, self.norm = first, nn.LayerNorm(8)
+        self.mixer = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+        self.last, self.fc = (nn.Conv2d(8, 8, 1) if first else nn.Linear(8, 8)), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mixer(self.norm(self.stem(x).permute(0, 2, 3, 1)))
+        x = self.last(x.permute(0, 3, 1, 2) if self.first else x)
+        return self.fc(x.mean((2, 3) if self.first else (1, 2)))
+
+
+def test_a_layout_that_sizes_leave_open_is_read_off_how_the_map_is_used() -> None:
+    for first, layouts in ((True, ["NCHW", "NHWC", "NCHW"]), (False, ["NCHW", "NHWC", "NHWC"])):
+        model = cut(Permuting(first), ["stem", "mixer", "last"], image_size=(16, 16))
+        assert [(s.layout, s.channels, s.grid) for s in model.specs] == [(n, 8, (8, 8)) for n in layouts]
+        model.verify()
+    told = cut(Permuting(True), ["stem", "last"], image_size=(16, 16), layout=["NHWC", "NCHW"])
+    assert [s.layout for s in told.specs] == ["NHWC", "NCHW"]
+
+
+def test_random_numbers_are_as_before_and_the_network_is_untouched() -> None:
+    net = Net().eval()
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    model = cut_by_trace(net, name="net", image_size=(32, 32))
+    assert torch.equal(torch.rand(2), expected)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert model.net is net and not net.training and not hasattr(net, "_tensor_constant0")
+
+
+# Small models of families that no declaration covers; the slow test has all of them.
+SMALL: dict[str, tuple[dict[str, Any], str]] = {
+    "test_byobnet": ({}, "cnn"),
+    "test_nfnet": ({}, "cnn"),
+    "test_mambaout": ({}, "cnn"),
+    "test_coatnet": ({}, "hybrid"),
+    "test_vit_relpos": ({}, "attention"),
+    "beit_base_patch16_224": (dict(img_size=32, depth=5, embed_dim=24, num_heads=2), "attention"),
+    "eva02_tiny_patch14_224": (dict(img_size=28, depth=4, embed_dim=24, num_heads=2), "attention"),
+    "cait_xxs24_224": (dict(img_size=32, depth=4, embed_dim=24, num_heads=2), "attention"),
+    "xcit_nano_12_p16_224": (dict(img_size=64, depth=4), "attention"),
+    "convit_tiny": (dict(img_size=32, depth=4), "attention"),
+    "swinv2_cr_tiny_ns_224": (
+        dict(img_size=64, window_size=2, depths=(1, 1, 1, 1), embed_dim=32, num_heads=(1, 2, 4, 8)),
+        "attention",
+    ),
+    "pvt_v2_b0": ({}, "attention"),
+    "twins_svt_small": (dict(img_size=64, depths=(1, 1, 1, 1), embed_dims=(16, 16, 16, 16)), "attention"),
+    "levit_128s": ({}, "hybrid"),
+    "visformer_tiny": (dict(img_size=64), "hybrid"),
+    "edgenext_xx_small": ({}, "hybrid"),
+    "regnetx_002": ({}, "cnn"),
+    "densenet121": (dict(block_config=(1, 1, 1, 1), growth_rate=8), "cnn"),
+    "dla46x_c": ({}, "cnn"),
+    "mobilenetv3_small_050": ({}, "cnn"),
+    "mobilevit_xxs": ({}, "hybrid"),
+}
+SIZES = {"levit_128s": 224, "test_coatnet": 160, "test_vit_relpos": 160}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_families_of_timm_are_cut_exactly(name: str) -> None:
+    arguments, family = SMALL[name]
+    model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=7, **arguments))
+    size = arguments.get("img_size", SIZES.get(name, 64))
+    proof = model.verify(size)
+    assert proof.gradients > 0 and len(model.stages) == 4 and model.way == "traced"
+    assert model.family == family
