@@ -107,7 +107,7 @@ ROWS = [
     row("swin", "swin_pico_patch4_window7_224", step=32, **_SWIN),
     row("swin v2", "swinv2_tiny_window16_256", step=32, **_SWIN),
     row("swin v2 cr", "swinv2_cr_tiny_224", step=64, **(_SWIN | {"embed_dim": 12, "num_heads": (1,) * 4})),
-    row("twins", "twins_svt_small", step=32, embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1)),
+    row("twins", "twins_svt_small", step=32, embed_dims=(8, 16, 24, 32), depths=(2, 2, 2, 2)),
     row("sam", "samvit_base_patch16_224", step=8, square=True, patch_size=8, **_DEEP),
     row("vovnet", "ese_vovnet19b_slim_dw"),
     row("xcit", "xcit_nano_12_p8_224", step=8, **_DEEP),

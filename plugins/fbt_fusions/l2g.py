@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ class PatchEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, h, w, c)."""
         if x.shape[2:] != self.size:
-            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
+            wide = torch.promote_types(x.dtype, torch.float32)  # CPUs cannot do it in half precision
+            x = F.interpolate(x.to(wide), self.size, mode="bilinear", align_corners=False, antialias=True).to(x.dtype)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
