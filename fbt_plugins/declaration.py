@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ class Segment(nn.Module):
         super().__init__()
         self._net = (net,)  # in a tuple, so that torch does not take the whole network for a part of this one
         self.steps = tuple(steps)
-        self._finders = tuple(map(attrgetter, steps))  # found anew at each step: parts of a network may be replaced
+        self._paths = tuple(tuple(step.split(".")) for step in steps)
         self._direct = tuple(n for n in extra if n in net._parameters or n in net._buffers)
         for name in (*steps, *(n for n in extra if n not in self._direct)):
             if isinstance(part := _attribute(net, name), nn.Module):
@@ -51,9 +50,8 @@ class Segment(nn.Module):
                 self.register_buffer(name, self.net._buffers[name], name not in self.net._non_persistent_buffers_set)
 
     def forward(self, x: Tensor) -> Tensor:
-        net = self._net[0]
-        for find in self._finders:
-            x = find(net)(x)
+        for path in self._paths:  # found anew each time: parts of a network may be replaced
+            x = _follow(self._net[0], path)(x)
         return x
 
 
@@ -86,12 +84,12 @@ class Head(Segment):
 def step_head(*steps: str) -> HeadFunction:
     """A head that is plain steps, the last of which is the classifier: its input is the feature."""
 
-    *before, classifier = map(attrgetter, steps)
+    *before, classifier = (tuple(step.split(".")) for step in steps)
 
     def run(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        for find in before:
-            x = find(net)(x)
-        return x, classifier(net)(x)
+        for path in before:
+            x = _follow(net, path)(x)
+        return x, _follow(net, classifier)(x)
 
     return run
 
@@ -238,6 +236,14 @@ def isotropic_ends(blocks: int) -> list[int]:
     for i in range(3):
         ends[i] = max(ends[i], ends[i - 1] + 1 if i else 1)
     return ends
+
+
+def _follow(net: nn.Module, path: Sequence[str]) -> Any:
+    """A submodule or method; by plain getattr, which torch.compile can see through."""
+    found: Any = net
+    for part in path:
+        found = getattr(found, part)
+    return found
 
 
 def _attribute(net: nn.Module, name: str) -> Any:

@@ -187,3 +187,23 @@ def test_a_loss_gets_the_stages_it_needs_and_is_set_up_once(
             make(edges=["teacher_to_fusion"], feature_loss=dict(type="StageLoss"))
     finally:
         registry._module_dict.pop("StageLoss")
+
+
+@pytest.mark.parametrize("student", [RESMLP, dict(type="timm", name="test_mambaout", num_classes=10)])
+def test_the_losses_of_a_step_compile_to_one_graph(
+    make: Make, images: torch.Tensor, labels: torch.Tensor, student: dict
+) -> None:
+    """Both kinds of cut; a graph per stage would undo most of what compiling is for."""
+    graphs: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    distiller = make(student=student).train()
+    torch.manual_seed(1)
+    expected = distiller.losses(images, Batch(labels))
+    torch._dynamo.reset()
+    torch.manual_seed(1)
+    found = torch.compile(distiller.losses, backend=count)(images, Batch(labels))
+    assert len(graphs) == 1 and {k: v.item() for k, v in found.items()} == {k: v.item() for k, v in expected.items()}
