@@ -55,6 +55,7 @@ def row(family: str, name: str, **options: Any) -> Row:
 _VIT = dict(patch_size=8, embed_dim=24, depth=4, num_heads=3)
 _DEEP = dict(embed_dim=24, depth=4, num_heads=2)
 _SWIN = dict(window_size=2, embed_dim=8, num_heads=(1, 2, 4, 8), depths=(1, 1, 1, 1))
+_WIDER = _SWIN | dict(embed_dim=12, num_heads=(1, 1, 1, 1))  # no grid is as large as a width
 
 ROWS = [
     row("resnet", "test_resnet"),
@@ -105,8 +106,8 @@ ROWS = [
     row("starnet", "starnet_s050"),
     row("swiftformer", "swiftformer_xs", fixed=64),
     row("swin", "swin_pico_patch4_window7_224", step=32, **_SWIN),
-    row("swin v2", "swinv2_tiny_window16_256", step=32, **_SWIN),
-    row("swin v2 cr", "swinv2_cr_tiny_224", step=64, **(_SWIN | {"embed_dim": 12, "num_heads": (1,) * 4})),
+    row("swin v2", "swinv2_tiny_window16_256", step=32, **_WIDER),
+    row("swin v2 cr", "swinv2_cr_tiny_224", step=64, **_WIDER),
     row("twins", "twins_svt_small", step=32, embed_dims=(8, 16, 24, 32), depths=(2, 2, 2, 2)),
     row("sam", "samvit_base_patch16_224", step=8, square=True, patch_size=8, **_DEEP),
     row("vovnet", "ese_vovnet19b_slim_dw"),
