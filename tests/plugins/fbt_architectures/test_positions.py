@@ -20,7 +20,7 @@ WHOLE = """
     samvit_base_patch16_224 sequencer2d_s swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 test_vit test_vit2
     test_vit3 test_vit4 test_vit_relpos twins_pcpvt_small twins_svt_small vit_base_patch32_clip_224
     vit_little_patch16_reg4_gap_256 vit_relpos_small_patch16_224 vit_small_patch14_reg4_dinov2
-    vit_small_patch16_rope_reg1_gap_256 vit_tiny_patch16_dinov3_qkvb vit_tiny_r_s16_p8_224 vit_wee_patch16_reg1_gap_256
+    vit_tiny_patch16_dinov3_qkvb vit_tiny_r_s16_p8_224 vit_wee_patch16_reg1_gap_256
     vitamin_small_224 volo_d1_224 xcit_nano_12_p8_224 xcit_tiny_12_p16_224
 """.split()  # noqa: SIM905
 """Models of timm, at their own size, that have tokens or channels last."""
