@@ -17,7 +17,7 @@ from .edge import SLOTS, Edge, ModelInfo, StepLosses, parse_edges, value_fault, 
 from .errors import ConfigError, FBTError, PluginError, nearest
 from .fusion import FusionModel, NoJunctionsError
 from .knowledge import Batch, Knowledge
-from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, described, one_line
+from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, described
 from .splice import AUTO, Splice
 from .staged import StagedModel, StageSpec
 
@@ -168,8 +168,6 @@ class Distiller(BaseModel):
                 self.fusions[name] = FusionModel(*args)
             except NoJunctionsError as error:
                 raise FUSIONS.fault(options["type"], str(error)) from error
-            except ValueError as error:  # how a strategy says that it cannot join these two
-                raise ConfigError(f"splice {splice} cannot be built: {one_line(error)}") from error
 
     def _add_edge(self, options: dict[str, Any], data_info: Mapping[str, int]) -> None:
         infos = {r: ModelInfo(self.specs(r), m.num_features) for r, m in self.models.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .errors import ConfigError
 from .knowledge import Knowledge
-from .registry import described, short
+from .registry import described, one_line, short
 from .splice import Junction, Piece, Splice
 from .staged import StagedModel, StageSpec, meta_copy
 
@@ -37,6 +37,26 @@ def ends(
     """What arrives at a junction, and what the stage behind it takes: that is what the stage before it gives."""
     specs = {"S": student_specs, "T": teacher_specs}
     return specs[junction.giver][junction.last - 1], specs[junction.taker][junction.first - 2]
+
+
+def build_junctions(
+    strategy: FusionStrategy, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
+) -> nn.ModuleDict:
+    """A strategy's junctions for a splice, once they were seen to fit.
+
+    Raises:
+        ConfigError: if the strategy cannot join these two: one line with the shapes on both sides.
+        NoJunctionsError: if it builds anything but junctions that fit.
+    """
+    try:
+        junctions = strategy.build(student_specs, teacher_specs, splice)
+    except (ConfigError, ValueError) as error:  # how a strategy says that it cannot
+        sides = [(j, *ends(j, student_specs, teacher_specs)) for j in splice.junctions]
+        shapes = ", ".join(f"{j.name} from {source} to {target}" for j, source, target in sides)
+        raise ConfigError(f"splice {splice} cannot be built ({shapes}): {one_line(error)}") from error
+    if problem := junction_problem(junctions, student_specs, teacher_specs, splice):
+        raise NoJunctionsError(problem)
+    return junctions
 
 
 def junction_problem(
@@ -76,8 +96,8 @@ def junction_problem(
 class FusionModel(nn.Module):
     """Stages of one model, a junction, stages and head of another (FBT, section "Adaptive knowledge fusion").
 
-    It owns the junctions, and BatchNorm statistics for student stages that it runs a second time, so that the student's
-    own statistics see the student's own activations only. All else it holds by reference.
+    It owns the junctions, and BatchNorm statistics for stages and head of the student that it runs a second time, so
+    that the student's own statistics see the student's own activations only. All else it holds by reference.
 
     Args:
         splice: which stages come from whom.
@@ -86,7 +106,7 @@ class FusionModel(nn.Module):
         student_specs, teacher_specs: the outputs of their stages, for the images that each of them is given.
 
     Raises:
-        NoJunctionsError: if the strategy builds anything but junctions that fit.
+        ConfigError: see :func:`build_junctions`.
     """
 
     def __init__(
@@ -101,14 +121,14 @@ class FusionModel(nn.Module):
         super().__init__()
         self.splice = splice
         self._models = {"S": student, "T": teacher}  # a plain dict: torch must not see them as parts of this module
-        self.junctions = strategy.build(student_specs, teacher_specs, splice)
-        if problem := junction_problem(self.junctions, student_specs, teacher_specs, splice):
-            raise NoJunctionsError(problem)
+        self.junctions = build_junctions(strategy, student_specs, teacher_specs, splice)
         self.statistics = nn.ModuleDict()
         for piece in splice.pieces[1:]:
             if piece.owner == "S":
                 for number in piece.stages:
                     self.statistics[str(number)] = _Statistics(student.stages[number - 1])
+        if self.owner is student:
+            self.statistics["head"] = _Statistics(student.head)
 
     @property
     def start(self) -> Piece:
@@ -130,24 +150,25 @@ class FusionModel(nn.Module):
         for junction, piece in zip(self.splice.junctions, self.splice.pieces[1:], strict=True):
             x = self.junctions[junction.name](x)
             for number in piece.stages:
-                stage = self._models[piece.owner].stages[number - 1]
-                x = stage(x) if piece.owner == "T" else functional_call(stage, self._statistics(number), (x,))
-        return self.owner.head(x)
+                x = self._run(self._models[piece.owner].stages[number - 1], str(number), piece.owner, x)
+        return self._run(self.owner.head, "head", self.splice.pieces[-1].owner, x)
 
-    def _statistics(self, number: int) -> dict[str, Tensor]:
-        """This model's own BatchNorm buffers for a student stage; a forward in train mode updates them in place."""
-        own = self.statistics[str(number)]
+    def _run(self, part: nn.Module, name: str, owner: str, x: Tensor) -> Any:
+        """A borrowed part; the student's with BatchNorm buffers of this model, which train mode updates in place."""
+        if owner == "T":
+            return part(x)
+        own = self.statistics[name]
         assert isinstance(own, _Statistics)
-        return own.named()
+        return functional_call(part, own.named(), (x,))
 
 
 class _Statistics(nn.Module):
-    """A second set of BatchNorm running statistics for a stage."""
+    """A second set of BatchNorm running statistics for a stage or a head."""
 
-    def __init__(self, stage: nn.Module) -> None:
+    def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self._names: dict[str, str] = {}
-        for prefix, module in stage.named_modules():
+        for prefix, module in part.named_modules():
             if isinstance(module, _NormBase):
                 for name, buffer in module.named_buffers(recurse=False):
                     key = f"{prefix}.{name}"

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .errors import ConfigError, FBTError
+from .errors import FBTError
 from .family import take_census
-from .fusion import FusionStrategy, ends, junction_problem
+from .fusion import FusionStrategy, build_junctions, ends
 from .registry import one_line
 from .splice import Splice, enumerate_splices
 from .staged import StagedModel
@@ -97,9 +97,7 @@ def _cost(
 ) -> Row:
     specs = {owner: model.specs_at(sizes[owner]) for owner, model in models.items()}
     with torch.device("meta"):
-        junctions = strategy.build(specs["S"], specs["T"], splice).to("meta")  # tokens start from a model's own
-    if problem := junction_problem(junctions, specs["S"], specs["T"], splice):
-        raise ConfigError(problem)
+        junctions = build_junctions(strategy, specs["S"], specs["T"], splice).to("meta")  # tokens are a model's own
     macs = 0
     for junction, piece in zip(splice.junctions, splice.pieces[1:], strict=True):
         module = junctions[junction.name].eval()

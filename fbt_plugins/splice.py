@@ -93,7 +93,7 @@ class Splice:
         """
         count = {"S": student_stages, "T": teacher_stages}
         if text == AUTO:
-            return cls((Piece("S", 1, student_stages - 1), Piece("T", teacher_stages, teacher_stages)))
+            text = default(count)
 
         def wrong(why: str) -> ConfigError:
             return ConfigError(f"splice {text!r}: {why}")
@@ -135,7 +135,8 @@ class Splice:
 
 def default(count: dict[str, int]) -> str:
     """What "auto" stands for, written out."""
-    return str(Splice.parse(AUTO, count["S"], count["T"]))
+    student, teacher = count["S"], count["T"]
+    return f"{Piece('S', 1, max(student - 1, 1))}+{Piece('T', teacher, teacher) if teacher > 1 else 'Thead'}"
 
 
 def enumerate_splices(student_stages: int = 4, teacher_stages: int = 4, switches: int = 1) -> Iterator[Splice]:

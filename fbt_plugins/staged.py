@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,12 +24,13 @@ class StageSpec:
     """The output of one stage.
 
     Attributes:
-        layout: "NCHW", "NHWC" or "NLC" (tokens, prefix tokens first, the rest in raster order).
+        layout: "NCHW", "NHWC" or "NLC" (tokens, prefix tokens first).
         channels: width.
         grid: (height, width) in positions.
         prefix_tokens: class, distillation and register tokens before the grid's; 0 in maps.
         family: "cnn", "attention", "mlp" or "hybrid".
         raster: whether the grid's positions come row by row; where they don't, nothing may reshape them to a map.
+        order: (h * w,), which of the grid's tokens stands at each position, row by row; None where ``raster`` says all.
         prefix: (prefix_tokens, channels), the model's own start values for these tokens, if it has any.
     """
 
@@ -40,6 +41,7 @@ class StageSpec:
     family: str = "cnn"
     raster: bool = True
     prefix: Tensor | None = field(default=None, compare=False, repr=False)
+    order: Tensor | None = field(default=None, compare=False, repr=False)
 
     def sizes(self, batch: int) -> tuple[int, ...]:
         """Sizes of the output for a batch of images."""
@@ -50,7 +52,8 @@ class StageSpec:
 
     def __str__(self) -> str:
         prefix = f" + {self.prefix_tokens} prefix tokens" if self.prefix_tokens else ""
-        return f"{self.layout} {self.channels} x {self.grid[0]}x{self.grid[1]}{prefix}"
+        order = "" if self.raster else ", not row by row"
+        return f"{self.layout} {self.channels} x {self.grid[0]}x{self.grid[1]}{prefix}{order}"
 
 
 class _Shapes(NamedTuple):
@@ -75,6 +78,7 @@ class StagedModel(nn.Module):
         layout: layout of the stages' outputs, one for all or one each.
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
         raster: whether tokens come row by row (see :class:`StageSpec`).
+        order: (net, grid) -> which token stands at each position of such a grid, for tokens that don't.
         image_size: (height, width) of the images in pixels that ``specs`` speaks of.
         prefix_tokens: prefix tokens in the stages' outputs, one number for all or one each.
         prefix: (prefix_tokens, channels), the model's own prefix tokens, where it has some.
@@ -95,6 +99,7 @@ class StagedModel(nn.Module):
         layout: str | Sequence[str] = "NCHW",
         family: str | None = None,
         raster: bool = True,
+        order: Callable[[nn.Module, tuple[int, int]], Tensor] | None = None,
         image_size: tuple[int, int] = (224, 224),
         prefix_tokens: int | Sequence[int] = 0,
         prefix: Tensor | None = None,
@@ -120,7 +125,7 @@ class StagedModel(nn.Module):
         self._prefix = prefix
         if family not in (None, *FAMILIES):
             raise ValueError(f"family {family!r}{nearest(family, FAMILIES)}")
-        self._family, self._raster = family, raster
+        self._family, self._raster, self._order = family, raster, order
         self.image_size = input_size or image_size
         self.input_size = input_size
         self.in_chans = in_chans
@@ -192,12 +197,17 @@ class StagedModel(nn.Module):
     @property
     def num_features(self) -> int:
         """Width D of ``Knowledge.features``."""
-        return self._shapes_at(self.image_size).features
+        return self._widths.features
 
     @property
     def num_classes(self) -> int:
         """Number of logits C."""
-        return self._shapes_at(self.image_size).classes
+        return self._widths.classes
+
+    @property
+    def _widths(self) -> _Shapes:
+        """Shapes for a size that was asked for already, since features and logits have one width at all of them."""
+        return next(iter(self._shapes.values()), None) or self._shapes_at(self.image_size)
 
     def macs_at(self, image_size: tuple[int, int]) -> list[int]:
         """Multiply-accumulate operations for one image: of each stage, then of the head."""
@@ -238,10 +248,11 @@ class StagedModel(nn.Module):
             grid, channels = (shape[1], shape[2]), shape[3]
         else:
             grid, channels = (shape[2], shape[3]), shape[1]
-        prefix = self._prefix if self._prefix is not None and self._prefix.shape[-1] == channels else None
+        own = self._prefix
+        prefix = own if own is not None and tuple(own.shape) == (prefix_tokens, channels) else None
         raster = self._raster or layout != "NLC"
-        prefix = prefix if prefix_tokens else None
-        return StageSpec(layout, channels, grid, prefix_tokens, self._family or family, raster, prefix)
+        order = None if raster or self._order is None else self._order(self.net, grid)
+        return StageSpec(layout, channels, grid, prefix_tokens, self._family or family, raster, prefix, order)
 
     def verify(self, image_size: int | tuple[int, int] | None = None, seed: int = 0) -> SplitProof:
         """Proves on a perturbed copy that stages and head are the model: outputs, gradients, parameters, buffers.

@@ -45,7 +45,7 @@ def read_shape(sizes: tuple[int, ...], image: Image, net: nn.Module, name: str) 
     """
     height, width = image[1:]
     if len(sizes) == 2:
-        return _tokens(sizes, height, width)
+        return _tokens(sizes, height, width, getattr(net, "num_prefix_tokens", 0))
     if len(sizes) != 3:
         return None
     options = []
@@ -67,15 +67,21 @@ def _alike(grid: tuple[int, ...], height: int, width: int) -> bool:
     return h == w if height == width else abs(h * width - w * height) <= max(height, width)
 
 
-def _tokens(sizes: tuple[int, ...], height: int, width: int) -> Shape | None:
+def _tokens(sizes: tuple[int, ...], height: int, width: int, known: object) -> Shape | None:
+    """The fewest prefix tokens that leave a grid, but rather as many as the network says, which may end a stage later.
+
+    Where it leaves two grids open (9 tokens: 3x3, or 2x2 and 5 before them), the stride divides the image.
+    """
     length, channels = sizes
-    best: Shape | None = None
+    best: tuple[tuple[bool, bool, int], Shape] | None = None
     for stride in range(1, min(height, width) + 1):
         for h, w in {(height // stride, width // stride), (-(-height // stride), -(-width // stride))}:
             prefix = length - h * w
-            if 0 <= prefix <= _PREFIX and (best is None or prefix < best.prefix_tokens):
-                best = Shape("NLC", channels, (h, w), prefix)
-    return best
+            if h * w and 0 <= prefix <= _PREFIX:
+                rank = (prefix not in (0, known), bool(height % stride or width % stride), prefix)
+                if best is None or rank < best[0]:
+                    best = rank, Shape("NLC", channels, (h, w), prefix)
+    return best and best[1]
 
 
 def _layout_by_use(net: nn.Module, image: Image, name: str, sizes: tuple[int, ...]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fbt_plugins.declaration import Declaration, isotropic
@@ -47,6 +48,24 @@ DECLARED: dict[str, Declaration] = {
 }
 """By class of the model; ResMLP is a MlpMixer, MobileNetV1 and V2 are EfficientNets, DeiT is a VisionTransformer."""
 # fmt: on
+
+
+def unrolled(net: nn.Module, grid: tuple[int, int]) -> Tensor | None:
+    """Hiera keeps tokens that it will pool side by side (arXiv 2306.00989); timm's own ``reroll`` says where they stand.
+
+    Returns:
+        (h * w,), which token stands at each position of a grid, row by row.
+    """
+    levels = net.reroll.schedule.items()  # type: ignore[union-attr, operator]
+    block = next((i for i, (_, size) in levels if tuple(size) == grid), None)
+    if block is None:
+        return None
+    numbers = torch.arange(grid[0] * grid[1]).reshape(1, -1, 1)
+    return net.reroll(numbers, block).flatten()  # type: ignore[operator]
+
+
+ORDERS = {"Hiera": unrolled}
+"""By class: where tokens stand that don't come row by row."""
 
 FAMILIES = {
     "MaxxVit": "hybrid",

@@ -16,7 +16,7 @@ from fbt_plugins.registry import one_line
 from fbt_plugins.staged import StagedModel
 
 from .own_inputs import load_and_read
-from .timm_declared import DECLARED, family_of
+from .timm_declared import DECLARED, ORDERS, family_of
 from .traced_cut import cut_by_trace
 
 
@@ -77,7 +77,8 @@ def build_timm(
     )
     declaration = DECLARED.get(type(net).__name__)
     if declaration is None:
-        return cut_by_trace(net, stages, layout=layout, **about)
+        order = ORDERS.get(type(net).__name__)
+        return cut_by_trace(net, stages, layout=layout, raster=order is None, order=order, **about)
     prefix_tokens = getattr(net, "num_prefix_tokens", 0) if declaration.layout == "NLC" else 0
     return declaration.cut(net, stages, prefix_tokens=prefix_tokens, **about)
 

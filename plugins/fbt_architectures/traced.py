@@ -156,6 +156,7 @@ class Trace:
                 made[node] = graph.call_function(_constant(self.constants[str(node.target)]), (made[start],))
             else:
                 made[node] = graph.node_copy(node, made.__getitem__)
+                _follow_device(made[node], made[start])
                 if node.op == "call_module":
                     modules.append(str(node.target).removeprefix(f"{ROOT}."))
                 elif node.op == "get_attr":
@@ -319,6 +320,20 @@ def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
     digest = hashlib.sha256(content).hexdigest()
     constant.__qualname__ = constant.__name__ = f"constant_{digest[:16]}"
     return constant
+
+
+def _follow_device(node: fx.Node, like: fx.Node) -> None:
+    """Devices that the trace wrote down become that of a part's input: a model may move."""
+    found: list[fx.Node] = []
+
+    def device(value: Any) -> Any:
+        if isinstance(value, torch.device) and not found:
+            with node.graph.inserting_before(node):
+                found.append(node.graph.call_function(getattr, (like, "device")))
+        return found[0] if isinstance(value, torch.device) else value
+
+    args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), device)
+    node.args, node.kwargs = args, kwargs
 
 
 def _compile(graph: fx.Graph) -> tuple[str, Code]:

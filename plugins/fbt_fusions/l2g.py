@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
+from fbt_plugins.fusion import ends
 from fbt_plugins.splice import Splice
 from fbt_plugins.staged import StageSpec
 
@@ -35,7 +37,8 @@ class PatchEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, h, w, c)."""
         if x.shape[2:] != self.size:
-            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
+            wide = torch.promote_types(x.dtype, torch.float32)  # CPUs cannot do it in half precision
+            x = F.interpolate(x.to(wide), self.size, mode="bilinear", align_corners=False, antialias=True).to(x.dtype)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
@@ -57,12 +60,15 @@ class L2GFusion:
         self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
     ) -> nn.ModuleDict:
         """One L2G per junction; what stage j takes is what stage j - 1 of its model gives."""
-        specs = {"S": student_specs, "T": teacher_specs}
+        stages = {"S": len(student_specs), "T": len(teacher_specs)}
         return nn.ModuleDict(
-            {j.name: self._l2g(specs[j.giver][j.last - 1], specs[j.taker][j.first - 2]) for j in splice.junctions}
+            {
+                j.name: self._l2g(*ends(j, student_specs, teacher_specs), into_head=j.first > stages[j.taker])
+                for j in splice.junctions
+            }
         )
 
-    def _l2g(self, source: StageSpec, target: StageSpec) -> nn.Sequential:
+    def _l2g(self, source: StageSpec, target: StageSpec, into_head: bool) -> nn.Sequential:
         width = target.channels
         heads = min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: abs(width / h - self.head_dim))
         block = SwinTransformerBlock(
@@ -72,4 +78,4 @@ class L2GFusion:
             window_size=self.window,  # timm narrows it to the grid where that is smaller
             mlp_ratio=self.mlp_ratio,
         )
-        return nn.Sequential(ToMap(source), PatchEmbedding(source, target), block, FromMap(target))
+        return nn.Sequential(ToMap(source), PatchEmbedding(source, target), block, FromMap(target, pooled=into_head))

@@ -1,11 +1,14 @@
 """Splices on real pairs: they build, nothing runs twice, and gradients go where they belong."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from conftest import CNN, CONVNEXT, DEIT, RESMLP, SWIN, VIT
+from fbt_architectures.traced_cut import cut_by_trace
 
 from fbt_plugins.distiller import Distiller
 from fbt_plugins.errors import ConfigError
@@ -111,6 +114,60 @@ def test_a_second_run_of_student_stages_keeps_batchnorm_statistics_of_its_own(
     moved = [k for k in own if "running" in k]
     assert moved and all(not torch.equal(own[k], student[k]) for k in moved)
     assert all(own[k] == 1 for k in own if "num_batches" in k)
+
+
+class LastNorm(torch.nn.Module):
+    """A network whose head has a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convolutions = [torch.nn.Conv2d(3 if i == 0 else 8, 8, 3, 2, 1) for i in range(4)]
+        self.stages, self.norm, self.fc = (
+            torch.nn.ModuleList(convolutions),
+            torch.nn.BatchNorm1d(8),
+            torch.nn.Linear(8, 10),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return self.fc(self.norm(x.mean((2, 3))))
+
+
+def test_a_second_run_of_the_students_head_keeps_statistics_of_its_own(
+    make: Make, images: torch.Tensor, labels: torch.Tensor, plugins: Any
+) -> None:
+    registry = plugins.registries.architectures
+    registry.register_module(name="LastNorm", module=lambda: cut_by_trace(LastNorm(), name="net", image_size=(32, 32)))
+    try:
+        model = make(dict(type="LastNorm"), RESMLP, "T1-3+S4").train()
+    finally:
+        registry._module_dict.pop("LastNorm")
+    alone = copy.deepcopy(model.student).train()
+    alone(model.prepare(images, "student"))
+    model.losses(images, Batch(labels))
+    assert torch.equal(model.student.net.norm.running_mean, alone.net.norm.running_mean)
+    own = model.fusions["fusion"].statistics["head"].named()
+    assert own["norm.num_batches_tracked"] == 1 and not torch.equal(
+        own["norm.running_mean"], alone.net.norm.running_mean
+    )
+
+
+def test_what_cannot_be_joined_is_one_line_with_both_shapes(make: Make, plugins: Any) -> None:
+    class Picky:
+        def build(self, student_specs, teacher_specs, splice):  # type: ignore[no-untyped-def]
+            raise ValueError("maps only")
+
+    plugins.registries.fusions.register_module(name="Picky", module=Picky)
+    try:
+        with pytest.raises(ConfigError) as caught:
+            make(CNN, VIT, fusion=dict(type="Picky", splice="S1-3+T4"))
+    finally:
+        plugins.registries.fusions._module_dict.pop("Picky")
+    assert caught.value.problems == [
+        "model.fusion: splice S1-3+T4 cannot be built (S3_T4 from NCHW 256 x 2x2 to NLC 24 x 4x4 + 1 prefix tokens): "
+        "maps only"
+    ]
 
 
 def test_it_owns_junctions_and_statistics_only(make: Make) -> None:

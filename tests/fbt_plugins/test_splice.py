@@ -14,6 +14,8 @@ def test_prints_what_it_parsed(text: str) -> None:
 def test_auto_is_the_papers_three_plus_one() -> None:
     assert str(Splice.parse("auto")) == "S1-3+T4"
     assert str(Splice.parse("auto", student_stages=8, teacher_stages=6)) == "S1-7+T6"
+    assert str(Splice.parse("auto", student_stages=1, teacher_stages=2)) == "S1+T2"
+    assert str(Splice.parse("auto", student_stages=4, teacher_stages=1)) == "S1-3+Thead"
 
 
 def test_junctions_name_who_gives_and_who_takes() -> None:

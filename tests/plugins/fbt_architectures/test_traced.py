@@ -52,6 +52,19 @@ def test_a_network_without_any_declaration_is_cut_at_its_resolutions() -> None:
     assert model.macs_at((32, 32))[0] == 3 * 8 * 9 * 16 * 16 and model.macs_at((32, 32))[4] == 64 * 5
 
 
+def test_a_device_that_a_network_asks_for_is_that_of_its_input() -> None:
+    class Positions(Net):
+        def features(self, x: Tensor) -> Tensor:
+            x = super().features(x)
+            ramp = torch.arange(64, device=x.device).to(device=self.fc.weight.device, dtype=x.dtype)
+            return x + ramp[:, None, None]
+
+    model = cut(Positions())
+    model.verify()
+    moved = model.to("meta")  # the one other device that is everywhere
+    assert moved(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 5)
+
+
 def test_cuts_can_be_named_and_counted() -> None:
     assert [s.channels for s in cut(Net(), ["blocks.0", "blocks.2"]).specs] == [16, 64]
     assert len(cut(Net(), 3).stages) == 3

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from fbt_fusions.l2g import L2GFusion, PatchEmbedding
+from fbt_fusions.layout import FromMap, ToMap
 from timm.models.swin_transformer import SwinTransformerBlock
 
 from fbt_plugins import FUSIONS
@@ -93,6 +94,36 @@ def test_prefix_tokens_are_learned_and_start_from_the_owners_own() -> None:
     module = junction(MAP, StageSpec("NLC", 48, (4, 4), 1, prefix=own))
     assert torch.equal(module(sample(MAP))[:, :1], own.expand(2, 1, 48))
     assert module[-1].prefix.requires_grad
+
+
+def test_prefix_tokens_at_a_head_see_the_positions() -> None:
+    """A head may take its class token alone, with no block left that could look at the rest."""
+    tokens = StageSpec("NLC", 48, (4, 4), 1)
+    module = L2GFusion(head_dim=8).build([MAP] * 4, [tokens] * 4, Splice.parse("S1-4+Thead"))["S4_T5"]
+    x = sample(MAP).requires_grad_()
+    module(x)[:, 0].square().sum().backward()
+    assert (x.grad.flatten(1).abs().sum(1) > 0).all()
+
+
+def test_tokens_of_an_order_of_their_own_are_put_in_place_or_refused() -> None:
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    known = StageSpec("NLC", 24, (4, 4), 1, raster=False, order=order)
+    tokens = sample(known)
+    as_map = ToMap(known)(tokens)
+    assert torch.equal(as_map[0, :, 1, 2], tokens[0, 1 + order[6]])
+    assert torch.equal(FromMap(known)(as_map.permute(0, 2, 3, 1))[:, 1:], tokens[:, 1:])
+    assert not junction(known, known).state_dict().keys() & {"0.order", "3.order"}  # the model knows it: not saved
+    unknown = StageSpec("NLC", 24, (4, 4), 1, raster=False)
+    for source, target in ((unknown, MAP), (MAP, unknown)):
+        with pytest.raises(ConfigError, match="the tokens come in an order of the model's own"):
+            junction(source, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_activations_of_half_precision_are_resized(dtype: torch.dtype) -> None:
+    target = TARGETS[4]  # does not divide
+    with torch.autocast("cpu", dtype):
+        assert torch.isfinite(junction(MAP, target)(sample(MAP).to(dtype)).float()).all()
 
 
 def test_half_precision_in_autocast() -> None:
