@@ -229,7 +229,7 @@ class StagedModel(nn.Module):
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise FBTError(
                     f"{self.name} cannot take images of {size[0]}x{size[1]} pixels ({reason}); "
-                    "set input_size to resize them, or img_size where the model has that argument"
+                    "set input_size to resize them, or the model's own image size where it has such an argument"
                 ) from error
             *maps, known = outputs
             families = of_stages([census.family for census in counted[:-1]])

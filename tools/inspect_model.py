@@ -37,10 +37,14 @@ def parse() -> Parser:
     parser.add_argument("--all", action="store_true", help="cut every model that the architectures can name")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (--all)")
     parser.add_argument(
-        "--state", type=Path, default=Path("coverage.jsonl"), metavar="FILE", help="what is done already (--all)"
+        "--state",
+        type=Path,
+        default=Path("work_dirs/coverage.jsonl"),
+        metavar="FILE",
+        help="what is done already (--all)",
     )
     parser.add_argument(
-        "--prove-up-to", type=float, default=100.0, metavar="M", help="million parameters of a proved model (--all)"
+        "--prove-up-to", type=float, default=500.0, metavar="M", help="million parameters of a proved model (--all)"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report to a file (--all)")
     return parser
@@ -123,6 +127,7 @@ def report(args: Any) -> None:
     from fbt_plugins.engine.files import write_atomic
     from fbt_plugins.errors import FBTError, nearest
 
+    args.state.parent.mkdir(parents=True, exist_ok=True)
     types = [args.type] if args.type else None
     if not catalogues(types):
         known = catalogues()

@@ -51,8 +51,7 @@ def cut_by_trace(
         shapes = [_shape(cut.name, cut.shape, layout, i, image, net) for i, cut in enumerate(cuts)]
     except TraceError as error:
         raise ConfigError(f"{name}: {error}") from error
-    modules, tensors = _left(net, reached)
-    reached[-1] = (reached[-1][0] | modules, reached[-1][1] | tensors)
+    reached[-1] = (reached[-1][0], reached[-1][1] | _left(net, reached))
     parts = [TracedPart(net, code, i, *names) for i, names in enumerate(reached[:-1])]
     head = TracedHead(net, code, len(parts), *reached[-1])
     layouts, prefixes = [s.layout for s in shapes], [s.prefix_tokens for s in shapes]
@@ -136,25 +135,10 @@ def _shape(
     return shape
 
 
-def _left(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> tuple[set[str], set[str]]:
-    """What no part reaches: it belongs to the head, so that every tensor is in one part."""
-    modules = set().union(*(names for names, _ in reached))
-    tensors = set().union(*(names for _, names in reached))
-    left_modules: set[str] = set()
-    left_tensors: set[str] = set()
-
-    def visit(module: nn.Module, prefix: str) -> None:
-        for name in (*module._parameters, *module._buffers):
-            if prefix + name not in tensors and getattr(module, name) is not None:
-                left_tensors.add(prefix + name)
-        for name, child in module.named_children():
-            full = prefix + name
-            if full in modules:
-                continue
-            if any(n.startswith(f"{full}.") for n in (*modules, *tensors)):
-                visit(child, f"{full}.")
-            else:
-                left_modules.add(full)
-
-    visit(net, "")
-    return left_modules, left_tensors
+def _left(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> set[str]:
+    """Names of the tensors that no part reaches: they belong to the head, so that every tensor is in one part."""
+    held = {id(_get(net, name)) for _, tensors in reached for name in tensors}
+    for modules, _ in reached:
+        for module in map(net.get_submodule, modules):
+            held |= {id(t) for t in (*module.parameters(), *module.buffers())}
+    return {name for name, t in (*net.named_parameters(), *net.named_buffers()) if id(t) not in held}

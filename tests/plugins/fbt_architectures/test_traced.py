@@ -221,6 +221,18 @@ def test_weights_used_in_two_stages_are_refused() -> None:
         cut(Shared(), ["middle"])
 
 
+def test_what_is_never_run_or_has_two_names_is_in_one_part_all_the_same() -> None:
+    class Spare(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+            self.alias = self.blocks[1]
+
+    model = cut(Spare())
+    assert model.verify().parameters == 20
+    assert "unused_0_weight" in dict(model.head.named_parameters())
+
+
 class Permuting(Net):
     """Its maps have as many channels as rows and columns, in either layout."""
 
