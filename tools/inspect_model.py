@@ -44,7 +44,7 @@ def parse() -> Parser:
         help="what is done already (--all)",
     )
     parser.add_argument(
-        "--prove-up-to", type=float, default=500.0, metavar="M", help="million parameters of a proved model (--all)"
+        "--prove-up-to", type=float, default=150.0, metavar="M", help="million parameters of a proved model (--all)"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report to a file (--all)")
     return parser
@@ -152,8 +152,9 @@ HEAD = """\
 # Coverage
 
 Made by `{command}`. Every model is cut without weights; the smallest of each kind (module and class of the network)
-is then proved with perturbed weights at its own image size: outputs in eval mode for batches of 2 and 3, outputs,
-gradients and buffers in train mode, bit for bit, and each parameter and buffer in exactly one part.
+that has at most {largest:.0f} million parameters is then proved with perturbed weights at its own image size: outputs in
+eval mode for batches of 2 and 3, outputs, gradients and buffers in train mode, bit for bit, and each parameter and buffer
+in exactly one part. Kinds that end in "Encoder" have no classifier.
 
 """
 

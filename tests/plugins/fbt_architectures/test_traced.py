@@ -281,6 +281,8 @@ SMALL: dict[str, tuple[dict[str, Any], str]] = {
     "cait_xxs24_224": (dict(img_size=32, depth=4, embed_dim=24, num_heads=2), "attention"),
     "xcit_nano_12_p16_224": (dict(img_size=64, depth=4), "attention"),
     "convit_tiny": (dict(img_size=32, depth=4), "attention"),
+    "deepseek_vit_412m": (dict(img_size=56, depth=4, embed_dim=64, num_heads=2), "attention"),
+    "qwen3_vit_88m": (dict(img_size=64, depth=4, embed_dim=64, num_heads=2), "attention"),
     "swinv2_cr_tiny_ns_224": (
         dict(img_size=64, window_size=2, depths=(1, 1, 1, 1), embed_dim=32, num_heads=(1, 2, 4, 8)),
         "attention",
