@@ -97,7 +97,7 @@ def _create(name: str, num_classes: int, pretrained: bool, arguments: dict[str, 
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **arguments)
     except TypeError as error:
         raise ConfigError(f"{name}: {_refused(name, error)}") from error
-    except (AssertionError, ValueError, RuntimeError) as error:
+    except (AssertionError, ValueError, RuntimeError, LookupError) as error:
         if pretrained:
             raise FBTError(f"{name}: timm's pretrained weights could not be had ({one_line(error)})") from error
         raise ConfigError(f"{name}: timm refuses these arguments ({one_line(error)})") from error

@@ -104,11 +104,9 @@ def _create(name: str, num_classes: int, weights: Any, arguments: dict[str, Any]
             with torch.device("cpu"):
                 net = models.get_model(name, weights=None, num_classes=num_classes, **arguments)
             return net.to(torch.get_default_device())
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"{name}: torchvision refuses these arguments ({one_line(error)})") from error
     except Exception as error:
-        if weights is None:
-            raise
+        if weights is None or isinstance(error, TypeError | ValueError | AssertionError):
+            raise ConfigError(f"{name}: torchvision refuses these arguments ({one_line(error)})") from error
         raise FBTError(
             f"{name}: torchvision's weights could not be downloaded ({one_line(error)}); "
             "without a network, put the weights in a file and name it with checkpoint="
