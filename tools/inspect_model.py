@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,10 @@ def report(args: Any) -> None:
     text = markdown(rows)
     print(text)
     if args.markdown:
-        write_atomic(
-            args.markdown, HEAD.format(command=" ".join(["python tools/inspect_model.py", *sys.argv[1:]])) + text
-        )
+        command = " ".join(["python tools/inspect_model.py", *sys.argv[1:]])
+        versions = ", ".join(f"{name} {version(name)}" for name in ("timm", "torchvision", "torch"))
+        head = HEAD.format(command=command, versions=versions, largest=args.prove_up_to)
+        write_atomic(args.markdown, head + text)
     if args.json:
         write_atomic(args.json, json.dumps(rows, indent=1) + "\n")
 
@@ -151,10 +153,11 @@ def report(args: Any) -> None:
 HEAD = """\
 # Coverage
 
-Made by `{command}`. Every model is cut without weights; the smallest of each kind (module and class of the network)
-that has at most {largest:.0f} million parameters is then proved with perturbed weights at its own image size: outputs
-in eval mode for batches of 2 and 3, outputs, gradients and buffers in train mode, bit for bit, and each parameter and
-buffer in exactly one part. Kinds that end in "Encoder" have no classifier.
+Made by `{command}`,
+with {versions}. Every model is cut without weights; the smallest of each kind (module and class of the network) that
+has at most {largest:.0f} million parameters is then proved with perturbed weights at its own image size: outputs in eval
+mode for batches of 2 and 3, outputs, gradients and buffers in train mode, bit for bit, and each parameter and buffer in
+exactly one part. Kinds that end in "Encoder" have no classifier.
 
 """
 
