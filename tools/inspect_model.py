@@ -153,11 +153,13 @@ def report(args: Any) -> None:
 HEAD = """\
 # Coverage
 
-Made by `{command}`,
-with {versions}. Every model is cut without weights; the smallest of each kind (module and class of the network) that
-has at most {largest:.0f} million parameters is then proved with perturbed weights at its own image size: outputs in eval
-mode for batches of 2 and 3, outputs, gradients and buffers in train mode, bit for bit, and each parameter and buffer in
-exactly one part. Kinds that end in "Encoder" have no classifier.
+Made by `{command}`
+with {versions}.
+
+Every model is cut without weights. The smallest of each kind (module and class of the network) that has at most
+{largest:.0f} million parameters is then proved with perturbed weights at its own image size: outputs in eval mode for
+batches of 2 and 3, outputs, gradients and buffers in train mode, bit for bit, and each parameter and buffer in exactly
+one part. Kinds that end in "Encoder" have no classifier.
 
 """
 
