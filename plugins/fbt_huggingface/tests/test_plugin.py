@@ -22,7 +22,7 @@ def test_comes_in_by_its_own_entry_point(plugins: Any) -> None:
     (point,) = entry_points(group="fbt_plugins", name="huggingface")
     assert point.dist is not None and point.dist.name == "fbt-huggingface"
     assert plugins.loaded["huggingface"].distribution == "fbt-huggingface" and not plugins.failures
-    assert plugins.registries.architectures.owners["huggingface"] == "huggingface"
+    assert plugins.registries.architectures.owners["huggingface"].name == "huggingface"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
