@@ -13,11 +13,23 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .edge import SLOTS, Edge, ModelInfo, StepLosses, parse_edges, value_fault, weighted
-from .errors import ConfigError, FBTError, PluginError, nearest
+from .edge import (
+    SLOTS,
+    Edge,
+    ModelInfo,
+    StepLosses,
+    loss_needs,
+    out_of_reach,
+    parse_edges,
+    set_up,
+    stages_needed,
+    value_fault,
+    weighted,
+)
+from .errors import ConfigError, FBTError, nearest
 from .fusion import FusionModel, NoJunctionsError
 from .knowledge import Batch, Knowledge
-from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, described
+from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, described, one_line
 from .splice import AUTO, Splice
 from .staged import StagedModel, StageSpec
 
@@ -36,7 +48,7 @@ class Distiller(BaseModel):
         teacher: config of the frozen model, or None.
         fusion: config of one fusion strategy with its ``splice``, a dict of named ones, or None.
         edges: names ("teacher_to_student"), or dicts with losses and weights of their own.
-        feature_loss, logit_loss: the losses of edges that have none of their own.
+        feature_loss, logit_loss, stage_loss: the losses of edges that have none of their own.
         task_loss: loss of the student against the labels; may carry a ``weight``.
         image_size: (height, width) of the images that the pipeline yields; None is the student's own size.
         data_info: ``{"num_classes": ..., "num_samples": ...}`` of the training data, where known.
@@ -60,6 +72,7 @@ class Distiller(BaseModel):
         edges: Sequence[str | Config] = (),
         feature_loss: Config | None = None,
         logit_loss: Config | None = None,
+        stage_loss: Config | None = None,
         task_loss: Config | None = None,
         image_size: tuple[int, int] | None = None,
         data_info: Mapping[str, int] | None = None,
@@ -81,11 +94,14 @@ class Distiller(BaseModel):
         self.fusions = nn.ModuleDict()  # type: ignore[assignment]
         self.edges = nn.ModuleDict()  # type: ignore[assignment]
         self._check_models(data_info or {})
+        self._task_needs: set[int] = set()
+        if self.task_loss is not None:
+            _collect(problems, "", self._connect_task, data_info or {})
 
         for name, config in _named_fusions(fusion).items():
             _collect(problems, f"model.fusion{'' if name == FUSION else '.' + name}", self._add_fusion, name, config)
         failed = _named_fusions(fusion).keys() - self.fusions.keys()
-        defaults = {"feature": feature_loss, "logit": logit_loss}
+        defaults = {"feature": feature_loss, "logit": logit_loss, "stage": stage_loss}
         for options in _collect(problems, "", parse_edges, edges, defaults) or ():
             if not failed & set(str(options["name"]).split("_to_")):  # what is wrong with those is said already
                 _collect(problems, "", self._add_edge, options, data_info or {})
@@ -169,8 +185,18 @@ class Distiller(BaseModel):
             except NoJunctionsError as error:
                 raise FUSIONS.fault(options["type"], str(error)) from error
 
+    def _connect_task(self, data_info: Mapping[str, int]) -> None:
+        kind, student = self._types[TASK], self._info(STUDENT)
+        with LOSSES.blame(kind):
+            needs = loss_needs(self.task_loss, kind)
+            self._task_needs = stages_needed(needs, kind, "model.task_loss", STUDENT, student)
+            set_up(self.task_loss, student, None, data_info)
+
+    def _info(self, role: str) -> ModelInfo:
+        return ModelInfo(self.specs(role), self.models[role].num_features)
+
     def _add_edge(self, options: dict[str, Any], data_info: Mapping[str, int]) -> None:
-        infos = {r: ModelInfo(self.specs(r), m.num_features) for r, m in self.models.items()}
+        infos = {role: self._info(role) for role in self.models}
         infos |= {n: ModelInfo((), f.owner.num_features) for n, f in self.fusions.items()}
         edge = Edge(models=infos, data_info=data_info, **options)
         self.edges[edge.name] = edge
@@ -286,6 +312,7 @@ class Distiller(BaseModel):
         if wanted not in self._needed:
             needs: dict[str, set[int]] = {role: set() for role in self.models if role in wanted}
             for role in needs:
+                needs[role] |= self._task_needs if role == STUDENT else set()
                 for edge in self.edges.values():
                     needs[role] |= edge.needs.get(role, set())
             for name, fusion in self.fusions.items():
@@ -312,27 +339,44 @@ class Distiller(BaseModel):
         """The sum to descend, and all named losses as they are on the device, unread.
 
         Raises:
-            PluginError: in the first step, if a loss returned anything but a scalar with a gradient.
+            PluginError: in the first step, if a loss returned anything but a scalar with a gradient, or if parameters
+                of a loss or a junction get none.
         """
         if not self._values_seen:
-            for name, value in losses.items():
-                if wrong := value_fault(value):
-                    raise LOSSES.fault(self._types[name], wrong)
+            self._check_values(losses)
             self._values_seen = True
         step = StepLosses(losses)
         return step.total, step
 
-    def culprit(self, error: BaseException) -> PluginError | None:
-        """An exception as the fault of the plugin in whose model, junction or loss it was raised; None if in none."""
+    def _check_values(self, losses: Mapping[str, Tensor]) -> None:
+        for name, value in losses.items():
+            if wrong := value_fault(value):
+                raise LOSSES.fault(self._types[name], wrong)
+        total = torch.stack([value.float() for value in losses.values()]).sum()
+        for registry, name, part in self._parts():
+            if registry is not ARCHITECTURES and total.requires_grad and (left := out_of_reach(total, part)):
+                raise registry.fault(self._types[name], f"has a parameter {left[0]!r} that no loss's gradient reaches")
+
+    def _parts(self) -> list[tuple[PluginRegistry, str, nn.Module]]:
+        """Whatever a plugin may have made: the registry it is from, its name here, and the module."""
         parts: list[tuple[PluginRegistry, str, nn.Module]] = []
         parts += [(LOSSES, TASK, self.task_loss)] if self.task_loss is not None else []
         parts += [(LOSSES, f"{n}/{slot}", x) for n, edge in self.edges.items() for slot, x in edge.losses.items()]
         parts += [(FUSIONS, name, fusion.junctions) for name, fusion in self.fusions.items()]
         parts += [(ARCHITECTURES, role, model.net) for role, model in self.models.items()]
+        return parts
+
+    def culprit(self, error: BaseException) -> FBTError | None:
+        """An exception as the fault of the plugin in whose model, junction or loss it was raised; None if in none.
+
+        A loss's ValueError is for the user: how it says that it lacks something.
+        """
         for frame, _ in traceback.walk_tb(error.__traceback__):
             running = frame.f_locals.get("self")
-            for registry, name, part in parts:
+            for registry, name, part in self._parts():
                 if any(module is running for module in part.modules()):
+                    if registry is LOSSES and isinstance(error, ValueError):
+                        return ConfigError(f"{self._types[name]} ({name}): {one_line(error)}")
                     return registry.fault(self._types[name], f"raised {described(error)}")
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from .knowledge import Batch, Knowledge
 from .registry import LOSSES, short
 from .staged import StageSpec
 
-SLOTS = ("feature", "logit")
+SLOTS = ("feature", "logit", "stage")
+NEEDS = ("same_width", "stages")
 _OPTIONS = ("name", "weight", "detach", *(f"{s}_loss" for s in SLOTS))
 
 
@@ -36,7 +37,7 @@ class Edge(nn.Module):
 
     Args:
         name: "A_to_B".
-        losses: by slot ("feature", "logit"), a config each, or None; a config may carry a ``weight`` of its own.
+        losses: by slot ("feature", "logit", "stage"), a config each, or None; it may carry a ``weight``.
         places: where in the user's config each of them stands, for messages.
         models: what is known of each model, by name.
         data_info: ``{"num_classes": ..., "num_samples": ...}`` for losses that ask.
@@ -79,25 +80,19 @@ class Edge(nn.Module):
                 self._connect(slot, loss, models, data_info)
             self.losses[slot] = loss
         if not self.losses:
-            raise ConfigError(f"model.edges: {name} has no loss: set feature_loss or logit_loss")
+            raise ConfigError(f"model.edges: {name} has no loss: set feature_loss, logit_loss or stage_loss")
 
     def _connect(self, slot: str, loss: Any, models: Mapping[str, ModelInfo], data_info: Mapping[str, int]) -> None:
         """What a loss needs of the two models, and its own setup."""
         giver, receiver = models[self.giver], models[self.receiver]
-        needs = getattr(loss, "needs", {})
-        for number in needs.get("stages", ()):
-            for model in (self.giver, self.receiver):
-                count = len(models[model].specs)
-                if number > count:
-                    has = f"has {count}" if count else "gives features and logits only"
-                    raise ConfigError(
-                        f"model.edges: {self.name}: {self.types[slot]} needs stage {number} of the {model}, which {has}"
-                    )
-                self.needs[model].add(number)
+        needs = loss_needs(loss, self.types[slot])
+        for model in (self.giver, self.receiver):
+            self.needs[model] |= stages_needed(
+                needs, self.types[slot], f"model.edges: {self.name}", model, models[model]
+            )
         if needs.get("same_width") and giver.num_features != receiver.num_features:
             self.projectors[slot] = nn.Linear(receiver.num_features, giver.num_features)
-        if hasattr(loss, "setup"):
-            loss.setup(receiver.specs, giver.specs, data_info)
+        set_up(loss, receiver, giver, data_info)
 
     def forward(self, knowledge: Mapping[str, Knowledge], batch: Batch) -> dict[str, Tensor]:
         """The edge's weighted losses by slot.
@@ -120,6 +115,60 @@ class Edge(nn.Module):
         return values
 
 
+def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
+    """What a loss says it needs of the models, once it was seen to be readable.
+
+    Args:
+        loss: any loss; most need nothing.
+        kind: the name that it is registered under, for messages.
+
+    Raises:
+        PluginError: if ``needs`` is no dict, has a key that nobody reads, or stages that are no numbers from 1.
+    """
+    needs = getattr(loss, "needs", {})
+    if not isinstance(needs, Mapping):
+        raise LOSSES.fault(kind, f"has needs of {short(needs)}, not a dict such as {{'same_width': True}}")
+    if foreign := [str(key) for key in needs if key not in NEEDS]:
+        raise LOSSES.fault(kind, f"needs {foreign[0]!r}{nearest(foreign[0], NEEDS)}")
+    stages = needs.get("stages", ())
+    if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(_is_stage, stages)):
+        raise LOSSES.fault(kind, f"needs stages={short(stages)}, not stage numbers from 1 such as (3, 4)")
+    return needs
+
+
+def _is_stage(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+
+
+def stages_needed(needs: Mapping[str, Any], kind: str, where: str, model: str, info: ModelInfo) -> set[int]:
+    """The stages of a model that a loss looks at.
+
+    Raises:
+        ConfigError: if the model has not that many.
+    """
+    numbers, count = set(needs.get("stages", ())), len(info.specs)
+    if lacking := [n for n in numbers if n > count]:
+        has = f"has {count}" if count else "gives features and logits only"
+        raise ConfigError(f"{where}: {kind} needs stage {min(lacking)} of the {model}, which {has}")
+    return numbers
+
+
+def set_up(loss: Any, receiver: ModelInfo, giver: ModelInfo | None, data_info: Mapping[str, int]) -> None:
+    """Calls a loss's ``setup``, if it has one.
+
+    Args:
+        loss: any loss.
+        receiver, giver: the models that it will compare; a task loss has no giver.
+        data_info: ``{"num_classes": ..., "num_samples": ...}``; the widths of the two models' features join it.
+    """
+    if not hasattr(loss, "setup"):
+        return
+    widths = {"student_features": receiver.num_features}
+    if giver is not None:
+        widths["teacher_features"] = giver.num_features
+    loss.setup(receiver.specs, giver.specs if giver else (), {**data_info, **widths})
+
+
 def weighted(loss: Tensor, weight: float) -> Tensor:
     """``weight * loss``, and the loss itself where the weight is 1 or it is nothing that could be weighted."""
     return loss if weight == 1 or not isinstance(loss, Tensor) else weight * loss
@@ -135,6 +184,21 @@ def value_fault(value: object) -> str | None:
     if torch.is_grad_enabled() and not value.requires_grad:
         return "returned a scalar without gradient: it must be computed from what the student knows, not detached"
     return None
+
+
+def out_of_reach(value: Tensor, module: nn.Module) -> list[str]:
+    """Names of a module's trained parameters that a value's gradient does not lead back to."""
+    reached: set[int] = set()
+    seen, waiting = set(), [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            reached.add(id(leaf))
+        waiting += [before for before, _ in node.next_functions]
+    return [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in reached]
 
 
 def split_name(name: str, models: Mapping[str, Any]) -> tuple[str, str]:
@@ -164,7 +228,7 @@ def parse_edges(
     """The arguments of each :class:`Edge`, from names and dicts with losses and weights of their own.
 
     Args:
-        edges: "A_to_B", or ``dict(name="A_to_B", weight=..., feature_loss=..., logit_loss=..., detach=...)``.
+        edges: "A_to_B", or ``dict(name="A_to_B", weight=..., detach=..., logit_loss=...)``, any loss.
         defaults: the config's losses by slot, for edges that say nothing.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .edge import value_fault
+from .edge import ModelInfo, loss_needs, set_up, stages_needed, value_fault
 from .errors import FBTError
 from .fusion import FusionStrategy, ends, junction_problem
 from .knowledge import Batch, Knowledge
@@ -190,20 +190,16 @@ def check_loss(loss: nn.Module | Mapping[str, Any], task: bool = False) -> None:
 class _LossCheck:
     def __init__(self, loss: nn.Module, task: bool) -> None:
         self.loss, self.task, self.who = copy.deepcopy(loss), task, type(loss).__name__
-        needs = getattr(loss, "needs", {})
-        _that(
-            isinstance(needs, Mapping),
-            f"{self.who}: needs is {short(needs)}, not a dict such as {{'same_width': True}}",
-        )
-        foreign = ", ".join(set(needs) - {"same_width", "stages"})
-        _that(not foreign, f"{self.who}: needs has {foreign}; it may have 'same_width' and 'stages'")
+        with _refused(self.who):
+            needs = loss_needs(loss, self.who)
         self.stages = tuple(needs.get("stages", ()))
         self.widths = (6, 6) if needs.get("same_width") else (6, 8)
         self.student_specs, self.teacher_specs = MODELS["maps"], MODELS["tokens and two prefix tokens"]
-        if hasattr(loss, "setup"):
-            with _refused(f"{self.who}.setup"):
-                info = {"num_classes": CLASSES, "num_samples": 32}
-                self.loss.setup(self.student_specs, self.teacher_specs, info)  # type: ignore[operator]
+        student, teacher = ModelInfo(self.student_specs, self.widths[0]), ModelInfo(self.teacher_specs, self.widths[1])
+        with _refused(self.who):
+            stages_needed(needs, self.who, "check_loss", "student", student)
+        with _refused(f"{self.who}.setup"):
+            set_up(self.loss, student, None if task else teacher, {"num_classes": CLASSES, "num_samples": 32})
 
     def run(self) -> None:
         value = self.value()

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from ..data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
 from ..distiller import Distiller
-from ..edge import parse_edges
+from ..edge import SLOTS, parse_edges
 from ..errors import ConfigError, FBTError, nearest
 from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line, value_problem
 from .checkpoints import find_resume
@@ -286,9 +286,9 @@ class _Check:
         if isinstance(fusion, Mapping):
             for name, strategy in {"": fusion}.items() if "type" in fusion else fusion.items():
                 self._typed(FUSIONS, strategy, f"model.fusion{'.' * bool(name)}{name}", extra=("splice",))
-        defaults = {slot: options.get(f"{slot}_loss") for slot in ("feature", "logit")}
-        for key in ("feature_loss", "logit_loss", "task_loss"):
-            self._typed(LOSSES, options.get(key), f"model.{key}", extra=("weight",))
+        defaults = {slot: options.get(f"{slot}_loss") for slot in SLOTS}
+        for slot, config in {**defaults, "task": options.get("task_loss")}.items():
+            self._typed(LOSSES, config, f"model.{slot}_loss", extra=("weight",))
         edges = self._collect("model.edges", parse_edges, options.get("edges", ()), defaults) or []
         for edge in edges:
             for slot, loss in edge["losses"].items():

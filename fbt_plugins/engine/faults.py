@@ -10,7 +10,7 @@ import torch
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..distiller import Distiller
-from ..errors import FBTError, Interrupted, PluginError
+from ..errors import FBTError, Interrupted
 from ..registry import one_line
 from .checkpoints import AtomicCheckpointHook
 from .progress import NotFinite, ProgressHook
@@ -48,7 +48,7 @@ def in_one_line(runner: DistillRunner) -> Iterator[None]:
         raise FBTError(f"{what}; {_last_checkpoint(runner)}") from error
 
 
-def _plugins_fault(error: Exception, runner: DistillRunner) -> PluginError | None:
+def _plugins_fault(error: Exception, runner: DistillRunner) -> FBTError | None:
     """Whose code raised it; what a GPU reports may have come from anything that was started before."""
     if "CUDA error" in str(error):
         return None

@@ -189,6 +189,39 @@ def test_a_loss_gets_the_stages_it_needs_and_is_set_up_once(
         registry._module_dict.pop("StageLoss")
 
 
+def test_a_task_loss_is_set_up_and_gets_stages_too(
+    make: Make,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    plugins,  # type: ignore[no-untyped-def]
+) -> None:
+    class TaskLoss(nn.Module):
+        needs = {"stages": (3,)}  # noqa: RUF012
+
+        def setup(self, student_specs, teacher_specs, data_info) -> None:  # type: ignore[no-untyped-def]
+            assert not teacher_specs and "teacher_features" not in data_info
+            self.exit = nn.Linear(student_specs[2].channels, data_info["num_classes"])
+            self.widths = (student_specs[2].channels, data_info["student_features"])
+
+        def forward(self, student, teacher, batch):  # type: ignore[no-untyped-def]
+            return nn.functional.cross_entropy(self.exit(student.stages[3].mean(1)), batch.labels)
+
+    registry = plugins.registries.losses
+    registry.register_module(name="TaskLoss", module=TaskLoss)
+    try:
+        model = make(task_loss=dict(type="TaskLoss"), data_info=dict(num_classes=10))
+        model.losses(images, Batch(labels))["task"].backward()
+        assert model.task_loss.exit.weight.grad is not None and model.task_loss.widths == (16, 16)
+    finally:
+        registry._module_dict.pop("TaskLoss")
+
+
+def test_a_stage_loss_is_a_third_loss_of_an_edge(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
+    edge = dict(name="teacher_to_student", stage_loss=dict(type="MSELoss", weight=2.0))
+    losses = make(edges=[edge], splice=None).losses(images, Batch(labels))
+    assert [name.partition("/")[2] for name in losses] == ["", "feature", "logit", "stage"]
+
+
 @pytest.mark.parametrize("student", [RESMLP, dict(type="timm", name="test_mambaout", num_classes=10)])
 def test_the_losses_of_a_step_compile_to_one_graph(
     make: Make, images: torch.Tensor, labels: torch.Tensor, student: dict

@@ -131,7 +131,7 @@ BUILT = {
     "no loss": (dict(logit_loss=dict(type="NoModule")), "loss 'NoModule' * made dict {}, which has no 'forward'"),
     "needs of another form": (
         dict(logit_loss=dict(type="Odd", does=None)),
-        "loss 'Odd' * raised AttributeError: 'tuple' object has no attribute 'get'",
+        "loss 'Odd' * has needs of tuple ('stages',), not a dict such as {'same_width': True}",
     ),
 }
 
@@ -187,6 +187,23 @@ def test_the_parts_of_a_distiller_are_checked_in_its_first_step_only() -> None:
     model = Distiller(RESMLP, image_size=(32, 32), task_loss=dict(type="CrossEntropyLoss"))
     model.parse_losses(model.losses(torch.rand(2, 3, 32, 32), Batch(torch.tensor([0, 1]))))
     model.parse_losses({"task": torch.tensor(1.0)})
+
+
+def test_a_parameter_of_a_loss_that_gets_no_gradient_ends_the_first_step() -> None:
+    model = Distiller(RESMLP, image_size=(32, 32), task_loss=dict(type="CrossEntropyLoss"))
+    model.task_loss.register_parameter("spare", nn.Parameter(torch.ones(1)))  # type: ignore[union-attr]
+    with pytest.raises(
+        FBTError, match=r"loss 'CrossEntropyLoss' of .* has a parameter 'spare' that no loss's gradient"
+    ):
+        model.parse_losses(model.losses(torch.rand(2, 3, 32, 32), Batch(torch.tensor([0, 1]))))
+
+
+def test_a_value_error_of_a_loss_is_for_the_user() -> None:
+    model = Distiller(RESMLP, image_size=(32, 32), task_loss=dict(type="CrossEntropyLoss"))
+    with pytest.raises(ValueError, match="needs labels") as raised:
+        model.losses(torch.rand(2, 3, 32, 32), Batch(None))
+    line = str(model.culprit(raised.value))
+    assert line == "CrossEntropyLoss (task): CrossEntropyLoss needs labels, and this batch has none"
 
 
 def test_who_raised_something_else_is_not_made_up() -> None:

@@ -257,7 +257,7 @@ def test_a_right_loss_passes() -> None:
             "Loss with a batch of 4 in torch.float32: RuntimeError",
         ),
         (Spare(right), "Spare: no gradient reaches spare"),
-        (Misspelt(right), "Misspelt: needs has same_widths; it may have 'same_width' and 'stages'"),
+        (Misspelt(right), "Misspelt: loss 'Misspelt' needs 'same_widths'; did you mean 'same_width'?"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
