@@ -137,6 +137,7 @@ class Declaration:
             ConfigError: if ``stages`` does not fit the model.
         """
         units = expand(net, self.units.split())
+        self._exist(net, [*units, *(expand(net, self.head.split()) if isinstance(self.head, str) else ())])
         ends = self._ends(net, units, stages)
         rows, start = [], 0
         for end in ends:
@@ -168,7 +169,7 @@ class Declaration:
     def _ends(self, net: nn.Module, units: list[str], stages: int | Sequence[str] | None) -> list[str]:
         default = self.cuts.split() if isinstance(self.cuts, str) else self.cuts(net, units)
         if stages is None or stages == len(default):
-            return default
+            stages = default
         if isinstance(stages, int):
             if not 2 <= stages <= len(units):
                 raise ConfigError(f"stages={stages}: this model can be cut into 2 to {len(units)} stages")
@@ -187,6 +188,15 @@ class Declaration:
         if position != len(units) - 1:
             raise ConfigError(f"stages: the last stage must end the row; add {units[-1]!r}")
         return list(stages)
+
+    @staticmethod
+    def _exist(net: nn.Module, names: Sequence[str]) -> None:
+        for name in names:
+            if _attribute(net, name) is None:
+                known = [n for n, _ in net.named_modules() if n]
+                raise ConfigError(
+                    f"{type(net).__name__} has no module or method {name!r}{nearest(name, known, limit=24)}"
+                )
 
     @staticmethod
     def _present(net: nn.Module, names: str) -> list[str]:

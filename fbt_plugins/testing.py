@@ -20,7 +20,7 @@ from .knowledge import Batch, Knowledge
 from .plugins import Plugins, load_plugins
 from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, Registries, described, short
 from .splice import Splice
-from .staged import LAYOUTS, StagedModel, StageSpec
+from .staged import LAYOUTS, StagedModel, StageSpec, pixels
 
 SPLICES = ("S1-3+T4", "S1-2+T3-4", "S1+T2+S3-4", "S1-4+Thead")
 CLASSES = 5
@@ -60,7 +60,7 @@ def check_architecture(model: StagedModel | Mapping[str, Any], image_size: int |
         raise AssertionError(f"{short(model)} is no StagedModel: return one, or Declaration(...).cut(net, ...)")
     who = model.name
     _that(len(model.stages) >= 2, f"{who} has {len(model.stages)} stage: a splice needs 2")
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size or model.image_size
+    size = model.image_size if image_size is None else pixels(image_size)
     with _refused(f"{who} at {size[0]}x{size[1]} pixels"):
         model.verify(size)
         specs = model.specs_at(size)
@@ -125,7 +125,8 @@ def check_fusion(
 
     Raises:
         AssertionError: if a junction is missing or gives another shape than the next stage takes, if something is not
-            finite, or if a gradient does not reach the input and every parameter.
+            finite, if a gradient does not reach the input and every parameter, or if prefix tokens before a head do
+            not depend on the input.
     """
     strategy = _built(FUSIONS, strategy)
     if isinstance(strategy, Mapping) or not callable(getattr(strategy, "build", None)):
@@ -161,6 +162,14 @@ def _check_splice(
         )
         _that(bool(y.isfinite().all()), f"{where} gives values that are not finite")
         _that(y.requires_grad, f"{where}: no gradient leads back from what it gives")
+        into_head = junction.first > len(student if junction.taker == "S" else teacher)
+        if into_head and target.prefix_tokens:
+            (told,) = torch.autograd.grad(y[:, : target.prefix_tokens].square().sum(), x, None, True, allow_unused=True)
+            _that(
+                told is not None and bool((told.flatten(1).abs().sum(1) > 0).all()),
+                f"{where}: the prefix tokens that it gives are the same for all images; a head may look at these "
+                "alone, so they must come from what arrives",
+            )
         (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
         _check_gradients(where, {"what arrives": x}, module)
         reached = (x.grad.flatten(1).abs().sum(1) > 0).all()  # type: ignore[union-attr]
