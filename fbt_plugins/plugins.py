@@ -131,7 +131,7 @@ def remedy(plugin: PluginInfo, error: BaseException) -> str:
             return f"pip install {missing}, which {plugin.distribution or plugin.module} needs"
         if plugin.distribution:
             return f"its own module is not there: pip install --force-reinstall {plugin.distribution}"
-        return "write the module's name as import does; it is looked for beside the current folder and on PYTHONPATH"
+        return "write the module's name as import does; it is looked for in the current folder and on PYTHONPATH"
     hint = "" if isinstance(error, FBTError) else "; FBT_DEBUG=1 shows the traceback"
     return plugin.way_out + hint
 
