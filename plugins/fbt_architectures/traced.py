@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from fbt_plugins import FBTError, Knowledge
 
-from .tracer import BATCH, ROOT, ShallowTracer, TraceError, val
+from .tracer import BATCH, ROOT, ShallowTracer, TraceError, name_of, val
 
 Image = tuple[int, int, int]
 Code = Callable[["TracedPart", Tensor], Any]
@@ -107,7 +107,7 @@ class Trace:
         return any(self._positions[user] > position for user in node.users)
 
     def _has_weights(self, node: fx.Node) -> bool:
-        name = str(node.target).removeprefix(f"{ROOT}.")
+        name = name_of(node)
         return node.op == "call_module" and any(True for _ in self.net.get_submodule(name).parameters())
 
     def crossings(self, points: Iterable[str]) -> list[Crossing]:
@@ -158,9 +158,9 @@ class Trace:
                 made[node] = graph.node_copy(node, made.__getitem__)
                 _follow_device(made[node], made[start])
                 if node.op == "call_module":
-                    modules.append(str(node.target).removeprefix(f"{ROOT}."))
+                    modules.append(name_of(node))
                 elif node.op == "get_attr":
-                    tensors.append(str(node.target).removeprefix(f"{ROOT}."))
+                    tensors.append(name_of(node))
         graph.output(made[ends[0]] if target else tuple(made[node] for node in ends))
         return graph, modules, tensors
 
