@@ -6,6 +6,7 @@ p_t = (1/4, 1/2, 1/4), ln 2 = 0.693147... is all that is needed.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -39,6 +40,78 @@ def test_kd() -> None:
     assert value(dict(type="KDLoss")) == pytest.approx(0.25 * LN2)
     # T = 1/2 squares the probabilities: (4, 1, 1)/6 and (1, 4, 1)/6; KL = (1/6) ln(1/4) + (4/6) ln 4 = ln 2; times 1/4
     assert value(dict(type="KDLoss", temperature=0.5)) == pytest.approx(0.25 * LN2)
+
+
+def test_dkd() -> None:
+    # target 0: (1/4, 3/4) and (1/2, 1/2) of target and not; (2/3, 1/3) and (1/2, 1/2) of the others
+    tckd = 0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2)
+    nckd = 2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3)
+    assert value(dict(type="DKDLoss")) == pytest.approx(tckd + 2 * nckd)
+    assert value(dict(type="DKDLoss", alpha=3.0, beta=0.5)) == pytest.approx(3 * tckd + 0.5 * nckd)
+    # beta = 1 - p_t^c is KD
+    assert value(dict(type="DKDLoss", beta=0.75)) == pytest.approx(0.25 * LN2)
+    # T = 1/2: (1/6, 5/6) and (2/3, 1/3); (4/5, 1/5) and (1/2, 1/2); times 1/4
+    tckd = 1 / 6 * math.log(1 / 4) + 5 / 6 * math.log(5 / 2)
+    nckd = 0.8 * math.log(1.6) + 0.2 * math.log(0.4)
+    assert value(dict(type="DKDLoss", temperature=0.5)) == pytest.approx((tckd + 2 * nckd) / 4)
+
+
+def test_dist() -> None:
+    # less their means: (2, -1, -1)/12 and (-1, 2, -1)/12, whose correlation is -3/6; nothing correlates over one image
+    assert value(dict(type="DISTLoss")) == pytest.approx(1.5 + 1)
+    # two images swapped: over images, two classes correlate with -1 and the third, which is constant, not at all
+    both = torch.cat([STUDENT.logits, TEACHER.logits])
+    swapped = [Knowledge(torch.zeros(2, 2), x) for x in (both, both.flip(0))]
+    assert value(dict(type="DISTLoss"), *swapped) == pytest.approx(1.5 + 5 / 3)
+    assert value(dict(type="DISTLoss", beta=2.0, gamma=0.5), *swapped) == pytest.approx(3 + 5 / 6)
+    # T = 1/2: (4, 1, 1)/6 and (1, 4, 1)/6 correlate as before; times 1/4
+    assert value(dict(type="DISTLoss", temperature=0.5, gamma=0.0)) == pytest.approx(1.5 / 4)
+
+
+def test_bkd() -> None:
+    # sigmoids (1/2, 3/4, 1/4), teacher (1/4, 1/2, 1/4)
+    student = Knowledge(STUDENT.features, torch.tensor([[0.0, math.log(3), -math.log(3)]]))
+    low, high = math.log(1 / 4), math.log(3 / 4)
+    expected = -(-LN2 + (high + low) / 2 + (low + 3 * high) / 4) / 3
+    assert value(dict(type="BKDLoss"), student) == pytest.approx(expected)
+
+
+def test_rkd() -> None:
+    """A triangle of sides 3, 4, 5 and an equilateral one, which lies in more dimensions."""
+    student = Knowledge(torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]), torch.zeros(3, 3))
+    teacher = Knowledge(torch.eye(4)[:3], torch.zeros(3, 3))
+    # distances over their mean: 3/4, 1, 5/4 and 1, 1, 1; each pair counts twice, of 9
+    distance = 2 * (0.25**2 + 0.25**2) / 2 / 9
+    # cosines 0, 3/5, 4/5 and 1/2, 1/2, 1/2; each twice, of 27
+    angle = 2 * (0.5**2 + 0.1**2 + 0.3**2) / 2 / 27
+    assert value(dict(type="RKDLoss"), student, teacher) == pytest.approx(25 * distance + 50 * angle)
+    only = dict(type="RKDLoss", distance_weight=2.0, angle_weight=0.0)
+    assert value(only, student, teacher) == pytest.approx(2 * distance)
+
+
+def test_cc_kernel() -> None:
+    # cosines of the two images 0 and 1: K = e^-0.8 and e^-0.8 (1 + 0.8 + 0.8^2/2), which differ in 2 of 4 pairs
+    student = Knowledge(torch.tensor([[2.0, 0.0], [0.0, 5.0]]), torch.zeros(2, 3))
+    teacher = Knowledge(torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]), torch.zeros(2, 3))
+    assert value(dict(type="CCLoss"), student, teacher) == pytest.approx((math.exp(-0.8) * 1.12) ** 2 / 2)
+    # order 1, gamma 1/2: e^-1 (1 + 1) - e^-1
+    config = dict(type="CCLoss", gamma=0.5, order=1)
+    assert value(config, student, teacher) == pytest.approx(math.exp(-2) / 2)
+
+
+def test_cc_difference_is_the_mean_over_orders_of_what_neighbours_give() -> None:
+    loss = LOSSES.build(dict(type="CCLoss", reading="difference", dim=2))
+    loss.setup((), (), {"student_features": 2, "teacher_features": 2})
+    for embedding in (loss.embed_student, loss.embed_teacher):
+        torch.nn.init.eye_(embedding.weight), torch.nn.init.zeros_(embedding.bias)
+    student = Knowledge(torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 0.0]]), torch.zeros(3, 3))
+    teacher = Knowledge(torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 3.0]]), torch.zeros(3, 3))
+    # differences (1, 0), (1, 2), (0, 3); products 1, 0, 6
+    assert loss(student, teacher, FIRST).item() == pytest.approx(7 / 3)
+    products = {(0, 1): 1, (0, 2): 0, (1, 2): 6}
+    orders = list(itertools.permutations(range(3)))
+    neighbours = sum(products[min(a, b), max(a, b)] / 2 for o in orders for a, b in itertools.pairwise(o))
+    assert neighbours / len(orders) == pytest.approx(7 / 3)
 
 
 def test_mse() -> None:
@@ -104,5 +177,5 @@ def test_infonce_of_one_image_is_zero() -> None:
 def test_losses_are_means_over_the_batch() -> None:
     twice = [Knowledge(k.features.repeat(2, 1), k.logits.repeat(2, 1)) for k in (STUDENT, TEACHER)]
     labels = Batch(FIRST.labels.repeat(2))
-    for name in ("CrossEntropyLoss", "KDLoss", "MSELoss", "OFALoss"):
+    for name in ("BKDLoss", "CrossEntropyLoss", "DKDLoss", "KDLoss", "MSELoss", "OFALoss"):
         assert value(dict(type=name), *twice, labels) == pytest.approx(value(dict(type=name)))

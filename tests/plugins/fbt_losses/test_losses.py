@@ -7,16 +7,26 @@ import torch
 from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge
+from fbt_plugins.edge import ModelInfo, set_up
 from fbt_plugins.errors import ConfigError
+from fbt_plugins.testing import check_loss
 
 CONFIGS = [
+    dict(type="BKDLoss"),
+    dict(type="CCLoss"),
+    dict(type="CCLoss", reading="difference", dim=3),
+    dict(type="CRDLoss", dim=3),
+    dict(type="CRDLoss", dim=3, negatives=4),
     dict(type="CrossEntropyLoss", label_smoothing=0.1),
+    dict(type="DISTLoss", beta=0.5, temperature=2.0),
+    dict(type="DKDLoss", temperature=2.0),
     dict(type="InfoNCELoss"),
     dict(type="InfoNCELoss", symmetric=True, learnable=False, temperature=0.2),
     dict(type="KDLoss", temperature=4.0),
     dict(type="MSELoss"),
     dict(type="OFALoss", gamma=1.3),
     dict(type="OFALoss", gamma=1.3, modulate="all", temperature=2.0),
+    dict(type="RKDLoss"),
 ]
 every_loss = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: " ".join(map(str, c.values())))
 
@@ -28,15 +38,29 @@ def knowledge(seed: int, n: int = 4, dtype: torch.dtype = torch.float32, scale: 
 
 
 def hard(n: int = 4) -> Batch:
-    return Batch(torch.arange(n) % 5)
+    return Batch(torch.arange(n) % 5, torch.arange(n))
+
+
+def build(config: dict) -> nn.Module:
+    """Set up for features of width 6 and 8 images; what it draws is the same each time."""
+    torch.manual_seed(0)
+    loss = LOSSES.build(config)
+    set_up(loss, ModelInfo((), 6), ModelInfo((), 6), {"num_classes": 5, "num_samples": 8})
+    return loss
+
+
+@every_loss
+def test_it_keeps_the_contract(config: dict) -> None:
+    check_loss(LOSSES.build(config), task=config["type"] == "CrossEntropyLoss")
 
 
 @every_loss
 def test_gradients_are_right(config: dict) -> None:
-    loss: nn.Module = LOSSES.build(config).double()
+    loss = build(config).double().eval()  # banks stay as they are
     teacher = knowledge(1, dtype=torch.float64)
 
     def value(features: Tensor, logits: Tensor) -> Tensor:
+        torch.manual_seed(0)
         return loss(Knowledge(features, logits), teacher, hard())
 
     student = knowledge(0, dtype=torch.float64)
@@ -47,25 +71,24 @@ def test_gradients_are_right(config: dict) -> None:
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(config: dict, dtype: torch.dtype) -> None:
-    loss = LOSSES.build(config)
     student, teacher = knowledge(0, dtype=dtype), knowledge(1, dtype=dtype)
     with torch.autocast("cpu", dtype):
-        value = loss(student, teacher, hard())
-    exact = loss(*(Knowledge(k.features.float(), k.logits.float()) for k in (student, teacher)), hard())
+        value = build(config)(student, teacher, hard())
+    exact = build(config)(*(Knowledge(k.features.float(), k.logits.float()) for k in (student, teacher)), hard())
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, exact, rtol=0, atol=0)
 
 
 @every_loss
 def test_float64_stays_float64(config: dict) -> None:
-    value = LOSSES.build(config)(knowledge(0, dtype=torch.float64), knowledge(1, dtype=torch.float64), hard())
+    value = build(config).double()(knowledge(0, dtype=torch.float64), knowledge(1, dtype=torch.float64), hard())
     assert value.dtype == torch.float64
 
 
 @every_loss
 @pytest.mark.parametrize("scale", [0.0, 1e4])
 def test_extreme_inputs_give_finite_losses_and_gradients(config: dict, scale: float) -> None:
-    loss = LOSSES.build(config)
+    loss = build(config)
     student = knowledge(0, scale=scale)
     student = Knowledge(student.features.requires_grad_(), student.logits.requires_grad_())
     value = loss(student, knowledge(1, scale=scale), hard())
@@ -79,30 +102,29 @@ def test_extreme_inputs_give_finite_losses_and_gradients(config: dict, scale: fl
 def test_a_batch_of_one(config: dict) -> None:
     student = knowledge(0, n=1)
     student = Knowledge(student.features.requires_grad_(), student.logits.requires_grad_())
-    value = LOSSES.build(config)(student, knowledge(1, n=1), hard(1))
+    value = build(config)(student, knowledge(1, n=1), hard(1))
     value.backward()
     assert torch.isfinite(value)
 
 
 @every_loss
 def test_one_hot_labels_are_hard_labels(config: dict) -> None:
-    loss = LOSSES.build(config)
-    soft = Batch(torch.nn.functional.one_hot(hard().labels, 5).float())
-    student, teacher = knowledge(0), knowledge(1)
-    torch.testing.assert_close(loss(student, teacher, soft), loss(student, teacher, hard()))
+    soft = Batch(torch.nn.functional.one_hot(hard().labels, 5).float(), hard().index)
+    values = [build(config)(knowledge(0), knowledge(1), batch) for batch in (soft, hard())]
+    torch.testing.assert_close(*values)
 
 
 @every_loss
 def test_a_teacher_without_gradient_gets_none_and_the_student_does(config: dict) -> None:
     student = knowledge(0)
     student = Knowledge(student.features.requires_grad_(), student.logits.requires_grad_())
-    LOSSES.build(config)(student, knowledge(1), hard()).backward()
+    build(config)(student, knowledge(1), hard()).backward()
     assert (student.features.grad is not None) != (student.logits.grad is not None)
 
 
 @every_loss
 def test_only_the_task_loss_does_without_a_teacher(config: dict) -> None:
-    loss = LOSSES.build(config)
+    loss = build(config)
     if config["type"] == "CrossEntropyLoss":
         assert torch.equal(loss(knowledge(0), None, hard()), loss(knowledge(0), knowledge(1), hard()))
     else:
@@ -114,9 +136,23 @@ def test_only_the_task_loss_does_without_a_teacher(config: dict) -> None:
 def test_shapes_that_differ_are_named(config: dict) -> None:
     if config["type"] == "CrossEntropyLoss":
         return
-    wide = Knowledge(torch.zeros(4, 7), torch.zeros(4, 9))
-    with pytest.raises(ValueError, match=r"\(4, 6\).*\(4, 7\)|\(4, 5\).*\(4, 9\)"):
-        LOSSES.build(config)(knowledge(0), wide, hard())
+    other = Knowledge(torch.zeros(3, 7), torch.zeros(3, 9))
+    with pytest.raises(ValueError, match=r"\(4, 6\).*\(3, 7\)|\(4, 5\).*\(3, 9\)"):
+        build(config)(knowledge(0), other, hard())
+
+
+@every_loss
+def test_equal_models_cost_nothing(config: dict) -> None:
+    """Where a loss compares what models know; the others also look at labels, at other images, or at projections."""
+    if config["type"] in ("DISTLoss", "DKDLoss", "KDLoss", "MSELoss", "RKDLoss") or config == dict(type="CCLoss"):
+        assert build(config)(knowledge(0), knowledge(0), hard()).item() == pytest.approx(0, abs=1e-5)
+
+
+@every_loss
+def test_those_that_compare_two_models_cannot_be_set_up_as_task_losses(config: dict) -> None:
+    if config["type"] in ("CCLoss", "CRDLoss"):
+        with pytest.raises(ConfigError, match="compares two models"):
+            set_up(LOSSES.build(config), ModelInfo((), 6), None, {})
 
 
 @pytest.mark.parametrize(
@@ -127,6 +163,14 @@ def test_shapes_that_differ_are_named(config: dict) -> None:
         (dict(type="KDLoss", temperature=-1), "temperature must be above 0"),
         (dict(type="InfoNCELoss", temperature=5.0), "from 0.01 to 1.0"),
         (dict(type="CrossEntropyLoss", label_smoothing=1.0), r"in \[0, 1\)"),
+        (dict(type="DKDLoss", alpha=-1), "alpha must be at least 0, not -1"),
+        (dict(type="DKDLoss", temperature=0), "temperature must be above 0"),
+        (dict(type="DISTLoss", gamma=-0.5), "gamma must be at least 0"),
+        (dict(type="RKDLoss", angle_weight=-1), "angle_weight must be at least 0"),
+        (dict(type="CCLoss", reading="both"), "'kernel' or 'difference'"),
+        (dict(type="CCLoss", order=0), "order must be above 0"),
+        (dict(type="CRDLoss", momentum=1.0), r"momentum must be in \[0, 1\)"),
+        (dict(type="CRDLoss", negatives=0), "negatives must be above 0"),
     ],
 )
 def test_arguments_out_of_range_are_config_errors(config: dict, reason: str) -> None:
@@ -134,7 +178,7 @@ def test_arguments_out_of_range_are_config_errors(config: dict, reason: str) -> 
         LOSSES.build(config)
 
 
-@pytest.mark.parametrize("name", ["CrossEntropyLoss", "OFALoss"])
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "DKDLoss", "OFALoss"])
 def test_missing_labels_are_named(name: str) -> None:
     with pytest.raises(ValueError, match="needs labels"):
         LOSSES.build(dict(type=name))(knowledge(0), knowledge(1), Batch(None))
