@@ -14,7 +14,8 @@ from .knowledge import Knowledge
 from .staged import StagedModel
 
 FEATURES = ("classifier", "avgpool")
-HeadFunction = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
+Told = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, dict[str, Tensor]]
+HeadFunction = Callable[[nn.Module, Tensor], Told]
 
 
 class Segment(nn.Module):
@@ -56,11 +57,11 @@ class Segment(nn.Module):
 
 
 class Head(Segment):
-    """The steps behind the last stage, then a function that gives pooled features and logits.
+    """The steps behind the last stage, then a function that gives features, logits, and what else there is to tell.
 
     Args:
         net, steps, extra: see :class:`Segment`.
-        function: (net, output of the steps) -> (features, logits).
+        function: (net, output of the steps) -> (features, logits), or with ``Knowledge.extra`` as a third.
         pool: another feature than the function's, taken from the output of the steps.
     """
 
@@ -77,8 +78,8 @@ class Head(Segment):
 
     def forward(self, x: Tensor) -> Knowledge:  # type: ignore[override]
         x = super().forward(x)
-        features, logits = self._function(self.net, x)
-        return Knowledge(features if self._pool is None else self._pool(x), logits)
+        features, logits, *extra = self._function(self.net, x)
+        return Knowledge(features if self._pool is None else self._pool(x), logits, {}, *extra)
 
 
 def step_head(*steps: str) -> HeadFunction:
@@ -105,7 +106,8 @@ class Declaration:
         stem: what runs before the units; it belongs to stage 1.
         units: what a model can be cut behind.
         cuts: the units that end the default stages, or a function that names them.
-        head: function (net, last output) -> (features, logits), or the names of its steps, the classifier last.
+        head: function (net, last output) -> (features, logits), a dict for ``Knowledge.extra`` may be the third; or the
+            names of its steps, the classifier last.
         post: runs behind the last unit and belongs to the last stage.
         tail: runs behind the last stage and belongs to the head.
         layout: of every stage's output.

@@ -94,9 +94,10 @@ class Distiller(BaseModel):
         self.fusions = nn.ModuleDict()  # type: ignore[assignment]
         self.edges = nn.ModuleDict()  # type: ignore[assignment]
         self._check_models(data_info or {})
+        data_info = {"num_classes": self.student.num_classes, **(data_info or {})}
         self._task_needs: set[int] = set()
         if self.task_loss is not None:
-            _collect(problems, "", self._connect_task, data_info or {})
+            _collect(problems, "", self._connect_task, data_info)
 
         for name, config in _named_fusions(fusion).items():
             _collect(problems, f"model.fusion{'' if name == FUSION else '.' + name}", self._add_fusion, name, config)
@@ -104,7 +105,7 @@ class Distiller(BaseModel):
         defaults = {"feature": feature_loss, "logit": logit_loss, "stage": stage_loss}
         for options in _collect(problems, "", parse_edges, edges, defaults) or ():
             if not failed & set(str(options["name"]).split("_to_")):  # what is wrong with those is said already
-                _collect(problems, "", self._add_edge, options, data_info or {})
+                _collect(problems, "", self._add_edge, options, data_info)
         if not problems:
             problems += self._unused(defaults)
         if problems:

@@ -40,7 +40,7 @@ class Edge(nn.Module):
         losses: by slot ("feature", "logit", "stage"), a config each, or None; it may carry a ``weight``.
         places: where in the user's config each of them stands, for messages.
         models: what is known of each model, by name.
-        data_info: ``{"num_classes": ..., "num_samples": ...}`` for losses that ask.
+        data_info: ``{"num_classes": ..., "num_samples": ...}`` for losses that ask, the second where known.
         weight: of the whole edge.
         detach: whether the giver's knowledge is a constant.
 

@@ -24,6 +24,7 @@ from .staged import LAYOUTS, StagedModel, StageSpec, pixels
 
 SPLICES = ("S1-3+T4", "S1-2+T3-4", "S1+T2+S3-4", "S1-4+Thead")
 CLASSES = 5
+EXTRA = ("class_logits", "distillation_logits")
 
 MODELS: dict[str, list[StageSpec]] = {
     "maps": [StageSpec("NCHW", c, (g, g)) for c, g in ((8, 16), (12, 8), (16, 4), (24, 2))],
@@ -263,7 +264,8 @@ class _LossCheck:
             return (scale * torch.randn(shape, generator=generator)).to(dtype)
 
         stages = {i: values(*specs[i - 1].sizes(size)) for i in self.stages}
-        return Knowledge(values(size, width), values(size, CLASSES), stages)
+        features, logits = values(size, width), values(size, CLASSES)
+        return Knowledge(features, logits, stages, {name: values(size, CLASSES) for name in EXTRA})
 
     def _gradients(self) -> None:
         for scale, kind in ((1.0, "random"), (0.0, "all-zero"), (1e3, "large")):
@@ -326,11 +328,12 @@ class _LossCheck:
 
 def _map(known: Knowledge, function: Callable[[Tensor], Tensor]) -> Knowledge:
     stages = {i: function(x) for i, x in known.stages.items()}
-    return Knowledge(function(known.features), function(known.logits), stages)
+    extra = {name: function(x) for name, x in known.extra.items()}
+    return Knowledge(function(known.features), function(known.logits), stages, extra)
 
 
 def _tensors(known: Knowledge) -> list[Tensor]:
-    return [known.features, known.logits, *known.stages.values()]
+    return [known.features, known.logits, *known.stages.values(), *known.extra.values()]
 
 
 # ---- all -------------------------------------------------------------------------------------------------------------

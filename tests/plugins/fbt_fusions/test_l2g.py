@@ -1,10 +1,9 @@
 import pytest
 import torch
 from fbt_fusions.l2g import L2GFusion, PatchEmbedding
-from fbt_fusions.layout import FromMap, ToMap
 from timm.models.swin_transformer import SwinTransformerBlock
 
-from fbt_plugins import FUSIONS
+from fbt_plugins import FUSIONS, FromMap, ToMap
 from fbt_plugins.errors import ConfigError
 from fbt_plugins.splice import Splice
 from fbt_plugins.staged import StageSpec
