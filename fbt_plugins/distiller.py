@@ -18,11 +18,11 @@ from .edge import (
     Edge,
     ModelInfo,
     StepLosses,
+    check_stages,
     loss_needs,
     out_of_reach,
     parse_edges,
     set_up,
-    stages_needed,
     value_fault,
     weighted,
 )
@@ -190,7 +190,8 @@ class Distiller(BaseModel):
         kind, student = self._types[TASK], self._info(STUDENT)
         with LOSSES.blame(kind):
             needs = loss_needs(self.task_loss, kind)
-            self._task_needs = stages_needed(needs, kind, "model.task_loss", STUDENT, student)
+            self._task_needs = {*needs.get("stages", ()), *needs.get("student_stages", ())}
+            check_stages(self._task_needs, kind, "model.task_loss", STUDENT, student)
             set_up(self.task_loss, student, None, data_info)
 
     def _info(self, role: str) -> ModelInfo:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .edge import ModelInfo, loss_needs, set_up, stages_needed, value_fault
+from .edge import ModelInfo, check_stages, loss_needs, set_up, value_fault
 from .errors import FBTError
 from .fusion import FusionStrategy, ends, junction_problem
 from .knowledge import Batch, Knowledge
@@ -202,12 +202,13 @@ class _LossCheck:
         self.loss, self.task, self.who = copy.deepcopy(loss), task, type(loss).__name__
         with _refused(self.who):
             needs = loss_needs(loss, self.who)
-        self.stages = tuple(needs.get("stages", ()))
+        both, own = (set(needs.get(key, ())) for key in ("stages", "student_stages"))
         self.widths = (6, 6) if needs.get("same_width") else (6, 8)
-        self.student_specs, self.teacher_specs = MODELS["maps"], MODELS["tokens and two prefix tokens"]
-        student, teacher = ModelInfo(self.student_specs, self.widths[0]), ModelInfo(self.teacher_specs, self.widths[1])
+        specs = MODELS["maps"], MODELS["tokens and two prefix tokens"]
+        student, teacher = (ModelInfo(*pair) for pair in zip(specs, self.widths, strict=True))
         with _refused(self.who):
-            stages_needed(needs, self.who, "check_loss", "student", student)
+            check_stages(both | own, self.who, "check_loss", "student", student)
+        self.shown = {i: specs[0][i - 1] for i in both | own}, {i: specs[1][i - 1] for i in both}
         with _refused(f"{self.who}.setup"):
             set_up(self.loss, student, None if task else teacher, {"num_classes": CLASSES, "num_samples": 32})
 
@@ -249,22 +250,21 @@ class _LossCheck:
             return loss(student, None if self.task else teacher, batch)
 
     def student(self, size: int = 4, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Knowledge:
-        known = self._random(0, self.widths[0], self.student_specs, size, dtype, scale)
+        known = self._random(0, size, dtype, scale)
         return _map(known, lambda x: x.requires_grad_())
 
     def teacher(self, size: int = 4, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Knowledge:
-        return self._random(1, self.widths[1], self.teacher_specs, size, dtype, scale)
+        return self._random(1, size, dtype, scale)
 
-    def _random(
-        self, seed: int, width: int, specs: Sequence[StageSpec], size: int, dtype: torch.dtype, scale: float
-    ) -> Knowledge:
-        generator = torch.Generator().manual_seed(seed)
+    def _random(self, model: int, size: int, dtype: torch.dtype, scale: float) -> Knowledge:
+        """Of the student (0) or the teacher (1)."""
+        generator = torch.Generator().manual_seed(model)
 
         def values(*shape: int) -> Tensor:
             return (scale * torch.randn(shape, generator=generator)).to(dtype)
 
-        stages = {i: values(*specs[i - 1].sizes(size)) for i in self.stages}
-        features, logits = values(size, width), values(size, CLASSES)
+        stages = {i: values(*spec.sizes(size)) for i, spec in self.shown[model].items()}
+        features, logits = values(size, self.widths[model]), values(size, CLASSES)
         return Knowledge(features, logits, stages, {name: values(size, CLASSES) for name in EXTRA})
 
     def _gradients(self) -> None:

@@ -45,7 +45,7 @@ class OFAExitsLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = stage_numbers(stages)
-        self.needs = {"stages": self.stages}
+        self.needs = {"student_stages": self.stages}
         self.loss = OFALoss(gamma, temperature, modulate)
         self.exits = nn.ModuleDict()
 
@@ -57,7 +57,7 @@ class OFAExitsLoss(nn.Module):
         Raises:
             ConfigError: if there is no teacher, or a stage cannot have an exit.
         """
-        if not teacher_specs:
+        if "teacher_features" not in data_info:
             raise ConfigError("OFAExitsLoss compares two models; as a task loss use CrossEntropyLoss")
         widths = data_info["student_features"], data_info["teacher_features"]
         for n in self.stages:
