@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, nearest
 from .knowledge import Knowledge
+from .registry import argument_problems
 from .staged import StagedModel
 
 FEATURES = ("classifier", "avgpool")
@@ -159,7 +160,10 @@ class Declaration:
         function = step_head(*self.head.split()) if isinstance(self.head, str) else self.head
         pool = self._average(about.get("prefix_tokens", 0)) if _one_of(feature) == "avgpool" else None
         head = Head(net, tail, function, left, pool)
-        return StagedModel(net, parts, head, layout=self.layout, raster=self.raster, **about)
+        given = {"way": "declared", "layout": self.layout, "raster": self.raster, **about}
+        if problems := argument_problems(StagedModel, {"net": net, "stages": parts, "head": head, **given}, "cut"):
+            raise ConfigError(problems)
+        return StagedModel(net, parts, head, **given)
 
     def _average(self, prefix_tokens: int) -> Callable[[Tensor], Tensor]:
         """The mean over the positions of an output, prefix tokens left out."""
@@ -171,7 +175,9 @@ class Declaration:
     def _ends(self, net: nn.Module, units: list[str], stages: int | Sequence[str] | None) -> list[str]:
         default = self.cuts.split() if isinstance(self.cuts, str) else self.cuts(net, units)
         if stages is None or stages == len(default):
-            stages = default
+            stages, what = default, "cuts"
+        else:
+            what = "stages"
         if isinstance(stages, int):
             if not 2 <= stages <= len(units):
                 raise ConfigError(f"stages={stages}: this model can be cut into 2 to {len(units)} stages")
@@ -181,29 +187,34 @@ class Declaration:
             found = [i for i, u in enumerate(units) if u == name or u.startswith(name + ".")]
             if not found:
                 known = sorted({u.rsplit(".", i)[0] for u in units for i in range(u.count(".") + 1)})
-                raise ConfigError(f"stages: no unit {name!r} to cut behind{nearest(name, known, limit=24)}")
+                raise ConfigError(f"{what}: no unit {name!r} to cut behind{nearest(name, known, limit=24)}")
             if found[-1] <= position:
                 raise ConfigError(
-                    f"stages: {name!r} does not come after the cut before it; give them in the order they run"
+                    f"{what}: {name!r} does not come after the cut before it; give them in the order they run"
                 )
             position = found[-1]
         if position != len(units) - 1:
-            raise ConfigError(f"stages: the last stage must end the row; add {units[-1]!r}")
+            raise ConfigError(f"{what}: the last stage must end the row; add {units[-1]!r}")
         return list(stages)
 
     @staticmethod
-    def _exist(net: nn.Module, names: Sequence[str]) -> None:
+    def _exist(net: nn.Module, names: Sequence[str], or_none: bool = False) -> None:
         for name in names:
-            if _attribute(net, name) is None:
-                known = [n for n, _ in net.named_modules() if n]
+            owner, _, last = name.rpartition(".")
+            holder = _attribute(net, owner) if owner else net
+            if not hasattr(holder, last) or (getattr(holder, last) is None and not or_none):
+                known = [n for n, _ in net.named_modules() if n] + [
+                    n for n in dir(type(net)) if n not in dir(nn.Module)
+                ]
                 raise ConfigError(
                     f"{type(net).__name__} has no module or method {name!r}{nearest(name, known, limit=24)}"
                 )
 
-    @staticmethod
-    def _present(net: nn.Module, names: str) -> list[str]:
-        """The names that this network has: members of a family differ in optional parts."""
-        return [n for n in expand(net, names.split()) if _attribute(net, n) is not None]
+    def _present(self, net: nn.Module, names: str) -> list[str]:
+        """The names whose part is not None: members of a family may lack some."""
+        found = expand(net, names.split())
+        self._exist(net, found, or_none=True)
+        return [name for name in found if _attribute(net, name) is not None]
 
 
 def expand(net: nn.Module, names: Sequence[str]) -> list[str]:
@@ -215,11 +226,17 @@ def expand(net: nn.Module, names: Sequence[str]) -> list[str]:
             result.append(name)
             continue
         before, after = name[: match.start()], name[match.end() :]
-        children = (
-            match[1].split(",") if match[1] else [n for n, _ in net.get_submodule(before.rstrip(".")).named_children()]
-        )
+        children = match[1].split(",") if match[1] else _children(net, before.rstrip("."))
         result += expand(net, [before + child + after for child in children])
     return result
+
+
+def _children(net: nn.Module, name: str) -> list[str]:
+    found = _attribute(net, name) if name else net
+    if not isinstance(found, nn.Module):
+        known = [n for n, _ in net.named_modules() if n]
+        raise ConfigError(f"{type(net).__name__} has no module {name!r}{nearest(name, known, limit=24)}")
+    return [n for n, _ in found.named_children()]
 
 
 def _one_of(feature: str) -> str:

@@ -29,7 +29,7 @@ from .edge import (
 from .errors import ConfigError, FBTError, nearest
 from .fusion import FusionModel, NoJunctionsError
 from .knowledge import Batch, Knowledge
-from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, described, one_line
+from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, one_line
 from .splice import AUTO, Splice
 from .staged import StagedModel, StageSpec
 
@@ -216,8 +216,11 @@ class Distiller(BaseModel):
                 "model.edges: there is a teacher but no edge; add 'teacher_to_student', or set teacher=None"
             )
         for slot in SLOTS:
-            if defaults[slot] is not None and not self.edges:
-                problems.append(f"model.{slot}_loss: no edge uses it; add model.edges, or set it to None")
+            if defaults[slot] is not None and (
+                not self.edges or (slot == "stage" and not any(slot in edge.losses for edge in self.edges.values()))
+            ):
+                which = "an edge between teacher and student" if slot == "stage" else "model.edges"
+                problems.append(f"model.{slot}_loss: no edge uses it; add {which}, or set it to None")
         if STUDENT not in {e.receiver for e in self.edges.values()} and self.task_loss is None:
             problems.append("model: nothing trains the student; set task_loss, or an edge to the student")
         return problems
@@ -379,7 +382,7 @@ class Distiller(BaseModel):
                 if any(module is running for module in part.modules()):
                     if registry is LOSSES and isinstance(error, ValueError):
                         return ConfigError(f"{self._types[name]} ({name}): {one_line(error)}")
-                    return registry.fault(self._types[name], f"raised {described(error)}")
+                    return registry.raised(self._types[name], error)
         return None
 
     def val_step(self, data: Any) -> list[dict[str, Tensor]]:

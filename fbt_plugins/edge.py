@@ -15,6 +15,9 @@ from .registry import LOSSES, short
 from .staged import StageSpec
 
 SLOTS = ("feature", "logit", "stage")
+WITH_STAGES = {"student", "teacher"}
+"""The models whose stages a loss can see; a ``stage_loss`` for all edges is one for edges between these."""
+
 NEEDS = ("same_width", "stages", "student_stages")
 _OPTIONS = ("name", "weight", "detach", *(f"{s}_loss" for s in SLOTS))
 
@@ -130,6 +133,8 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
         raise LOSSES.fault(kind, f"has needs of {short(needs)}, not a dict such as {{'same_width': True}}")
     if foreign := [str(key) for key in needs if key not in NEEDS]:
         raise LOSSES.fault(kind, f"needs {foreign[0]!r}{nearest(foreign[0], NEEDS)}")
+    if not isinstance(needs.get("same_width", False), bool):
+        raise LOSSES.fault(kind, f"needs same_width={short(needs['same_width'])}, not True or False")
     for key in ("stages", "student_stages"):
         stages = needs.get(key, ())
         if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(_is_stage, stages)):
@@ -235,7 +240,7 @@ def parse_edges(
         ConfigError: for an unknown key, a repeated edge, or an entry of another form.
     """
     if isinstance(edges, str) or not isinstance(edges, Sequence):
-        raise ConfigError(f"model.edges: expected a list of edges, got {edges!r}")
+        raise ConfigError(f"model: edges must be a list, not {edges!r}")
     parsed: list[dict[str, Any]] = []
     for entry in edges:
         options: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
@@ -246,7 +251,9 @@ def parse_edges(
         if options["name"] in [p["name"] for p in parsed]:
             raise ConfigError(f"model.edges: {options['name']} is there twice")
         own = {slot for slot in SLOTS if f"{slot}_loss" in options}
-        losses = {slot: options.pop(f"{slot}_loss", defaults[slot]) for slot in SLOTS}
+        with_stages = set(str(options["name"]).split("_to_")) <= WITH_STAGES
+        own_or_default = {s: c for s, c in defaults.items() if s != "stage" or with_stages}
+        losses = {slot: options.pop(f"{slot}_loss", own_or_default.get(slot)) for slot in SLOTS}
         place = f"model.edges.{options['name']}"
         places = {slot: f"{place}.{slot}_loss" if slot in own else f"model.{slot}_loss" for slot in SLOTS}
         parsed.append({**options, "losses": losses, "places": places})

@@ -64,6 +64,19 @@ class PluginError(FBTError):
     """A plugin did not do what its kind promises: the line names it, its distribution and version, and a way out."""
 
 
+class PartError(FBTError):
+    """A third party's part gives something else than its kind does; a registry that knows whose it is says so.
+
+    Args:
+        name: of the model, for whoever built it by hand.
+        what: it does wrong, as the rest of a sentence.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"{name} {what}")
+        self.what = what
+
+
 def debugging() -> bool:
     """Whether ``FBT_DEBUG=1`` asks for tracebacks."""
     return os.environ.get("FBT_DEBUG") == "1"

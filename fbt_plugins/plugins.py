@@ -89,12 +89,17 @@ class Plugins:
                     raise TakenNameError(f"it replaces the {registry.name} {name!r} of {registry.owners.get(name)}")
 
     def _register(self, module: ModuleType, name: str, needs_hook: bool) -> None:
-        if self._manager.register(module, name) is None:
-            raise FBTError("its name is blocked")
+        try:
+            if self._manager.register(module, name) is None:
+                raise FBTError("its name is blocked")
+        except pluggy.PluginValidationError as error:
+            raise FBTError("its fbt_register must take one argument, called registries") from error
         try:
             for caller in self._manager.get_hookcallers(module) or ():
                 if not caller.has_spec():
                     raise FBTError(f"there is no hook {caller.name!r}{nearest(caller.name, ['fbt_register'])}")
+            if callable(getattr(module, "fbt_register", None)) and not self._manager.get_hookcallers(module):
+                raise FBTError("its fbt_register is not marked: write @hookimpl above it (from fbt_plugins)")
             others = [p for p in self._manager.get_plugins() if p is not module]
             if not any(impl.plugin is module for impl in self._manager.hook.fbt_register.get_hookimpls()):
                 if not needs_hook:  # it may register mmengine's things, such as hooks, while it is imported

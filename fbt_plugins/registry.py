@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmengine.registry import Registry
 
-from .errors import ConfigError, FBTError, PluginError, TakenNameError, UnknownNameError, nearest
+from .errors import ConfigError, FBTError, PartError, PluginError, TakenNameError, UnknownNameError, nearest
 
 
 @dataclass(frozen=True)
@@ -169,10 +172,27 @@ class PluginRegistry(Registry):
         """
         try:
             yield
+        except PartError as error:
+            raise self.fault(key, error.what) from error
         except (FBTError, OSError, MemoryError):
             raise
         except (Exception, SystemExit) as error:  # a plugin is anyone's code
-            raise self.fault(key, f"raised {described(error)}") from error
+            raise self.raised(key, error) from error
+
+    def raised(self, key: str, error: BaseException) -> PluginError:
+        """The error that says what a registered name's code raised, and where in that code."""
+        module = self.owners[key].module if key in self.owners else ""
+        return self.fault(key, f"raised {described(error)}{_place(error, module.partition('.')[0])}")
+
+
+def _place(error: BaseException, package: str) -> str:
+    """Where in a package an exception came from: the innermost of its own lines."""
+    frames = [(f, line) for f, line in traceback.walk_tb(error.__traceback__)]
+    own = [(f, n) for f, n in frames if package and f.f_globals.get("__name__", "").partition(".")[0] == package]
+    if not own:
+        return ""
+    frame, line = own[-1]
+    return f" in {frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}:{line})"
 
 
 def short(value: object) -> str:
@@ -247,9 +267,19 @@ def value_problem(where: str, parameter: inspect.Parameter, value: Any) -> str |
         value, str | bool
     ):
         expected = "a number"
+    elif isinstance(value, str | int | float) and _only_lists(parameter.annotation):
+        expected = "a list"
     elif name in LEAST and number and value < LEAST[name]:
         expected = f"{LEAST[name]} or more"
     return f"{where}: {name} must be {expected}, not {value!r}" if expected else None
+
+
+def _only_lists(annotation: Any) -> bool:
+    """Whether an annotation such as "Sequence[int] | None" has room for a list or a tuple and nothing else."""
+    text = annotation if isinstance(annotation, str) else str(annotation).replace("typing.", "")
+    kinds = re.sub(r"\[[^\[\]]*\]", "", re.sub(r"\[[^\[\]]*\]", "", text)).replace("collections.abc.", "").split("|")
+    named = {kind.strip() for kind in kinds} - {"None"}
+    return bool(named) and named <= {"tuple", "list", "Sequence"}
 
 
 @dataclass(frozen=True)

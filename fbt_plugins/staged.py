@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import FBTError, nearest
+from .errors import FBTError, PartError, nearest
 from .family import FAMILIES, of_model, of_stages, take_census
 from .knowledge import Knowledge
 from .proof import SplitProof, prove
@@ -87,7 +87,7 @@ class StagedModel(nn.Module):
         input_size: what images are resized to before this model sees them, as ``image_size``; None leaves them alone.
         name: what messages and files call the model.
         arguments: what the model was built with, so that a file can say it.
-        way: how it was cut, "declared" or "traced"; for people to read.
+        way: how it was cut, "declared", "traced" or "made by hand"; for people to read.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class StagedModel(nn.Module):
         input_size: int | Sequence[int] | None = None,
         name: str = "",
         arguments: dict[str, Any] | None = None,
-        way: str = "declared",
+        way: str = "made by hand",
     ) -> None:
         super().__init__()
         self.net = net
@@ -118,10 +118,10 @@ class StagedModel(nn.Module):
         count = len(self.stages)
         self.layouts = (layout,) * count if isinstance(layout, str) else tuple(layout)
         self.prefix_tokens = (prefix_tokens,) * count if isinstance(prefix_tokens, int) else tuple(prefix_tokens)
-        if len(self.layouts) != count or len(self.prefix_tokens) != count or set(self.layouts) - set(LAYOUTS):
-            raise ValueError(
-                f"{name or type(net).__name__}: {count} stages need {count} layouts of {', '.join(LAYOUTS)}"
-            )
+        if len(self.layouts) != count or set(self.layouts) - set(LAYOUTS):
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, or {count} of them, not {layout!r}")
+        if len(self.prefix_tokens) != count or not all(isinstance(n, int) and n >= 0 for n in self.prefix_tokens):
+            raise ValueError(f"prefix_tokens must be a number of tokens, or {count} of them, not {prefix_tokens!r}")
         self._prefix = None if prefix is None else prefix.detach().clone()
         if family not in (None, *FAMILIES):
             raise ValueError(f"family {family!r}{nearest(family, FAMILIES)}")
@@ -228,8 +228,8 @@ class StagedModel(nn.Module):
             outputs, counted = [], []
             for i, part in enumerate((*shadow.stages, shadow.head), 1):
                 if not isinstance(x, Tensor):
-                    kind = type(x).__name__
-                    raise FBTError(f"{self.name}: stage {i - 1} gives a {kind}, not one tensor: cut where one passes")
+                    what = f"has a stage {i - 1} that gives a {type(x).__name__}, not one tensor: cut where one passes"
+                    raise PartError(self.name, what)
                 try:
                     x, census = take_census(part, x, shadow.parameters())
                 except Exception as error:
@@ -238,8 +238,15 @@ class StagedModel(nn.Module):
                 outputs.append(x)
                 counted.append(census)
             *maps, known = outputs
+            if not isinstance(known, Knowledge):
+                what = f"has a head that gives a {type(known).__name__}, not Knowledge(features, logits)"
+                raise PartError(self.name, what)
+            if known.features.ndim != 2 or known.logits.ndim != 2:
+                given = f"features {tuple(known.features.shape)} and logits {tuple(known.logits.shape)} for one image"
+                raise PartError(self.name, f"has a head that gives {given}, not (N, D) and (N, classes)")
             families = of_stages([census.family for census in counted[:-1]])
             specs = [self._spec(i, x, families[i], size) for i, x in enumerate(maps)]
+            self._check_prefix(specs)
             macs = [census.macs for census in counted]
             self._shapes[size] = _Shapes(specs, known.features.shape[1], known.logits.shape[1], macs)
         return self._shapes[size]
@@ -254,35 +261,49 @@ class StagedModel(nn.Module):
     def _spec(self, i: int, output: Tensor, family: str, size: tuple[int, int]) -> StageSpec:
         layout, prefix_tokens, shape = self.layouts[i], self.prefix_tokens[i], tuple(output.shape)
         if len(shape) != len(layout):
-            raise FBTError(f"{self.name}: stage {i + 1} gives a tensor of shape {shape}, which is not {layout}")
+            raise PartError(
+                self.name, f"has a stage {i + 1} that gives a tensor of shape {shape}, which is not {layout}"
+            )
         if layout == "NLC":
             grid, channels = self._grid(i, shape[1], size), shape[2]
         elif layout == "NHWC":
             grid, channels = (shape[1], shape[2]), shape[3]
         else:
             grid, channels = (shape[2], shape[3]), shape[1]
+        other = {"NCHW": shape[1:3], "NHWC": shape[2:4]}.get(layout)
+        if other and not proportional(grid, size) and proportional(other, size):
+            correct = "NHWC" if layout == "NCHW" else "NCHW"
+            what = f"has a stage {i + 1} of {_by(shape[1:])} per image: as {layout} a grid of {_by(grid)}"
+            raise PartError(
+                self.name, f"{what} of {_by(size)} pixels, as {correct} {_by(other)}; set layout to {correct!r}"
+            )
         own = self._prefix
         prefix = own if own is not None and tuple(own.shape) == (prefix_tokens, channels) else None
         raster = self._raster or layout != "NLC"
         order = None if raster or self._order is None else self._order(self.net, grid)
         if order is not None and tuple(order.shape) != (grid[0] * grid[1],):
-            raise FBTError(
-                f"{self.name}: order gives {tuple(order.shape)} token numbers for a grid of {grid[0]}x{grid[1]}"
-            )
+            raise PartError(self.name, f"has an order of {tuple(order.shape)} token numbers for a grid of {_by(grid)}")
         return StageSpec(layout, channels, grid, prefix_tokens, self._family or family, raster, prefix, order)
 
     def _grid(self, i: int, tokens: int, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of a stage's tokens, which has the image's proportions."""
         if grid := grid_of(tokens - self.prefix_tokens[i], size):
             return grid
-        fitting = [n for n in range(min(tokens, 17)) if grid_of(tokens - n, size)]
-        hint = (
-            f"; prefix_tokens={fitting[0]} would leave {'x'.join(map(str, grid_of(tokens - fitting[0], size) or ()))}"
-        )
-        raise FBTError(
-            f"{self.name}: stage {i + 1} gives {tokens} tokens, which without {self.prefix_tokens[i]} prefix tokens "
-            f"make no grid of the proportions of {size[0]}x{size[1]} pixels{hint if fitting else ''}"
-        )
+        prefix = self.prefix_tokens[i]
+        what = f"has a stage {i + 1} of {tokens} tokens, which without {prefix} prefix tokens make no grid of the "
+        what += f"proportions of {_by(size)} pixels"
+        for count in range(min(tokens, 17)):
+            if grid := grid_of(tokens - count, size):
+                what += f"; prefix_tokens={count} would leave {_by(grid)}"
+                break
+        raise PartError(self.name, what)
+
+    def _check_prefix(self, specs: Sequence[StageSpec]) -> None:
+        """Start values that fit none of the stages would be missed by nobody."""
+        with_tokens = [spec for spec in specs if spec.prefix_tokens]
+        if self._prefix is not None and with_tokens and all(spec.prefix is None for spec in with_tokens):
+            wanted = " or ".join(sorted({str((spec.prefix_tokens, spec.channels)) for spec in with_tokens}))
+            raise PartError(self.name, f"has a prefix of shape {tuple(self._prefix.shape)}, not {wanted}")
 
     def verify(self, image_size: int | tuple[int, int] | None = None, seed: int = 0) -> SplitProof:
         """Proves on a perturbed copy that stages and head are the model: outputs, gradients, parameters, buffers.
@@ -294,7 +315,9 @@ class StagedModel(nn.Module):
         Raises:
             SplitError: with what differs.
         """
-        return prove(self, self.image_size if image_size is None else pixels(image_size), seed)
+        size = self.image_size if image_size is None else pixels(image_size)
+        self.specs_at(size)  # what is wrong with a stage or the head is said in plainer words here
+        return prove(self, size, seed)
 
 
 def meta_copy(module: nn.Module, shared: object = None) -> Any:
@@ -310,6 +333,10 @@ def meta_copy(module: nn.Module, shared: object = None) -> Any:
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(module, memo)
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def pixels(size: int | Sequence[int]) -> tuple[int, int]:

@@ -210,7 +210,8 @@ class _LossCheck:
             check_stages(both | own, self.who, "check_loss", "student", student)
         self.shown = {i: specs[0][i - 1] for i in both | own}, {i: specs[1][i - 1] for i in both}
         with _refused(f"{self.who}.setup"):
-            set_up(self.loss, student, None if task else teacher, {"num_classes": CLASSES, "num_samples": 32})
+            info, giver = {"num_classes": CLASSES, "num_samples": 32}, None if task else teacher
+            set_up(self.loss, student, giver, info)
 
     def run(self) -> None:
         value = self.value()

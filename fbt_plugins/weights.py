@@ -117,17 +117,18 @@ def load_weights(net: nn.Module, source: str, name: str) -> dict[str, Any]:
     """
     state, metadata = read_weights(source)
     own = net.state_dict()
-    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if wrong:
-        key = wrong[-1]
-        raise FBTError(
-            f"checkpoint {source!r} does not fit {name}: {key} is {tuple(state[key].shape)} in the file and "
-            f"{tuple(own[key].shape)} in the model{f' ({len(wrong) - 1} more differ)' if len(wrong) > 1 else ''}"
-        )
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or foreign:
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or foreign or wrong:
         parts = [f"{len(k)} {what} ({k[0]}, ...)" for k, what in ((missing, "missing"), (foreign, "unknown")) if k]
-        raise FBTError(f"checkpoint {source!r} does not fit {name}: {' and '.join(parts)}; is it another model's?")
+        if wrong:
+            key, more = wrong[-1], f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
+            shapes = f"{tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the model"
+            parts.append(f"{key} is {shapes}{more}")
+        whose = metadata.get("name")
+        other = f"; the file is of {whose}" if whose and whose != name else "; is it another model's?"
+        hint = other if missing or foreign or whose not in (None, name) else ""
+        raise FBTError(f"checkpoint {source!r} does not fit {name}: {' and '.join(parts)}{hint}")
     if next((p.is_meta for p in net.parameters()), False):
         return metadata  # a check without weights: that they fit is all there is to know
     net.load_state_dict(state)

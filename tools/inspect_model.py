@@ -32,10 +32,12 @@ def parse() -> Parser:
         "--options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="further arguments, as a config has them"
     )
     parser.add_argument("--no-proof", action="store_true", help="don't prove the cut, which takes some seconds")
-    parser.add_argument("--against", nargs="?", metavar="OTHER", help="list all splices with this model as teacher")
+    parser.add_argument("--against", nargs="?", metavar="OTHER", help="list all splices with model OTHER as teacher")
     parser.add_argument("--against-type", help="architecture that builds OTHER, which may need no name (default: timm)")
     parser.add_argument("--against-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="as --options")
-    parser.add_argument("--fusion", default="L2GFusion", help="strategy that joins the two (default: L2GFusion)")
+    parser.add_argument(
+        "--fusion", default="L2GFusion", help="strategy that joins the two, with --against (default: L2GFusion)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what is shown to a file as well")
     parser.add_argument("--all", action="store_true", help="cut every model that the architectures can name")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (--all)")

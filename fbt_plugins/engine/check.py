@@ -296,7 +296,7 @@ class _Check:
                     self._typed(LOSSES, loss, f"model.edges.{edge['name']}.{slot}_loss", extra=("weight",))
 
     def _data_info(self) -> dict[str, Any]:
-        """Image size and classes of the training data, where its class says so without reading it."""
+        """Image size and classes of the training data, where its class says so without reading it; images are not counted."""
         loader = self.config.get("train_dataloader")
         dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
         if not isinstance(dataset, Mapping) or dataset.get("type") not in DATASETS.module_dict:
@@ -308,7 +308,7 @@ class _Check:
             classes, size = kind.describe(dataset.get("transforms", ()))
         except FBTError:
             return {}  # what is wrong with the transforms is reported where they are checked
-        return {"image_size": size, "data_info": {"num_classes": classes} if classes else None}
+        return {"image_size": size, "data_info": {"num_samples": 1} | ({"num_classes": classes} if classes else {})}
 
     # ---- tools ----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fbt_plugins import ConfigError, Declaration, StagedModel
-from fbt_plugins.errors import nearest
+from fbt_plugins.errors import PartError, nearest
 from fbt_plugins.registry import argument_problems, one_line
 from fbt_plugins.staged import pixels
 
@@ -77,8 +77,12 @@ def build_module(
         ends = " ".join(row.split()[-1] for row in stages)
         declaration = Declaration(stem="", units=" ".join(stages), cuts=ends, head=head, layout=layout or "NCHW")  # type: ignore[arg-type]
         model = declaration.cut(net, prefix_tokens=prefix_tokens, **about)
-    if verify and not next(net.parameters()).is_meta:
-        model.verify()
+    try:
+        if verify and not next(net.parameters()).is_meta:
+            model.verify()
+        model.specs_at(model.image_size)
+    except PartError as error:  # the network is the user's, not a plugin's
+        raise ConfigError(str(error)) from error
     return model
 
 

@@ -216,6 +216,16 @@ def test_a_task_loss_is_set_up_and_gets_stages_too(
         registry._module_dict.pop("TaskLoss")
 
 
+def test_a_stage_loss_of_all_edges_is_for_models_that_show_stages(
+    make: Make, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    options = dict(feature_loss=None, stage_loss=dict(type="ATLoss"))
+    names = list(make(**options).losses(images, Batch(labels)))
+    assert [n for n in names if n.endswith("/stage")] == ["teacher_to_student/stage"] and len(names) == 5
+    with pytest.raises(ConfigError, match=r"stage_loss: no edge uses it; add an edge between teacher and student"):
+        make(edges=["teacher_to_fusion", "fusion_to_student"], **options)
+
+
 def test_a_stage_loss_is_a_third_loss_of_an_edge(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
     edge = dict(name="teacher_to_student", stage_loss=dict(type="MSELoss", weight=2.0))
     losses = make(edges=[edge], splice=None).losses(images, Batch(labels))

@@ -104,7 +104,7 @@ BUILT = {
     ),
     "a head that gives a tensor": (
         dict(student=dict(type="tensor_head")),
-        "architecture 'tensor_head' * raised AttributeError: 'Tensor' object has no attribute 'features'",
+        "architecture 'tensor_head' * has a head that gives a Tensor, not Knowledge(features, logits)",
     ),
     "no strategy": (dict(fusion=dict(type="NoStrategy")), "fusion 'NoStrategy' * made dict {}, which has no 'build'"),
     "no ModuleDict": (

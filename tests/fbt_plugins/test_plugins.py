@@ -84,13 +84,22 @@ FAULTS = {
         "there is no hook 'fbt_registr'; did you mean 'fbt_register'",
         "pip uninstall fbt-bad",
     ),
+    "no mark": (
+        GOOD.replace("@fbt_plugins.hookimpl\n", ""),
+        "its fbt_register is not marked: write @hookimpl above",
+        "",
+    ),
     "newer": ("FBT_API_VERSION = 99", "plugin interface 99, this is 1", "pip install --upgrade fbt-plugins"),
     "older": (
         "FBT_API_VERSION = 0",
         "plugin interface 0, this is 1",
         "upgrade it, or remove it: pip uninstall fbt-bad",
     ),
-    "hook of another form": (GOOD.replace("(registries)", "(registry)"), "registry", "pip uninstall fbt-bad"),
+    "hook of another form": (
+        GOOD.replace("(registries)", "(registry)"),
+        "must take one argument, called registries",
+        "pip uninstall fbt-bad",
+    ),
     "taken name": (GOOD, "'Good' is the name of a loss of plugin 'first' (fbt-first 1.2); register", "pip uninstall"),
     "replaced": (
         GOOD.replace("module=Good", "module=Good, force=True"),

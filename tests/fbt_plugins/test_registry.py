@@ -1,11 +1,11 @@
 import pytest
 
-from fbt_plugins.errors import ConfigError, UnknownNameError
-from fbt_plugins.registry import PluginFailure, PluginRegistry
+from fbt_plugins.errors import ConfigError, PluginError, UnknownNameError
+from fbt_plugins.registry import PluginFailure, PluginInfo, PluginRegistry
 
 
 class Thing:
-    def __init__(self, size: int, colour: str = "red") -> None:
+    def __init__(self, size: int, colour: str = "red", sides: "tuple[int, ...] | None" = None) -> None:
         if size < 0:
             raise ValueError("size must be 0 or more")
         self.size, self.colour = size, colour
@@ -39,6 +39,8 @@ def test_dotted_paths_reach_nothing(registry: PluginRegistry) -> None:
         (dict(type="Thing", sise=3), "no argument 'sise'; did you mean 'size'"),
         (dict(type="Thing"), "'size' is missing"),
         (dict(type="Thing", size=-1), "Thing: size must be 0 or more"),
+        (dict(type="Thing", size=1, sides="abc"), "Thing: sides must be a list, not 'abc'"),
+        (dict(type="Thing", size=1, sides=3), "Thing: sides must be a list, not 3"),
         (dict(size=1), "expected a dict with a 'type'"),
         ("Thing", "expected a dict with a 'type'"),
     ],
@@ -51,3 +53,13 @@ def test_wrong_arguments_are_config_errors(registry: PluginRegistry, config: obj
 def test_a_taken_name_is_refused(registry: PluginRegistry) -> None:
     with pytest.raises(KeyError):
         registry.register_module(name="Thing", module=dict)
+
+
+def test_what_a_plugin_raises_comes_with_its_place(registry: PluginRegistry) -> None:
+    def broken() -> None:
+        [][3]
+
+    registry.register_module(name="Broken", module=broken)
+    registry.owners["Broken"] = PluginInfo("own", module=__name__)
+    with pytest.raises(PluginError, match=r"raised IndexError: .* in .*broken \(test_registry.py:\d+"):
+        registry.build(dict(type="Broken"))

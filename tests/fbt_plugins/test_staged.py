@@ -170,8 +170,10 @@ def test_stages_can_be_a_number_or_names() -> None:
 
 def test_a_cut_that_names_what_is_not_there_is_one_clear_line() -> None:
     for changes, line in (
-        (dict(cuts="blocks.0 blocks.7"), "no unit 'blocks.7' to cut behind"),
-        (dict(cuts="blocks.2 blocks.1 blocks.3"), "'blocks.1' does not come after the cut before it"),
+        (dict(stem="conv gian"), "Toy has no module or method 'gian'; did you mean 'gain'?"),
+        (dict(units="block.*"), "Toy has no module 'block'; did you mean 'blocks"),
+        (dict(cuts="blocks.0 blocks.7"), "cuts: no unit 'blocks.7' to cut behind"),
+        (dict(cuts="blocks.2 blocks.1 blocks.3"), "cuts: 'blocks.1' does not come after the cut before it"),
         (dict(cuts="blocks.0 blocks.2"), "must end the row; add 'blocks.3'"),
         (dict(units="blocks.{0,1,2,5}"), "Toy has no module or method 'blocks.5'; did you mean 'blocks"),
         (dict(head="pool fd"), "Toy has no module or method 'fd'; known: "),
@@ -201,10 +203,12 @@ class Tokens(nn.Module):
         return self.fc(x[:, 0])
 
 
+def first_token(net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x[:, 0], net.fc(x[:, 0])  # type: ignore[operator]
+
+
 def tokens(**about: object) -> StagedModel:
-    cut = Declaration(
-        "tokens", "blocks.*", "blocks.0 blocks.1", lambda net, x: (x[:, 0], net.fc(x[:, 0])), layout="NLC"
-    )
+    cut = Declaration("tokens", "blocks.*", "blocks.0 blocks.1", first_token, layout="NLC")
     return cut.cut(Tokens(), **({"image_size": 8} | about))
 
 
@@ -231,9 +235,9 @@ def test_start_values_of_prefix_tokens_are_a_copy() -> None:
 
 
 def test_an_order_has_a_number_for_each_position() -> None:
-    declared = Declaration("tokens", "blocks.*", "blocks.0 blocks.1", "fc", layout="NLC", raster=False)
+    declared = Declaration("tokens", "blocks.*", "blocks.0 blocks.1", first_token, layout="NLC", raster=False)
     model = declared.cut(Tokens(), image_size=8, prefix_tokens=1, order=lambda net, grid: torch.arange(5))
-    with pytest.raises(FBTError, match=r"order gives \(5,\) token numbers for a grid of 4x4"):
+    with pytest.raises(FBTError, match=r"has an order of \(5,\) token numbers for a grid of 4x4"):
         _ = model.specs
 
 
@@ -243,5 +247,34 @@ def test_a_stage_gives_one_tensor() -> None:
             return x, x
 
     model = StagedModel(Toy(), [Two(), nn.Identity()], nn.Identity(), image_size=8, name="two")
-    with pytest.raises(FBTError, match=r"^two: stage 1 gives a tuple, not one tensor: cut where one passes$"):
+    with pytest.raises(FBTError, match=r"^two has a stage 1 that gives a tuple, not one tensor: cut where one passes$"):
         _ = model.specs
+
+
+def test_a_layout_that_puts_width_where_positions_are_is_refused() -> None:
+    model = dataclasses.replace(DECLARED, layout="NHWC").cut(Toy(), image_size=12)
+    line = "has a stage 1 of 4x6x6 per image: as NHWC a grid of 4x6 of 12x12 pixels, as NCHW 6x6; set layout to 'NCHW'"
+    with pytest.raises(FBTError, match=line):
+        _ = model.specs
+
+
+def test_start_values_that_fit_no_stage_are_refused() -> None:
+    assert tokens(prefix_tokens=1, prefix=torch.ones(1, 6)).specs[0].prefix is not None
+    with pytest.raises(FBTError, match=r"has a prefix of shape \(2, 6\), not \(1, 6\)"):
+        _ = tokens(prefix_tokens=1, prefix=torch.ones(2, 6)).specs
+    for wrong in ("1", -1, (1, 1, 1)):
+        with pytest.raises((ValueError, ConfigError), match="prefix_tokens must be a number"):
+            tokens(prefix_tokens=wrong)
+
+
+def test_a_head_gives_pooled_features() -> None:
+    model = Declaration("tokens", "blocks.*", "blocks.0 blocks.1", "fc", layout="NLC").cut(
+        Tokens(), image_size=8, prefix_tokens=1
+    )
+    with pytest.raises(FBTError, match=r"a head that gives features \(1, 17, 6\) .* not \(N, D\)"):
+        model.verify()
+
+
+def test_what_a_cut_is_told_is_held_against_a_staged_model() -> None:
+    with pytest.raises(ConfigError, match="no argument 'image_sise'; did you mean 'image_size"):
+        DECLARED.cut(Toy(), image_sise=8)

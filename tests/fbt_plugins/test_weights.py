@@ -37,6 +37,12 @@ def test_a_student_file_brings_its_normalisation_and_input_size(tmp_path: Path) 
     assert told.mean == (0.5,) * 3
 
 
+def test_a_file_of_another_model_is_told_so(tmp_path: Path) -> None:
+    save_student(ARCHITECTURES.build(RESMLP), tmp_path / "s.safetensors", {})
+    with pytest.raises(FBTError, match=r"missing \(.*unknown \(.*; the file is of resmlp_s4_patch4_32$"):
+        load_weights(timm.create_model("test_vit", num_classes=10), str(tmp_path / "s.safetensors"), "test_vit")
+
+
 def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
     save_file(dict(a=torch.zeros(1000)), tmp_path / "a.safetensors")
     data = (tmp_path / "a.safetensors").read_bytes()

@@ -77,7 +77,7 @@ OPTIONS = [
     ("randomness.seed=abc", "randomness.seed: a whole number, not 'abc'"),
     ("model.feature_loss.temperature=hot", "model.feature_loss: InfoNCELoss: temperature must be a number, not 'hot'"),
     ("model.student.input_size=0", "input_size must be 1 or more, not 0"),
-    ("model.edges=5", "model.edges: expected a list of edges, got 5"),
+    ("model.edges=5", "model: edges must be a list, not 5"),
     ("model=3", "model: expected a dict, got 3"),
     # things that do not fit each other
     ("model.fusion.splice=S1-3+T5", "'T5' is out of range: the teacher has stages 1 to 4"),
