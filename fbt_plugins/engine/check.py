@@ -285,7 +285,7 @@ class _Check:
         fusion = options.get("fusion") or {}
         if isinstance(fusion, Mapping):
             for name, strategy in {"": fusion}.items() if "type" in fusion else fusion.items():
-                self._typed(FUSIONS, strategy, f"model.fusion{'.' * bool(name)}{name}", extra=("splice",))
+                self._typed(FUSIONS, strategy, f"model.fusion{'.' * bool(name)}{name}", extra=("splice", "tail"))
         defaults = {slot: options.get(f"{slot}_loss") for slot in SLOTS}
         for slot, config in {**defaults, "task": options.get("task_loss")}.items():
             self._typed(LOSSES, config, f"model.{slot}_loss", extra=("weight",))
