@@ -105,10 +105,10 @@ class FusionModel(nn.Module):
     that the student's own statistics see the student's own activations only. All else it holds by reference, unless its
     tail is copied: then all that stands behind a junction is its own too, and trained.
 
-    With several splices, each training step runs one of them: random paths, as in FCFD (arXiv 2304.11832), whose paths
-    are drawn without a seed. Junctions of the same name, and copies of the same stage, are shared; statistics are each
-    splice's own. What a step does not run gets a gradient of exactly zero, whatever the values are, so that every
-    parameter has one in every step; an optimizer's momentum and weight decay go on. In eval mode the first splice runs.
+    With several splices, each training step runs one of them (the random paths of FCFD, arXiv 2304.11832); in eval mode
+    it is the first. Junctions of the same name, and copies of the same stage, are shared; statistics are each splice's
+    own. What a step does not run gets a gradient of exactly zero, whatever the values are, so that every parameter has
+    one in every step; an optimizer's momentum and weight decay go on.
 
     Args:
         splices: which stages come from whom, at least one.

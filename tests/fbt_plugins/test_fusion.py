@@ -11,7 +11,7 @@ from conftest import CNN, CONVNEXT, DEIT, RESMLP, SWIN, VIT
 from fbt_architectures.traced_cut import cut_by_trace
 
 from fbt_plugins.distiller import Distiller
-from fbt_plugins.errors import ConfigError
+from fbt_plugins.errors import ConfigError, PluginError
 from fbt_plugins.knowledge import Batch
 from fbt_plugins.splice import enumerate_splices
 
@@ -313,6 +313,19 @@ def test_copies_that_several_splices_share_keep_statistics_of_each(
     model.losses(images, Batch(labels))
     counts = {k: int(v) for k, v in fusion.statistics.state_dict().items() if "num_batches" in k}
     assert counts and all(v == k.startswith("S1-2+T3-4/") for k, v in counts.items())
+
+
+def test_a_parameter_that_no_gradient_reaches_is_found_when_its_splice_is_drawn(
+    make: Make, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    model = make(splice=PATHS).train()
+    fusion = model.fusions["fusion"]
+    fusion.junctions["S2_T3"].spare = torch.nn.Parameter(torch.zeros(1))
+    for fusion.drawn in (0, 2):
+        model.parse_losses(model.losses(images, Batch(labels)))
+    fusion.drawn = 1
+    with pytest.raises(PluginError, match=r"has a parameter 'S2_T3\.spare' that no loss's gradient reaches"):
+        model.parse_losses(model.losses(images, Batch(labels)))
 
 
 def test_any_splice_can_be_evaluated_and_the_first_stands_for_all(make: Make, images: torch.Tensor) -> None:
