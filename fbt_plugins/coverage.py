@@ -30,53 +30,51 @@ def catalogues(types: Iterable[str] | None = None) -> dict[str, Catalogue]:
 
 
 def cut_one(type_: str, name: str) -> Row:
-    """Cuts a model without weights.
-
-    Returns:
-        "type", "name", "kind", "parameters", "way", "family", "layouts", "image_size"; or "refused" with the reason.
-    """
-    row: Row = {"type": type_, "name": name, "step": "cut"}
-    start = time.perf_counter()
-    try:
-        row["kind"] = catalogues()[type_].kind(name)
-        with torch.device("meta"):
-            model = ARCHITECTURES.build({"type": type_, "name": name, "num_classes": CLASSES})
-        row |= {
-            "parameters": sum(p.numel() for p in model.net.parameters()),
-            "way": model.way,
-            "family": model.family,
-            "layouts": [str(spec) for spec in model.specs],
-            "image_size": list(model.image_size),
-        }
-    except FBTError as error:
-        row["refused"] = " ".join(str(error).split())
-    except Exception as error:  # a model of a library may fail in any way; the report says how
-        row["refused"] = f"error: {one_line(error)}"
-    return row | {"seconds": round(time.perf_counter() - start, 2)}
+    """Cuts a model without weights: "parameters", "way", "family", "layouts", "image_size"."""
+    with torch.device("meta"):
+        model = ARCHITECTURES.build({"type": type_, "name": name, "num_classes": CLASSES})
+    return {
+        "parameters": sum(p.numel() for p in model.net.parameters()),
+        "way": model.way,
+        "family": model.family,
+        "layouts": [str(spec) for spec in model.specs],
+        "image_size": list(model.image_size),
+    }
 
 
 def prove_one(type_: str, name: str) -> Row:
-    """Proves a cut with perturbed weights at the model's own image size; "proof" is what was compared, or "wrong"."""
-    row: Row = {"type": type_, "name": name, "step": "proof"}
+    """Proves a cut with perturbed weights at the model's own image size; "proof" is what was compared."""
+    proof = ARCHITECTURES.build({"type": type_, "name": name, "num_classes": CLASSES}).verify()
+    return {"proof": {key: getattr(proof, key) for key in ("gradients", "buffers", "parameters", "batch_sizes")}}
+
+
+_STEPS = {"cut": (cut_one, "refused"), "proof": (prove_one, "wrong")}
+
+
+def take(step: str, type_: str, name: str) -> Row:
+    """One step for one model.
+
+    Returns:
+        "step", "type", "name", "kind", "seconds", and what the step found; or why not, "refused" or "wrong".
+    """
+    function, failed = _STEPS[step]
+    row: Row = {"type": type_, "name": name, "step": step}
     start = time.perf_counter()
     try:
-        proof = ARCHITECTURES.build({"type": type_, "name": name, "num_classes": CLASSES}).verify()
-        row["proof"] = {key: getattr(proof, key) for key in ("gradients", "buffers", "parameters", "batch_sizes")}
+        row["kind"] = catalogues()[type_].kind(name)
+        row |= function(type_, name)
     except FBTError as error:
-        row["wrong"] = " ".join(str(error).split())
-    except Exception as error:
-        row["wrong"] = f"error: {one_line(error)}"
+        row[failed] = " ".join(str(error).split())
+    except Exception as error:  # a model of a library may fail in any way; the report says how
+        row[failed] = f"error: {one_line(error)}"
     return row | {"seconds": round(time.perf_counter() - start, 2)}
-
-
-_STEPS = {"cut": cut_one, "proof": prove_one}
 
 
 def _work(step: str, type_: str, name: str) -> Row:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # what libraries say about their own old names
     load_plugins()
-    return _STEPS[step](type_, name)
+    return take(step, type_, name)
 
 
 def cover(types: Sequence[str] | None, state: Path, workers: int, largest: float) -> Iterator[tuple[int, int, Row]]:

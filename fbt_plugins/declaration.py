@@ -14,7 +14,8 @@ from .knowledge import Knowledge
 from .staged import StagedModel
 
 FEATURES = ("classifier", "avgpool")
-HeadFunction = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
+Told = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, dict[str, Tensor]]
+HeadFunction = Callable[[nn.Module, Tensor], Told]
 
 
 class Segment(nn.Module):
@@ -56,11 +57,11 @@ class Segment(nn.Module):
 
 
 class Head(Segment):
-    """The steps behind the last stage, then a function that gives pooled features and logits.
+    """The steps behind the last stage, then a function that gives features, logits, and what else there is to tell.
 
     Args:
         net, steps, extra: see :class:`Segment`.
-        function: (net, output of the steps) -> (features, logits).
+        function: (net, output of the steps) -> (features, logits), or with ``Knowledge.extra`` as a third.
         pool: another feature than the function's, taken from the output of the steps.
     """
 
@@ -77,8 +78,8 @@ class Head(Segment):
 
     def forward(self, x: Tensor) -> Knowledge:  # type: ignore[override]
         x = super().forward(x)
-        features, logits = self._function(self.net, x)
-        return Knowledge(features if self._pool is None else self._pool(x), logits)
+        features, logits, *extra = self._function(self.net, x)
+        return Knowledge(features if self._pool is None else self._pool(x), logits, {}, *extra)
 
 
 def step_head(*steps: str) -> HeadFunction:
@@ -105,7 +106,8 @@ class Declaration:
         stem: what runs before the units; it belongs to stage 1.
         units: what a model can be cut behind.
         cuts: the units that end the default stages, or a function that names them.
-        head: function (net, last output) -> (features, logits), or the names of its steps, the classifier last.
+        head: function (net, last output) -> (features, logits), a dict for ``Knowledge.extra`` may be the third; or the
+            names of its steps, the classifier last.
         post: runs behind the last unit and belongs to the last stage.
         tail: runs behind the last stage and belongs to the head.
         layout: of every stage's output.
@@ -137,6 +139,7 @@ class Declaration:
             ConfigError: if ``stages`` does not fit the model.
         """
         units = expand(net, self.units.split())
+        self._exist(net, [*units, *(expand(net, self.head.split()) if isinstance(self.head, str) else ())])
         ends = self._ends(net, units, stages)
         rows, start = [], 0
         for end in ends:
@@ -168,7 +171,7 @@ class Declaration:
     def _ends(self, net: nn.Module, units: list[str], stages: int | Sequence[str] | None) -> list[str]:
         default = self.cuts.split() if isinstance(self.cuts, str) else self.cuts(net, units)
         if stages is None or stages == len(default):
-            return default
+            stages = default
         if isinstance(stages, int):
             if not 2 <= stages <= len(units):
                 raise ConfigError(f"stages={stages}: this model can be cut into 2 to {len(units)} stages")
@@ -187,6 +190,15 @@ class Declaration:
         if position != len(units) - 1:
             raise ConfigError(f"stages: the last stage must end the row; add {units[-1]!r}")
         return list(stages)
+
+    @staticmethod
+    def _exist(net: nn.Module, names: Sequence[str]) -> None:
+        for name in names:
+            if _attribute(net, name) is None:
+                known = [n for n, _ in net.named_modules() if n]
+                raise ConfigError(
+                    f"{type(net).__name__} has no module or method {name!r}{nearest(name, known, limit=24)}"
+                )
 
     @staticmethod
     def _present(net: nn.Module, names: str) -> list[str]:

@@ -19,11 +19,11 @@ from .edge import (
     Edge,
     ModelInfo,
     StepLosses,
+    check_stages,
     loss_needs,
     out_of_reach,
     parse_edges,
     set_up,
-    stages_needed,
     value_fault,
     weighted,
 )
@@ -97,9 +97,10 @@ class Distiller(BaseModel):
         self._single: dict[str, tuple[str, int]] = {}
         self.edges = nn.ModuleDict()  # type: ignore[assignment]
         self._check_models(data_info or {})
+        data_info = {"num_classes": self.student.num_classes, **(data_info or {})}
         self._task_needs: set[int] = set()
         if self.task_loss is not None:
-            _collect(problems, "", self._connect_task, data_info or {})
+            _collect(problems, "", self._connect_task, data_info)
 
         for name, config in _named_fusions(fusion).items():
             _collect(problems, f"model.fusion{'' if name == FUSION else '.' + name}", self._add_fusion, name, config)
@@ -107,7 +108,7 @@ class Distiller(BaseModel):
         defaults = {"feature": feature_loss, "logit": logit_loss, "stage": stage_loss}
         for options in _collect(problems, "", parse_edges, edges, defaults) or ():
             if not failed & set(str(options["name"]).split("_to_")):  # what is wrong with those is said already
-                _collect(problems, "", self._add_edge, options, data_info or {})
+                _collect(problems, "", self._add_edge, options, data_info)
         if not problems:
             problems += self._unused(defaults)
         if problems:
@@ -201,7 +202,8 @@ class Distiller(BaseModel):
         kind, student = self._types[TASK], self._info(STUDENT)
         with LOSSES.blame(kind):
             needs = loss_needs(self.task_loss, kind)
-            self._task_needs = stages_needed(needs, kind, "model.task_loss", STUDENT, student)
+            self._task_needs = {*needs.get("stages", ()), *needs.get("student_stages", ())}
+            check_stages(self._task_needs, kind, "model.task_loss", STUDENT, student)
             set_up(self.task_loss, student, None, data_info)
 
     def _info(self, role: str) -> ModelInfo:

@@ -15,7 +15,7 @@ from .registry import LOSSES, short
 from .staged import StageSpec
 
 SLOTS = ("feature", "logit", "stage")
-NEEDS = ("same_width", "stages")
+NEEDS = ("same_width", "stages", "student_stages")
 _OPTIONS = ("name", "weight", "detach", *(f"{s}_loss" for s in SLOTS))
 
 
@@ -40,7 +40,7 @@ class Edge(nn.Module):
         losses: by slot ("feature", "logit", "stage"), a config each, or None; it may carry a ``weight``.
         places: where in the user's config each of them stands, for messages.
         models: what is known of each model, by name.
-        data_info: ``{"num_classes": ..., "num_samples": ...}`` for losses that ask.
+        data_info: ``{"num_classes": ..., "num_samples": ...}`` for losses that ask, the second where known.
         weight: of the whole edge.
         detach: whether the giver's knowledge is a constant.
 
@@ -86,10 +86,10 @@ class Edge(nn.Module):
         """What a loss needs of the two models, and its own setup."""
         giver, receiver = models[self.giver], models[self.receiver]
         needs = loss_needs(loss, self.types[slot])
-        for model in (self.giver, self.receiver):
-            self.needs[model] |= stages_needed(
-                needs, self.types[slot], f"model.edges: {self.name}", model, models[model]
-            )
+        for model, keys in ((self.giver, ("stages",)), (self.receiver, ("stages", "student_stages"))):
+            wanted = {number for key in keys for number in needs.get(key, ())}
+            check_stages(wanted, self.types[slot], f"model.edges: {self.name}", model, models[model])
+            self.needs[model] |= wanted
         if needs.get("same_width") and giver.num_features != receiver.num_features:
             self.projectors[slot] = nn.Linear(receiver.num_features, giver.num_features)
         set_up(loss, receiver, giver, data_info)
@@ -130,9 +130,10 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
         raise LOSSES.fault(kind, f"has needs of {short(needs)}, not a dict such as {{'same_width': True}}")
     if foreign := [str(key) for key in needs if key not in NEEDS]:
         raise LOSSES.fault(kind, f"needs {foreign[0]!r}{nearest(foreign[0], NEEDS)}")
-    stages = needs.get("stages", ())
-    if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(_is_stage, stages)):
-        raise LOSSES.fault(kind, f"needs stages={short(stages)}, not stage numbers from 1 such as (3, 4)")
+    for key in ("stages", "student_stages"):
+        stages = needs.get(key, ())
+        if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(_is_stage, stages)):
+            raise LOSSES.fault(kind, f"needs {key}={short(stages)}, not stage numbers from 1 such as (3, 4)")
     return needs
 
 
@@ -140,17 +141,16 @@ def _is_stage(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
-def stages_needed(needs: Mapping[str, Any], kind: str, where: str, model: str, info: ModelInfo) -> set[int]:
-    """The stages of a model that a loss looks at.
+def check_stages(wanted: Iterable[int], kind: str, where: str, model: str, info: ModelInfo) -> None:
+    """Looks whether a model has the stages that a loss wants.
 
     Raises:
-        ConfigError: if the model has not that many.
+        ConfigError: if it has not that many.
     """
-    numbers, count = set(needs.get("stages", ())), len(info.specs)
-    if lacking := [n for n in numbers if n > count]:
+    count = len(info.specs)
+    if lacking := [n for n in wanted if n > count]:
         has = f"has {count}" if count else "gives features and logits only"
         raise ConfigError(f"{where}: {kind} needs stage {min(lacking)} of the {model}, which {has}")
-    return numbers
 
 
 def set_up(loss: Any, receiver: ModelInfo, giver: ModelInfo | None, data_info: Mapping[str, int]) -> None:

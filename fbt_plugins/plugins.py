@@ -13,7 +13,7 @@ from typing import Any
 import pluggy
 
 from . import hookspecs
-from .errors import FBTError, TakenNameError, debugging
+from .errors import FBTError, TakenNameError, debugging, nearest
 from .registry import REGISTRIES, PluginFailure, PluginInfo, Registries, one_line
 
 
@@ -92,6 +92,9 @@ class Plugins:
         if self._manager.register(module, name) is None:
             raise FBTError("its name is blocked")
         try:
+            for caller in self._manager.get_hookcallers(module) or ():
+                if not caller.has_spec():
+                    raise FBTError(f"there is no hook {caller.name!r}{nearest(caller.name, ['fbt_register'])}")
             others = [p for p in self._manager.get_plugins() if p is not module]
             if not any(impl.plugin is module for impl in self._manager.hook.fbt_register.get_hookimpls()):
                 if not needs_hook:  # it may register mmengine's things, such as hooks, while it is imported
@@ -128,7 +131,7 @@ def remedy(plugin: PluginInfo, error: BaseException) -> str:
             return f"pip install {missing}, which {plugin.distribution or plugin.module} needs"
         if plugin.distribution:
             return f"its own module is not there: pip install --force-reinstall {plugin.distribution}"
-        return "write the module's name as import does; it is looked for beside the current folder and on PYTHONPATH"
+        return "write the module's name as import does; it is looked for in the current folder and on PYTHONPATH"
     hint = "" if isinstance(error, FBTError) else "; FBT_DEBUG=1 shows the traceback"
     return plugin.way_out + hint
 

@@ -85,10 +85,13 @@ NOISE = (0.1, 0.03, 0.01)
 
 def _perturb(model: StagedModel, image_size: tuple[int, int], generator: torch.Generator, device: torch.device) -> None:
     """Adds noise to all weights, as much as leaves the network's outputs finite."""
-    net, own = model.net, copy.deepcopy(model.net.state_dict())
+    net = model.net
+    tensors = [*net.parameters(), *net.buffers()]
+    own = [tensor.detach().clone() for tensor in tensors]
     for noise in NOISE:
-        net.load_state_dict(own)
         with torch.no_grad():
+            for tensor, value in zip(tensors, own, strict=True):
+                tensor.copy_(value)
             for parameter in net.parameters():
                 parameter.add_(noise * torch.randn(parameter.shape, generator=generator).to(parameter))
             for buffer in net.buffers():

@@ -6,6 +6,7 @@ from .errors import ConfigError, FBTError, PluginError, UnknownNameError, neares
 from .fusion import FusionStrategy
 from .hookspecs import API_VERSION, hookimpl
 from .knowledge import Batch, Knowledge
+from .layout import FromMap, ToMap
 from .plugins import load_plugins
 from .precision import full_precision
 from .registry import ARCHITECTURES, FUSIONS, LOSSES, Registries

@@ -79,12 +79,12 @@ class StagedModel(nn.Module):
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
         raster: whether tokens come row by row (see :class:`StageSpec`).
         order: (net, grid) -> which token stands at each position of such a grid, for tokens that don't.
-        image_size: (height, width) of the images in pixels that ``specs`` speaks of.
+        image_size: (height, width) of the images in pixels that ``specs`` speaks of; one number for a square.
         prefix_tokens: prefix tokens in the stages' outputs, one number for all or one each.
         prefix: (prefix_tokens, channels), the model's own prefix tokens, where it has some.
         in_chans: image channels.
-        mean, std: input normalisation, one value per channel, for images in [0, 1].
-        input_size: (height, width) that images are resized to before this model sees them; None leaves them alone.
+        mean, std: input normalisation, one value per channel or one for all, for images in [0, 1].
+        input_size: what images are resized to before this model sees them, as ``image_size``; None leaves them alone.
         name: what messages and files call the model.
         arguments: what the model was built with, so that a file can say it.
         way: how it was cut, "declared" or "traced"; for people to read.
@@ -100,13 +100,13 @@ class StagedModel(nn.Module):
         family: str | None = None,
         raster: bool = True,
         order: Callable[[nn.Module, tuple[int, int]], Tensor] | None = None,
-        image_size: tuple[int, int] = (224, 224),
+        image_size: int | Sequence[int] = (224, 224),
         prefix_tokens: int | Sequence[int] = 0,
         prefix: Tensor | None = None,
         in_chans: int = 3,
-        mean: Sequence[float] = (0.0,),
-        std: Sequence[float] = (1.0,),
-        input_size: tuple[int, int] | None = None,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        input_size: int | Sequence[int] | None = None,
         name: str = "",
         arguments: dict[str, Any] | None = None,
         way: str = "declared",
@@ -122,17 +122,23 @@ class StagedModel(nn.Module):
             raise ValueError(
                 f"{name or type(net).__name__}: {count} stages need {count} layouts of {', '.join(LAYOUTS)}"
             )
-        self._prefix = prefix
+        self._prefix = None if prefix is None else prefix.detach().clone()
         if family not in (None, *FAMILIES):
             raise ValueError(f"family {family!r}{nearest(family, FAMILIES)}")
         self._family, self._raster, self._order = family, raster, order
-        self.image_size = input_size or image_size
-        self.input_size = input_size
-        self.in_chans = in_chans
-        self.mean, self.std = tuple(mean), tuple(std)
         self.name = name or type(net).__name__
+        self.input_size = None if input_size is None else pixels(input_size)
+        self.image_size = self.input_size or pixels(image_size)
+        self.in_chans = in_chans
+        self.mean, self.std = self._per_channel("mean", mean), self._per_channel("std", std)
         self.arguments, self.way = dict(arguments or {}), way
         self._shapes: dict[tuple[int, int], _Shapes] = {}
+
+    def _per_channel(self, what: str, values: float | Sequence[float]) -> tuple[float, ...]:
+        each = (values,) if isinstance(values, int | float) else tuple(values)
+        if len(each) not in (1, self.in_chans):
+            raise ValueError(f"{self.name}: {what} has {len(each)} values, and images have {self.in_chans} channels")
+        return each * self.in_chans if len(each) == 1 else each
 
     @property
     def stages(self) -> nn.ModuleList:
@@ -223,18 +229,18 @@ class StagedModel(nn.Module):
         if size not in self._shapes:
             shadow = meta_copy(self, self._shapes).eval()
             x: Any = torch.empty(1, self.in_chans, *size, device="meta")
-            try:
-                outputs, counted = [], []
-                for part in (*shadow.stages, shadow.head):
+            outputs, counted = [], []
+            for i, part in enumerate((*shadow.stages, shadow.head), 1):
+                if not isinstance(x, Tensor):
+                    kind = type(x).__name__
+                    raise FBTError(f"{self.name}: stage {i - 1} gives a {kind}, not one tensor: cut where one passes")
+                try:
                     x, census = take_census(part, x, shadow.parameters())
-                    outputs.append(x)
-                    counted.append(census)
-            except Exception as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise FBTError(
-                    f"{self.name} cannot take images of {size[0]}x{size[1]} pixels ({reason}); "
-                    "set input_size to resize them, or the model's own image size where it has such an argument"
-                ) from error
+                except Exception as error:
+                    where = "its head" if part is shadow.head else f"its stage {i}"
+                    raise FBTError(self._refusal(size, where, error)) from error
+                outputs.append(x)
+                counted.append(census)
             *maps, known = outputs
             families = of_stages([census.family for census in counted[:-1]])
             specs = [self._spec(i, x, families[i], size) for i, x in enumerate(maps)]
@@ -242,12 +248,19 @@ class StagedModel(nn.Module):
             self._shapes[size] = _Shapes(specs, known.features.shape[1], known.logits.shape[1], macs)
         return self._shapes[size]
 
+    def _refusal(self, size: tuple[int, int], where: str, error: Exception) -> str:
+        reason = f"{where}: {' '.join(str(error).split()) or type(error).__name__}"
+        line = f"{self.name} cannot take images of {size[0]}x{size[1]} pixels ({reason})"
+        if size == self.image_size:  # no other size would help
+            return f"{line}, which is the size that it is said to be made for"
+        return f"{line}; set input_size to resize them, or the model's own image size where it has such an argument"
+
     def _spec(self, i: int, output: Tensor, family: str, size: tuple[int, int]) -> StageSpec:
         layout, prefix_tokens, shape = self.layouts[i], self.prefix_tokens[i], tuple(output.shape)
         if len(shape) != len(layout):
             raise FBTError(f"{self.name}: stage {i + 1} gives a tensor of shape {shape}, which is not {layout}")
         if layout == "NLC":
-            grid, channels = _grid_of(shape[1] - prefix_tokens, size), shape[2]
+            grid, channels = self._grid(i, shape[1], size), shape[2]
         elif layout == "NHWC":
             grid, channels = (shape[1], shape[2]), shape[3]
         else:
@@ -256,7 +269,24 @@ class StagedModel(nn.Module):
         prefix = own if own is not None and tuple(own.shape) == (prefix_tokens, channels) else None
         raster = self._raster or layout != "NLC"
         order = None if raster or self._order is None else self._order(self.net, grid)
+        if order is not None and tuple(order.shape) != (grid[0] * grid[1],):
+            raise FBTError(
+                f"{self.name}: order gives {tuple(order.shape)} token numbers for a grid of {grid[0]}x{grid[1]}"
+            )
         return StageSpec(layout, channels, grid, prefix_tokens, self._family or family, raster, prefix, order)
+
+    def _grid(self, i: int, tokens: int, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of a stage's tokens, which has the image's proportions."""
+        if grid := grid_of(tokens - self.prefix_tokens[i], size):
+            return grid
+        fitting = [n for n in range(min(tokens, 17)) if grid_of(tokens - n, size)]
+        hint = (
+            f"; prefix_tokens={fitting[0]} would leave {'x'.join(map(str, grid_of(tokens - fitting[0], size) or ()))}"
+        )
+        raise FBTError(
+            f"{self.name}: stage {i + 1} gives {tokens} tokens, which without {self.prefix_tokens[i]} prefix tokens "
+            f"make no grid of the proportions of {size[0]}x{size[1]} pixels{hint if fitting else ''}"
+        )
 
     def verify(self, image_size: int | tuple[int, int] | None = None, seed: int = 0) -> SplitProof:
         """Proves on a perturbed copy that stages and head are the model: outputs, gradients, parameters, buffers.
@@ -268,8 +298,7 @@ class StagedModel(nn.Module):
         Raises:
             SplitError: with what differs.
         """
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size or self.image_size
-        return prove(self, size, seed)
+        return prove(self, self.image_size if image_size is None else pixels(image_size), seed)
 
 
 def meta_copy(module: nn.Module, shared: object = None) -> Any:
@@ -300,8 +329,29 @@ def partial_copy(model: StagedModel, numbers: Iterable[int]) -> StagedModel:
     return copy.deepcopy(model, shared)
 
 
-def _grid_of(tokens: int, image_size: tuple[int, int]) -> tuple[int, int]:
-    """The factors (h, w) of a token count whose ratio is nearest to the image's."""
+def pixels(size: int | Sequence[int]) -> tuple[int, int]:
+    """An image size as (height, width); one number is a square.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"an image size is a number of pixels or (height, width), not {size!r}")
+    return pair
+
+
+def proportional(grid: Sequence[int], image_size: tuple[int, int]) -> bool:
+    """Whether a grid has an image's proportions, up to rounding where the image is not square."""
+    (h, w), (height, width) = grid, image_size
+    if h > height or w > width:
+        return False
+    return h == w if height == width else abs(h * width - w * height) <= max(height, width)
+
+
+def grid_of(tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
+    """The factors (h, w) of a token count whose ratio is nearest to the image's; None if none are proportional."""
     ratio = math.log(image_size[0] / image_size[1])
     pairs = [(h, tokens // h) for h in range(1, tokens + 1) if tokens % h == 0]
-    return min(pairs, key=lambda p: abs(math.log(p[0] / p[1]) - ratio))
+    fitting = [pair for pair in pairs if proportional(pair, image_size)]
+    return min(fitting, key=lambda p: abs(math.log(p[0] / p[1]) - ratio), default=None)

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .edge import ModelInfo, loss_needs, set_up, stages_needed, value_fault
+from .edge import ModelInfo, check_stages, loss_needs, set_up, value_fault
 from .errors import FBTError
 from .fusion import FusionStrategy, ends, junction_problem
 from .knowledge import Batch, Knowledge
 from .plugins import Plugins, load_plugins
 from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, Registries, described, short
 from .splice import Splice
-from .staged import LAYOUTS, StagedModel, StageSpec
+from .staged import LAYOUTS, StagedModel, StageSpec, pixels
 
 SPLICES = ("S1-3+T4", "S1-2+T3-4", "S1+T2+S3-4", "S1-4+Thead")
 CLASSES = 5
+EXTRA = ("class_logits", "distillation_logits")
 
 MODELS: dict[str, list[StageSpec]] = {
     "maps": [StageSpec("NCHW", c, (g, g)) for c, g in ((8, 16), (12, 8), (16, 4), (24, 2))],
@@ -60,7 +61,7 @@ def check_architecture(model: StagedModel | Mapping[str, Any], image_size: int |
         raise AssertionError(f"{short(model)} is no StagedModel: return one, or Declaration(...).cut(net, ...)")
     who = model.name
     _that(len(model.stages) >= 2, f"{who} has {len(model.stages)} stage: a splice needs 2")
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size or model.image_size
+    size = model.image_size if image_size is None else pixels(image_size)
     with _refused(f"{who} at {size[0]}x{size[1]} pixels"):
         model.verify(size)
         specs = model.specs_at(size)
@@ -125,7 +126,8 @@ def check_fusion(
 
     Raises:
         AssertionError: if a junction is missing or gives another shape than the next stage takes, if something is not
-            finite, or if a gradient does not reach the input and every parameter.
+            finite, if a gradient does not reach the input and every parameter, or if prefix tokens before a head do
+            not depend on the input.
     """
     strategy = _built(FUSIONS, strategy)
     if isinstance(strategy, Mapping) or not callable(getattr(strategy, "build", None)):
@@ -161,6 +163,14 @@ def _check_splice(
         )
         _that(bool(y.isfinite().all()), f"{where} gives values that are not finite")
         _that(y.requires_grad, f"{where}: no gradient leads back from what it gives")
+        into_head = junction.first > len(student if junction.taker == "S" else teacher)
+        if into_head and target.prefix_tokens:
+            (told,) = torch.autograd.grad(y[:, : target.prefix_tokens].square().sum(), x, None, True, allow_unused=True)
+            _that(
+                told is not None and bool((told.flatten(1).abs().sum(1) > 0).all()),
+                f"{where}: the prefix tokens that it gives are the same for all images; a head may look at these "
+                "alone, so they must come from what arrives",
+            )
         (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
         _check_gradients(where, {"what arrives": x}, module)
         reached = (x.grad.flatten(1).abs().sum(1) > 0).all()  # type: ignore[union-attr]
@@ -192,12 +202,13 @@ class _LossCheck:
         self.loss, self.task, self.who = copy.deepcopy(loss), task, type(loss).__name__
         with _refused(self.who):
             needs = loss_needs(loss, self.who)
-        self.stages = tuple(needs.get("stages", ()))
+        both, own = (set(needs.get(key, ())) for key in ("stages", "student_stages"))
         self.widths = (6, 6) if needs.get("same_width") else (6, 8)
-        self.student_specs, self.teacher_specs = MODELS["maps"], MODELS["tokens and two prefix tokens"]
-        student, teacher = ModelInfo(self.student_specs, self.widths[0]), ModelInfo(self.teacher_specs, self.widths[1])
+        specs = MODELS["maps"], MODELS["tokens and two prefix tokens"]
+        student, teacher = (ModelInfo(*pair) for pair in zip(specs, self.widths, strict=True))
         with _refused(self.who):
-            stages_needed(needs, self.who, "check_loss", "student", student)
+            check_stages(both | own, self.who, "check_loss", "student", student)
+        self.shown = {i: specs[0][i - 1] for i in both | own}, {i: specs[1][i - 1] for i in both}
         with _refused(f"{self.who}.setup"):
             set_up(self.loss, student, None if task else teacher, {"num_classes": CLASSES, "num_samples": 32})
 
@@ -239,22 +250,22 @@ class _LossCheck:
             return loss(student, None if self.task else teacher, batch)
 
     def student(self, size: int = 4, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Knowledge:
-        known = self._random(0, self.widths[0], self.student_specs, size, dtype, scale)
+        known = self._random(0, size, dtype, scale)
         return _map(known, lambda x: x.requires_grad_())
 
     def teacher(self, size: int = 4, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Knowledge:
-        return self._random(1, self.widths[1], self.teacher_specs, size, dtype, scale)
+        return self._random(1, size, dtype, scale)
 
-    def _random(
-        self, seed: int, width: int, specs: Sequence[StageSpec], size: int, dtype: torch.dtype, scale: float
-    ) -> Knowledge:
-        generator = torch.Generator().manual_seed(seed)
+    def _random(self, model: int, size: int, dtype: torch.dtype, scale: float) -> Knowledge:
+        """Of the student (0) or the teacher (1)."""
+        generator = torch.Generator().manual_seed(model)
 
         def values(*shape: int) -> Tensor:
             return (scale * torch.randn(shape, generator=generator)).to(dtype)
 
-        stages = {i: values(*specs[i - 1].sizes(size)) for i in self.stages}
-        return Knowledge(values(size, width), values(size, CLASSES), stages)
+        stages = {i: values(*spec.sizes(size)) for i, spec in self.shown[model].items()}
+        features, logits = values(size, self.widths[model]), values(size, CLASSES)
+        return Knowledge(features, logits, stages, {name: values(size, CLASSES) for name in EXTRA})
 
     def _gradients(self) -> None:
         for scale, kind in ((1.0, "random"), (0.0, "all-zero"), (1e3, "large")):
@@ -317,11 +328,12 @@ class _LossCheck:
 
 def _map(known: Knowledge, function: Callable[[Tensor], Tensor]) -> Knowledge:
     stages = {i: function(x) for i, x in known.stages.items()}
-    return Knowledge(function(known.features), function(known.logits), stages)
+    extra = {name: function(x) for name, x in known.extra.items()}
+    return Knowledge(function(known.features), function(known.logits), stages, extra)
 
 
 def _tensors(known: Knowledge) -> list[Tensor]:
-    return [known.features, known.logits, *known.stages.values()]
+    return [known.features, known.logits, *known.stages.values(), *known.extra.values()]
 
 
 # ---- all -------------------------------------------------------------------------------------------------------------

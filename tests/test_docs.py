@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +80,16 @@ def test_the_parts_do_what_they_must(
     check_fusion(fusions.build(dict(type="MyPartsFusion")))
     check_loss(losses.build(dict(type="MyPartsLoss")))
     check_loss(losses.build(dict(type="MyPartsLoss")), task=True)
+
+
+def test_the_config_of_a_clone_fits(written: Plugins, tmp_path: Path) -> None:
+    """Run where the module lies, which no distribution has installed."""
+    (text,) = re.findall(r"```python\n(_base_ = .*?)```", PAGE, re.DOTALL)
+    config = tmp_path / "acme.py"
+    config.write_text(text.replace("fbt_convnext", str(ROOT / "configs" / "fbt_convnext")))
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), str(config), "--check"]
+    done = subprocess.run(command, cwd=tmp_path / "src", capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "my_parts_net" in done.stdout, done.stderr
 
 
 def test_the_parts_train_together(written: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ examples:
   python tools/inspect_model.py resnet18 --img-size 32 --against resmlp_s4_patch4_32
   python tools/inspect_model.py vit_b_16 --type torchvision --json vit.json
   python tools/inspect_model.py --type module --options path=package.module:factory "stages=[layer1,layer2,layer3]"
+  python tools/inspect_model.py --type my_parts_net --against-type my_parts_net --against-options width=16
   python tools/inspect_model.py --all --workers 2 --markdown docs/coverage.md
 """
 
@@ -31,8 +32,9 @@ def parse() -> Parser:
         "--options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="further arguments, as a config has them"
     )
     parser.add_argument("--no-proof", action="store_true", help="don't prove the cut, which takes some seconds")
-    parser.add_argument("--against", metavar="OTHER", help="list all splices with this model as teacher")
-    parser.add_argument("--against-type", default="timm", help="architecture that builds OTHER (default: timm)")
+    parser.add_argument("--against", nargs="?", metavar="OTHER", help="list all splices with this model as teacher")
+    parser.add_argument("--against-type", help="architecture that builds OTHER, which may need no name (default: timm)")
+    parser.add_argument("--against-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="as --options")
     parser.add_argument("--fusion", default="L2GFusion", help="strategy that joins the two (default: L2GFusion)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what is shown to a file as well")
     parser.add_argument("--all", action="store_true", help="cut every model that the architectures can name")
@@ -54,8 +56,8 @@ def parse() -> Parser:
 def main() -> None:
     parser = parse()
     args = parser.parse_args()
-    if args.all == bool(args.name) and not (args.options and not args.all):
-        parser.error("give a model's name, or --all")
+    if args.all if args.name else not (args.all or args.type):
+        parser.error("give a model's name, a --type that needs none, or --all")
     # Imported late: --help and usage errors must not wait for torch.
     from fbt_plugins import load_plugins
 
@@ -88,8 +90,9 @@ def inspect(args: Any) -> None:
         )
     found = {"model": model.name, "family": model.family, "way": model.way, "image_size": size, "parts": rows}
     found["proof"] = proof and vars(proof)
-    if args.against:
-        teacher, other = build(args.against_type, args.against, args.num_classes, args.img_size, {})
+    if args.against or args.against_type:
+        wanted = (args.against_type or "timm", args.against)
+        teacher, other = build(*wanted, args.num_classes, args.img_size, args.against_options or {})
         if teacher.image_size != size and other != size:
             teacher.input_size = other
         splices = splice_rows(model, teacher, FUSIONS.build({"type": args.fusion}), size)

@@ -20,6 +20,7 @@ from ..errors import FBTError
 from ..staged import StagedModel
 from ..weights import METADATA_KEY, load_plain
 from .files import write_atomic
+from .memories import MEMORIES, memories
 from .statistics import gather_statistics
 
 _PATHS = ("best_ckpt", "last_ckpt")
@@ -132,6 +133,9 @@ class PlainCheckpointHook(Hook):
             "epoch_length": len(runner.train_dataloader),
         }
         checkpoint["rank_statistics"] = runner.checkpoints.rank_statistics
+        if "optimizer" in checkpoint:  # one to resume from, not the best
+            distiller = getattr(runner.model, "module", runner.model)
+            checkpoint[MEMORIES] = {name: memory.cpu() for name, memory in memories(distiller).items()}
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         info = checkpoint.get("message_hub", {}).get("runtime_info", {})

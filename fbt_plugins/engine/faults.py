@@ -13,6 +13,7 @@ from ..distiller import Distiller
 from ..errors import FBTError, Interrupted
 from ..registry import one_line
 from .checkpoints import AtomicCheckpointHook
+from .memories import memories
 from .progress import NotFinite, ProgressHook
 from .screen import relative
 
@@ -79,8 +80,10 @@ def _last_checkpoint(runner: DistillRunner) -> str:
 def _after_nan(runner: DistillRunner, iteration: int) -> str:
     """Saves the weights from before an iteration, since when nothing was updated; says what to do."""
     hint = "look at that loss, or lower the learning rate; --resume goes on from there"
-    if not all(v.isfinite().all() for v in runner.model.state_dict().values() if v.is_floating_point()):
-        return f"the model's statistics are not finite either: {_last_checkpoint(runner)}"  # BatchNorm's
+    distiller = getattr(runner.model, "module", runner.model)
+    state = [*distiller.state_dict().values(), *memories(distiller).values()]
+    if not all(v.isfinite().all() for v in state if v.is_floating_point()):  # BatchNorm's, or a loss's memories
+        return f"the model's statistics are not finite either: {_last_checkpoint(runner)}"
     start = runner.optim_wrapper.group_start(iteration)
     rewind = runner.hook(ProgressHook)
     if start == runner.checkpoints.saved or rewind is None:

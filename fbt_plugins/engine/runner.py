@@ -41,6 +41,7 @@ from .ema import TRAINED, EMAHook
 from .faults import in_one_line
 from .files import remove_halves, write_atomic
 from .launch import find_processes, join_processes, wrap
+from .memories import MEMORIES, restore_memories
 from .screen import relative, say
 from .statistics import scatter_statistics
 from .teacher_cache import TeacherCacheHook
@@ -308,6 +309,7 @@ class DistillRunner(Runner):
             for own, state in zip(self.param_schedulers or [], checkpoint.get("param_schedulers", ()), strict=True):
                 own.load_state_dict(state)
         scatter_statistics(self.model, checkpoint.get("rank_statistics", []))
+        restore_memories(getattr(self.model, "module", self.model), checkpoint.get(MEMORIES, {}))
         self._has_loaded = True
 
     def load_checkpoint(

@@ -43,7 +43,7 @@ class TeacherCheckHook(Hook):
                 f"  here {', '.join(list(loop.dataloader.dataset.classes)[:5])}, ...",
                 "- another input normalisation than it was trained with: it is given",
                 f"  mean {distiller.teacher.mean}, std {distiller.teacher.std};",
-                "  set model.teacher.mean and std to what it was trained with.",
+                "  give model.teacher those that it was trained with, if it takes them.",
             )
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:

@@ -11,7 +11,7 @@ from fbt_plugins.declaration import isotropic_ends
 
 from .layouts import Shape, read_shape
 from .traced import Crossing, Image, Trace
-from .tracer import ROOT, ShallowTracer, TraceError
+from .tracer import ShallowTracer, TraceError, name_of
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _STEMS = ("stem", "patch_embed")
@@ -193,7 +193,7 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
     inside: set[str] = set()
     while True:
         nodes = ShallowTracer(net, inside, image, training=False).run().nodes
-        ran = [str(n.target).removeprefix(f"{ROOT}.") for n in nodes if n.op == "call_module"]
+        ran = [name_of(n) for n in nodes if n.op == "call_module"]
         with_weights = [name for name in ran if any(True for _ in net.get_submodule(name).parameters())]
         if not with_weights:
             raise TraceError("no layer with weights runs that could be its classifier")

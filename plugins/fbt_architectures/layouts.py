@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fbt_plugins.staged import meta_copy
+from fbt_plugins.staged import meta_copy, proportional
 
 from .traced import Image
 
@@ -49,22 +49,14 @@ def read_shape(sizes: tuple[int, ...], image: Image, net: nn.Module, name: str) 
     if len(sizes) != 3:
         return None
     options = []
-    if _alike(sizes[1:], height, width):
+    if proportional(sizes[1:], image[1:]):
         options.append(Shape("NCHW", sizes[0], (sizes[1], sizes[2])))
-    if _alike(sizes[:2], height, width):
+    if proportional(sizes[:2], image[1:]):
         options.append(Shape("NHWC", sizes[2], (sizes[0], sizes[1])))
     if len(options) == 2:
         used = _layout_by_use(net, image, name, sizes)
         options = [option for option in options if option.layout == used]
     return options[0] if len(options) == 1 else None
-
-
-def _alike(grid: tuple[int, ...], height: int, width: int) -> bool:
-    """Whether a grid has the image's proportions, up to rounding where it is not square."""
-    h, w = grid
-    if h > height or w > width:
-        return False
-    return h == w if height == width else abs(h * width - w * height) <= max(height, width)
 
 
 def _tokens(sizes: tuple[int, ...], height: int, width: int, known: object) -> Shape | None:

@@ -12,6 +12,7 @@ from torch import nn
 from fbt_plugins import ConfigError, Declaration, StagedModel
 from fbt_plugins.errors import nearest
 from fbt_plugins.registry import argument_problems, one_line
+from fbt_plugins.staged import pixels
 
 from .own_inputs import load_and_read
 from .traced_cut import cut_by_trace
@@ -26,8 +27,8 @@ def build_module(
     image_size: int | Sequence[int] = 224,
     input_size: int | Sequence[int] | None = None,
     in_chans: int = 3,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     family: str | None = None,
     layout: str | Sequence[str] | None = None,
     prefix_tokens: int = 0,
@@ -60,10 +61,10 @@ def build_module(
         SplitError: if stages and head are not the network.
     """
     net = _create(path, num_classes, arguments)
-    own: dict[str, Sequence[float]] = {"mean": (0.0,) * in_chans, "std": (1.0,) * in_chans}
-    about: dict[str, Any] = load_and_read(net, path, checkpoint, input_size, mean, std, own) | dict(
+    plain = {"mean": 0.0, "std": 1.0}
+    about: dict[str, Any] = load_and_read(net, path, checkpoint, input_size, mean, std, plain) | dict(
         name=path,
-        image_size=(image_size, image_size) if isinstance(image_size, int) else tuple(image_size),
+        image_size=pixels(image_size),
         in_chans=in_chans,
         family=family,
         arguments={} if num_classes is None else {"num_classes": num_classes, **arguments},
@@ -75,7 +76,6 @@ def build_module(
     else:
         ends = " ".join(row.split()[-1] for row in stages)
         declaration = Declaration(stem="", units=" ".join(stages), cuts=ends, head=head, layout=layout or "NCHW")  # type: ignore[arg-type]
-        _known(net, path, [*" ".join(stages).split(), *head.split()])
         model = declaration.cut(net, prefix_tokens=prefix_tokens, **about)
     if verify and not next(net.parameters()).is_meta:
         model.verify()
@@ -105,13 +105,3 @@ def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn
 
 def _takes_anything(parameters: Any) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def _known(net: nn.Module, path: str, names: Sequence[str]) -> None:
-    for name in names:
-        found: Any = net
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        if found is None and "*" not in name and "{" not in name:
-            existing = [n for n, _ in net.named_modules() if n]
-            raise ConfigError(f"{path}: no module or method {name!r}{nearest(name, existing)}")

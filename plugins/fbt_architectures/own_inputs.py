@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from fbt_plugins.staged import pixels
 from fbt_plugins.weights import load_weights
 
 
@@ -15,9 +16,9 @@ def load_and_read(
     name: str,
     checkpoint: str | None,
     input_size: int | Sequence[int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    own: dict[str, Sequence[float]],
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+    own: Mapping[str, float | Sequence[float]],
 ) -> dict[str, Any]:
     """Loads a checkpoint, and settles the input: what the config says, else the checkpoint, else the model's library.
 
@@ -35,9 +36,8 @@ def load_and_read(
         FBTError: if the weights cannot be read, or do not fit.
     """
     told = load_weights(net, checkpoint, name) if checkpoint else {}
-    size = input_size or told.get("input_size")
-    return {
-        "input_size": (size, size) if isinstance(size, int) else size and tuple(size),
-        "mean": mean or told.get("mean") or own["mean"],
-        "std": std or told.get("std") or own["std"],
-    }
+    settled = {"input_size": None, "mean": own["mean"], "std": own["std"]}
+    said = {"input_size": None if input_size is None else pixels(input_size), "mean": mean, "std": std}
+    for source in (told, said):
+        settled |= {what: source[what] for what in settled if source.get(what) is not None}
+    return settled

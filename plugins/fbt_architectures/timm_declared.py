@@ -14,19 +14,25 @@ def timm_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return features, net.get_classifier()(features)  # type: ignore[operator]
 
 
-def two_token_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def two_token_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Distilled DeiT: class and distillation token, a classifier each, averaged (arXiv 2012.12877, section 4).
 
-    The features are what the two classifiers are given; whether dropout comes before them depends on timm's version.
+    The features are the mean of what the two classifiers are given, and what each of them gives is told besides; whether
+    dropout comes before them depends on timm's version.
     """
-    seen: list[Tensor] = []
-    hooks = [c.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for c in net.get_classifier()]  # type: ignore[operator]
+    seen: list[tuple[Tensor, Tensor]] = []
+    hooks = [c.register_forward_hook(lambda _, args, y: seen.append((args[0], y))) for c in net.get_classifier()]  # type: ignore[operator]
     try:
         logits = net.forward_head(x)  # type: ignore[operator]
     finally:
         for hook in hooks:
             hook.remove()
-    return (seen[0] + seen[1]) / 2, logits
+    (of_class, class_logits), (of_teacher, distillation_logits) = seen
+    return (
+        (of_class + of_teacher) / 2,
+        logits,
+        {"class_logits": class_logits, "distillation_logits": distillation_logits},
+    )
 
 
 def last_of_each_reduction(net: nn.Module, units: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import nn
 from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError, nearest
 from fbt_plugins.inspection import Catalogue
 from fbt_plugins.registry import one_line
-from fbt_plugins.staged import StagedModel
+from fbt_plugins.staged import StagedModel, pixels
 
 from .own_inputs import load_and_read
 from .timm_declared import DECLARED, ORDERS, family_of
@@ -27,8 +27,8 @@ def build_timm(
     checkpoint: str | None = None,
     pretrained: bool = False,
     input_size: int | tuple[int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     feature: str = "classifier",
     family: str | None = None,
     layout: str | Sequence[str] | None = None,
@@ -68,7 +68,7 @@ def build_timm(
     image_size = getattr(patches, "img_size", None) or arguments.get("img_size") or config["input_size"][1:]
     about: dict[str, Any] = load_and_read(net, name, checkpoint, input_size, mean, std, config) | dict(
         feature=feature,
-        image_size=(image_size, image_size) if isinstance(image_size, int) else tuple(image_size),
+        image_size=pixels(image_size),
         in_chans=arguments.get("in_chans", config["input_size"][0]),
         prefix=_prefix(net),
         family=family or family_of(name, net),

@@ -18,11 +18,13 @@ from torch import Tensor, fx, nn
 
 from fbt_plugins import FBTError, Knowledge
 
-from .tracer import BATCH, ROOT, ShallowTracer, TraceError, val
+from .tracer import BATCH, ROOT, ShallowTracer, TraceError, name_of, val
 
 Image = tuple[int, int, int]
 Code = Callable[["TracedPart", Tensor], Any]
 _NUMBERS = count(1)
+TWO_HEADS = {"head": "class_logits", "head_dist": "distillation_logits"}
+"""What timm calls the classifiers of a model that was distilled as DeiT was, and what their logits are called here."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,11 @@ class Trace:
         if tuple(val(self.logits).shape[:1]) != (BATCH,) or val(self.logits).ndim != 2:
             raise TraceError(f"its output is no (N, classes) but {_show(val(self.logits))}")
         wanted = {f"{ROOT}.{name}" for name in classifiers}
-        self.features = [n.args[0] for n in self.nodes if n.op == "call_module" and n.target in wanted]
+        ran = [n for n in self.nodes if n.op == "call_module" and n.target in wanted]
+        self.features = [n.args[0] for n in ran]
+        heads = {str(n.target).rsplit(".", 1)[-1]: n for n in ran}
+        both = len(ran) == 2 and heads.keys() == TWO_HEADS.keys() and all(val(n).ndim == 2 for n in ran)
+        self.extra = {told: heads[name] for name, told in TWO_HEADS.items()} if both else {}
 
     def crossing(self, name: str) -> Crossing:
         """Where one tensor alone crosses behind a module, before anything with weights comes.
@@ -107,7 +113,7 @@ class Trace:
         return any(self._positions[user] > position for user in node.users)
 
     def _has_weights(self, node: fx.Node) -> bool:
-        name = str(node.target).removeprefix(f"{ROOT}.")
+        name = name_of(node)
         return node.op == "call_module" and any(True for _ in self.net.get_submodule(name).parameters())
 
     def crossings(self, points: Iterable[str]) -> list[Crossing]:
@@ -129,14 +135,14 @@ class Trace:
 
         Args:
             source: None is the images.
-            target: None is the output: (logits, features of each classifier).
+            target: None is the output: (logits, features of each classifier, what else there is to tell).
 
         Returns:
             The graph, and the names of the modules and of the tensors that it reaches.
         """
         start = source.carrier if source else self.nodes[0]
         before = source.position if source else -1
-        ends = [target.carrier] if target else [self.logits, *self.features]
+        ends = [target.carrier] if target else [self.logits, *self.features, *self.extra.values()]
         needed: set[fx.Node] = set()
         waiting = list(ends)
         while waiting:
@@ -158,10 +164,14 @@ class Trace:
                 made[node] = graph.node_copy(node, made.__getitem__)
                 _follow_device(made[node], made[start])
                 if node.op == "call_module":
-                    modules.append(str(node.target).removeprefix(f"{ROOT}."))
+                    modules.append(name_of(node))
                 elif node.op == "get_attr":
-                    tensors.append(str(node.target).removeprefix(f"{ROOT}."))
-        graph.output(made[ends[0]] if target else tuple(made[node] for node in ends))
+                    tensors.append(name_of(node))
+        if target:
+            graph.output(made[target.carrier])
+        else:
+            told = {name: made[node] for name, node in self.extra.items()}
+            graph.output((made[self.logits], [made[node] for node in self.features], told))
         return graph, modules, tensors
 
     def _lies_before(self, node: fx.Node, position: int) -> bool:
@@ -286,9 +296,9 @@ class TracedHead(TracedPart):
     """What comes behind the last stage."""
 
     def forward(self, x: Tensor) -> Knowledge:
-        logits, *features = super().forward(x)
+        logits, features, extra = super().forward(x)
         pooled = [_pooled(f) for f in features]
-        return Knowledge(pooled[0] if len(pooled) == 1 else torch.stack(pooled).mean(0), logits)
+        return Knowledge(pooled[0] if len(pooled) == 1 else torch.stack(pooled).mean(0), logits, {}, extra)
 
 
 def _pooled(features: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fbt_plugins import ConfigError, StagedModel
 from fbt_plugins.errors import nearest
@@ -98,17 +98,19 @@ def _cut(
 def _no_weight_twice(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> None:
     owners: dict[int, int] = {}
     for number, (modules, tensors) in enumerate(reached, 1):
-        held = [(name, net.get_submodule(name).parameters()) for name in sorted(modules)]
-        held += [(name, iter([t])) for name in sorted(tensors) if isinstance(t := _get(net, name), nn.Parameter)]
-        for name, parameters in held:
-            for parameter in parameters:
-                if owners.setdefault(id(parameter), number) != number:
-                    raise TraceError(f"{name} runs in two parts, {owners[id(parameter)]} and {number}")
+        for name, tensor in _held(net, modules, tensors):
+            if isinstance(tensor, nn.Parameter) and owners.setdefault(id(tensor), number) != number:
+                raise TraceError(f"{name} runs in two parts, {owners[id(tensor)]} and {number}")
 
 
-def _get(net: nn.Module, path: str) -> object:
-    owner, _, name = path.rpartition(".")
-    return getattr(net.get_submodule(owner), name)
+def _held(net: nn.Module, modules: set[str], tensors: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a part reaches, each with the name by which it does: a module's, or its own."""
+    for name in sorted(modules):
+        module = net.get_submodule(name)
+        yield from ((name, tensor) for tensor in (*module.parameters(), *module.buffers()))
+    for path in sorted(tensors):
+        owner, _, name = path.rpartition(".")
+        yield path, getattr(net.get_submodule(owner), name)
 
 
 def _known(net: nn.Module, names: Sequence[str]) -> list[str]:
@@ -137,8 +139,5 @@ def _shape(
 
 def _left(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> set[str]:
     """Names of the tensors that no part reaches: they belong to the head, so that every tensor is in one part."""
-    held = {id(_get(net, name)) for _, tensors in reached for name in tensors}
-    for modules, _ in reached:
-        for module in map(net.get_submodule, modules):
-            held |= {id(t) for t in (*module.parameters(), *module.buffers())}
+    held = {id(tensor) for names in reached for _, tensor in _held(net, *names)}
     return {name for name, t in (*net.named_parameters(), *net.named_buffers()) if id(t) not in held}

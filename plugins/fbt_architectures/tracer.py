@@ -25,6 +25,11 @@ ROOT = "net"
 """Name of the network in the traced code: ``self.net.layer1(x)``."""
 
 
+def name_of(node: fx.Node) -> str:
+    """The network's own name of the module or tensor that a node of a trace stands for."""
+    return str(node.target).removeprefix(f"{ROOT}.")
+
+
 class TraceError(ConfigError):
     """A network that cannot be traced or cut, with the reason."""
 

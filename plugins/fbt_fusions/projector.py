@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fbt_plugins.fusion import ends
+from fbt_plugins.layout import FromMap, ToMap
 from fbt_plugins.splice import Splice
 from fbt_plugins.staged import StageSpec
-
-from .layout import FromMap, ToMap
 
 
 class PatchEmbedding(nn.Module):

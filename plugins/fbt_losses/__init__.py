@@ -5,14 +5,44 @@ from __future__ import annotations
 from fbt_plugins import hookimpl
 from fbt_plugins.registry import Registries
 
+from .attention_transfer import ATLoss
+from .bkd import BKDLoss
+from .cc import CCLoss
+from .crd import CRDLoss
 from .cross_entropy import CrossEntropyLoss
+from .deit import DeiTLoss
+from .dist import DISTLoss
+from .dkd import DKDLoss
+from .fitnet import FitNetLoss
 from .infonce import InfoNCELoss
 from .kd import KDLoss
 from .mse import MSELoss
 from .ofa import OFALoss
+from .ofa_exits import OFAExitsLoss
+from .rkd import RKDLoss
+from .sliced_wasserstein import SlicedWassersteinLoss
+
+LOSSES = (
+    ATLoss,
+    BKDLoss,
+    CCLoss,
+    CRDLoss,
+    CrossEntropyLoss,
+    DeiTLoss,
+    DISTLoss,
+    DKDLoss,
+    FitNetLoss,
+    InfoNCELoss,
+    KDLoss,
+    MSELoss,
+    OFAExitsLoss,
+    OFALoss,
+    RKDLoss,
+    SlicedWassersteinLoss,
+)
 
 
 @hookimpl
 def fbt_register(registries: Registries) -> None:
-    for loss in (CrossEntropyLoss, InfoNCELoss, KDLoss, MSELoss, OFALoss):
+    for loss in LOSSES:
         registries.losses.register_module(module=loss)

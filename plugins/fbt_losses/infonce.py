@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 from fbt_plugins import Batch, Knowledge
 
-from .numerics import full_precision, positive, same_shape, the_teacher
+from .numerics import all_ranks, full_precision, positive, ranks, same_shape, the_teacher
 
 
 class InfoNCELoss(nn.Module):
@@ -64,7 +64,7 @@ class InfoNCELoss(nn.Module):
     @staticmethod
     def _one_way(anchors: Tensor, keys: Tensor, tau: Tensor) -> Tensor:
         first = 0
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if ranks() > 1:
             first = dist.get_rank() * len(keys)
             keys = _Gather.apply(keys)
         labels = torch.arange(first, first + len(anchors), device=anchors.device)
@@ -97,9 +97,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
-        return gathered
+        return all_ranks(rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]

@@ -1,12 +1,26 @@
-"""What all losses share: precision, and checks of what they are given."""
+"""What losses share: precision, checks of what they are given, rows of all ranks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
+from torch import distributed as dist
 
-from fbt_plugins import Batch, Knowledge, full_precision
+from fbt_plugins import Batch, ConfigError, Knowledge, full_precision
 
-__all__ = ["full_precision", "positive", "same_shape", "target_class", "the_teacher"]
+__all__ = [
+    "all_ranks",
+    "full_precision",
+    "not_negative",
+    "positive",
+    "ranks",
+    "same_images",
+    "same_shape",
+    "target_class",
+    "the_teacher",
+    "widths",
+]
 
 
 def same_shape(what: str, student: Tensor, teacher: Tensor, remedy: str) -> None:
@@ -32,6 +46,30 @@ def the_teacher(loss: str, teacher: Knowledge | None) -> Knowledge:
     return teacher
 
 
+def same_images(student: Tensor, teacher: Tensor) -> None:
+    """Refuses features that are not of as many images.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    if student.ndim != 2 or student.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(
+            f"features of shape {tuple(student.shape)} (receiver) and {tuple(teacher.shape)} (giver): "
+            "both must be (N, width) for the same N images"
+        )
+
+
+def widths(loss: str, data_info: Mapping[str, int]) -> tuple[int, int]:
+    """Widths of the receiver's and the giver's features, in a loss's ``setup``.
+
+    Raises:
+        ConfigError: if there is no giver.
+    """
+    if "teacher_features" not in data_info:
+        raise ConfigError(f"{loss} compares two models; as a task loss use CrossEntropyLoss")
+    return data_info["student_features"], data_info["teacher_features"]
+
+
 def target_class(loss: str, batch: Batch) -> Tensor:
     """(N,) target classes; of soft labels the largest.
 
@@ -52,3 +90,28 @@ def positive(name: str, value: float) -> float:
     if not value > 0:
         raise ValueError(f"{name} must be above 0, not {value}")
     return float(value)
+
+
+def not_negative(name: str, value: float) -> float:
+    """A number of at least 0.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not value >= 0:
+        raise ValueError(f"{name} must be at least 0, not {value}")
+    return float(value)
+
+
+def ranks() -> int:
+    """Processes that train together; 1 where nothing is distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_ranks(rows: Tensor) -> Tensor:
+    """All ranks' rows in the order of ranks, without gradient; every rank gives as many."""
+    if ranks() == 1:
+        return rows.detach()
+    gathered = rows.new_empty(ranks() * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows.detach().contiguous())
+    return gathered

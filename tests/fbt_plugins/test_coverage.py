@@ -41,7 +41,7 @@ def run(state: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[di
             from concurrent.futures import Future
 
             future: Future[Any] = Future()
-            future.set_result(coverage._STEPS[job[0]](*job[1:]))
+            future.set_result(coverage.take(*job))
             return future
 
         def shutdown(self, **options: Any) -> None: ...

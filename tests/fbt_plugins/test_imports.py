@@ -16,7 +16,7 @@ FLOORS = [
     {"testing", "pytest_plugin", "coverage"},
     {"public"},
     {"inspection"},
-    {"edge", "fusion", "declaration", "weights"},
+    {"edge", "fusion", "declaration", "weights", "layout"},
     {"splice", "staged", "proof", "family", "knowledge", "precision"},
     {"plugins", "hookspecs", "cli"},
     {"registry"},

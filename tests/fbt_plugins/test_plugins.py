@@ -79,6 +79,11 @@ FAULTS = {
     "no Python": ("def f(:", "SyntaxError", "pip uninstall fbt-bad"),
     "raises in its hook": (HALF, "RuntimeError: out of ideas", "pip uninstall fbt-bad"),
     "no hook": ("x = 1", "no hook: define fbt_register(registries)", "pip uninstall fbt-bad"),
+    "misspelt hook": (
+        GOOD.replace("fbt_register(", "fbt_registr("),
+        "there is no hook 'fbt_registr'; did you mean 'fbt_register'",
+        "pip uninstall fbt-bad",
+    ),
     "newer": ("FBT_API_VERSION = 99", "plugin interface 99, this is 1", "pip install --upgrade fbt-plugins"),
     "older": (
         "FBT_API_VERSION = 0",
@@ -145,6 +150,9 @@ def test_a_module_named_in_a_config_needs_no_hook(isolated: Load, tmp_path: Path
     (tmp_path / "plugin_plain.py").write_text("x = 1")
     plugins.load_module("plugin_plain")
     assert "plugin_plain" in plugins.loaded and not plugins.failures
+    (tmp_path / "plugin_misspelt.py").write_text(GOOD.replace("fbt_register(", "fbt_registr("))
+    with pytest.raises(FBTError, match="there is no hook 'fbt_registr'"):  # a hook that nobody calls is no plain module
+        plugins.load_module("plugin_misspelt")
 
 
 def test_a_module_that_is_installed_may_be_named_in_a_config_besides(isolated: Load) -> None:

@@ -166,3 +166,82 @@ def test_stages_can_be_a_number_or_names() -> None:
         ARCHITECTURES.build(dict(CNN, stages=["layer1", "layer2"]))
     with pytest.raises(ConfigError, match="cut into 2 to 8 stages"):
         ARCHITECTURES.build(dict(CNN, stages=9))
+
+
+def test_a_cut_that_names_what_is_not_there_is_one_clear_line() -> None:
+    for changes, line in (
+        (dict(cuts="blocks.0 blocks.7"), "no unit 'blocks.7' to cut behind"),
+        (dict(cuts="blocks.2 blocks.1 blocks.3"), "'blocks.1' does not come after the cut before it"),
+        (dict(cuts="blocks.0 blocks.2"), "must end the row; add 'blocks.3'"),
+        (dict(units="blocks.{0,1,2,5}"), "Toy has no module or method 'blocks.5'; did you mean 'blocks"),
+        (dict(head="pool fd"), "Toy has no module or method 'fd'; known: "),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            dataclasses.replace(DECLARED, **changes).cut(Toy(), image_size=(8, 8))
+        assert line in str(refused.value), refused.value
+
+
+class Tokens(nn.Module):
+    """17 tokens of an 8 x 8 image: one of its own, and 4 x 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls = nn.Parameter(torch.randn(1, 1, 6))
+        self.embed = nn.Conv2d(3, 6, 2, 2)
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        self.fc = nn.Linear(6, 3)
+
+    def tokens(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.cls.expand(len(x), -1, -1), self.embed(x).flatten(2).transpose(1, 2)], 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.fc(x[:, 0])
+
+
+def tokens(**about: object) -> StagedModel:
+    cut = Declaration(
+        "tokens", "blocks.*", "blocks.0 blocks.1", lambda net, x: (x[:, 0], net.fc(x[:, 0])), layout="NLC"
+    )
+    return cut.cut(Tokens(), **({"image_size": 8} | about))
+
+
+def test_tokens_are_on_a_grid_of_the_images_proportions_or_refused() -> None:
+    assert tokens(prefix_tokens=1).verify().parameters == 9 and tokens(prefix_tokens=1).specs[0].grid == (4, 4)
+    for wrong in (0, 2, 3, 17, 20):
+        with pytest.raises(FBTError, match=r"17 tokens, which without .* no grid .*; prefix_tokens=1 would leave 4x4"):
+            _ = tokens(prefix_tokens=wrong).specs
+
+
+def test_sizes_and_normalisation_may_be_one_number() -> None:
+    model = DECLARED.cut(Toy(), image_size=8, mean=0.5, std=(0.25,), input_size=(4, 8))
+    assert (model.image_size, model.input_size, model.mean, model.std) == ((4, 8), (4, 8), (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(ValueError, match="mean has 2 values, and images have 3 channels"):
+        DECLARED.cut(Toy(), mean=(0.5, 0.5))
+    with pytest.raises(ValueError, match="an image size is a number of pixels or"):
+        DECLARED.cut(Toy(), image_size=(8, 8, 8))
+
+
+def test_start_values_of_prefix_tokens_are_a_copy() -> None:
+    net = Tokens()
+    model = StagedModel(net, [nn.Identity(), nn.Identity()], nn.Identity(), prefix=net.cls[0])
+    assert copy.deepcopy(model)._prefix is not net.cls and not model._prefix.requires_grad
+
+
+def test_an_order_has_a_number_for_each_position() -> None:
+    declared = Declaration("tokens", "blocks.*", "blocks.0 blocks.1", "fc", layout="NLC", raster=False)
+    model = declared.cut(Tokens(), image_size=8, prefix_tokens=1, order=lambda net, grid: torch.arange(5))
+    with pytest.raises(FBTError, match=r"order gives \(5,\) token numbers for a grid of 4x4"):
+        _ = model.specs
+
+
+def test_a_stage_gives_one_tensor() -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, x
+
+    model = StagedModel(Toy(), [Two(), nn.Identity()], nn.Identity(), image_size=8, name="two")
+    with pytest.raises(FBTError, match=r"^two: stage 1 gives a tuple, not one tensor: cut where one passes$"):
+        _ = model.specs

@@ -134,6 +134,9 @@ class Tokens(nn.Module):
             x = x / 0
         if self.fault == "constant":
             x = x.detach()
+        if self.fault == "same prefix":
+            x = nn.functional.interpolate(x.transpose(1, 2), count - 2, mode="linear").transpose(1, 2)
+            return torch.cat([torch.ones_like(x[:, :2]), x], 1)
         return nn.functional.interpolate(x.transpose(1, 2), count, mode="linear").transpose(1, 2)
 
 
@@ -164,6 +167,7 @@ def test_a_strategy_for_tokens_passes_with_tokens_and_fails_with_maps() -> None:
         ("spare", "junction S3_T4 from NLC 20 x 4x6 to NLC 20 x 4x6: no gradient reaches spare.weight"),
         ("infinite", "gives values that are not finite"),
         ("constant", "no gradient leads back from what it gives"),
+        ("same prefix", "the prefix tokens that it gives are the same for all images; a head may look at these alone"),
     ],
 )
 def test_a_wrong_strategy_is_told_what_is_wrong(fault: str, reason: str) -> None:

@@ -10,10 +10,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def inspect(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "tools/inspect_model.py", *args], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+NETS = """
+from torch import nn
+
+def net(num_classes, width=4):
+    blocks = [nn.Conv2d(3 if i == 0 else width, width, 2, 2) for i in range(4)]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(width * 4, num_classes))
+"""
+
+
+def inspect(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    tool = str(ROOT / "tools" / "inspect_model.py")
+    return subprocess.run([sys.executable, tool, *args], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def test_a_model_and_its_splices(tmp_path: Path) -> None:
@@ -28,10 +36,20 @@ def test_a_model_and_its_splices(tmp_path: Path) -> None:
     assert len(found["parts"]) == 5 and len(found["splices"]) == 20 and found["proof"]["gradients"] > 0
 
 
+def test_architectures_that_need_no_name(tmp_path: Path) -> None:
+    """A plugin's may be one network, as type="module" with a path is."""
+    (tmp_path / "nets.py").write_text(NETS)
+    options = ("--type", "module", "--options", "path=nets:net", "image_size=32", "--num-classes", "5")
+    against = ("--against-type", "module", "--against-options", "path=nets:net", "image_size=32", "width=6")
+    done = inspect(*options, *against, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "splices with nets:net as student and nets:net as teacher" in done.stdout and "S1-3+T4" in done.stdout
+
+
 def test_what_is_wrong_is_one_line() -> None:
     for args, line in (
         (("resnte18",), "error: timm has no model 'resnte18'; did you mean 'resnet18'"),
-        ((), "error: give a model's name, or --all"),
+        ((), "error: give a model's name, a --type that needs none, or --all"),
         (("--all", "--type", "module"), "error: --type module: no architecture that can name its models; known: timm"),
     ):
         done = inspect(*args)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Build, assert_same, run, run_until
+from runs import Build, assert_equal, assert_same, run, run_until
 
-from fbt_plugins.engine.checkpoints import find_resume, training_checkpoints
+from fbt_plugins.engine.checkpoints import find_resume, read_checkpoint, training_checkpoints
+from fbt_plugins.engine.memories import memories, restore_memories
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import FBTError, Interrupted
 
@@ -21,6 +22,7 @@ ITERATIONS = {
     "param_scheduler": [dict(type="LinearLR", start_factor=0.1, by_epoch=False, end=10)],
     "default_hooks.checkpoint.interval": 3,
 }
+BANKS = {"model.feature_loss": dict(type="CRDLoss", dim=4, negatives=16), "ema": dict(decay=0.9)}
 CASES: dict[str, dict[str, Any]] = {
     "epochs": {},
     "middle of an epoch": MIDDLE,
@@ -42,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
         "ema.decay": 0.9,
     },
     "mixup": {**MIDDLE, "data_preprocessor": dict(mixup_alpha=0.8, cutmix_alpha=1.0)},
+    "memory banks": {**MIDDLE, **BANKS},
     "clipping, and a loss interval that does not divide": {**MIDDLE, "default_hooks.progress.interval": 5},
 }
 
@@ -59,6 +62,19 @@ def test_resumed_is_uninterrupted(config: Build, tmp_path: Path, options: dict[s
     assert_same(whole, resumed, last)
     assert len(list((tmp_path / "third").glob("best_*.pth"))) == 1
     assert len(training_checkpoints(tmp_path / "third")) == 1
+
+
+def test_only_checkpoints_to_resume_from_have_what_losses_remember(config: Build, tmp_path: Path) -> None:
+    runner = run(config("run", **BANKS, **{"train_cfg.max_epochs": 1}))
+    banks = memories(runner.model)
+    assert {name.rsplit(".", 1)[1] for name in banks} == {"bank_student", "bank_teacher", "estimated", "log_mean"}
+    last, best = (read_checkpoint(next((tmp_path / "run").glob(name))) for name in ("epoch_1.pth", "best_*.pth"))
+    assert_equal(last["memories"], banks, "memories")
+    assert "memories" not in best
+    assert not any("bank" in name for name in (*best["state_dict"], *last["state_dict"], *last["trained_weights"]))
+    banks.popitem()
+    with pytest.raises(FBTError, match=r"another run's: .* is None in the checkpoint"):
+        restore_memories(runner.model, banks)
 
 
 def test_a_validation_that_was_cut_off_is_made_again(config: Build, tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ import pytest
 import torch
 from drawn import ROWS, Row
 from fbt_architectures.layouts import Shape, read_shape
-from fbt_fusions.layout import FromMap, ToMap
 from torch import nn
 
-from fbt_plugins import ARCHITECTURES, StagedModel
+from fbt_plugins import ARCHITECTURES, FromMap, StagedModel, ToMap
 
 SMALL = [row for row in ROWS if row.ordered and (row.step or row.family in ("hieradet", "levit", "mambaout"))]
 WHOLE = """

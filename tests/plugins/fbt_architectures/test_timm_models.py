@@ -50,6 +50,32 @@ def test_stages_and_head_are_the_model(name: str) -> None:
     assert len(model.stages) == 4 and model.num_classes == 7
 
 
+TWO_HEADS: dict[str, tuple[dict[str, Any], int]] = {
+    "deit_tiny_distilled_patch16_224": SMALL["deit_tiny_distilled_patch16_224"],
+    "efficientformerv2_s0": (dict(img_size=64), 64),
+    "levit_128s": (dict(img_size=64, embed_dim=(16, 24, 32), num_heads=(1, 2, 2), depth=(1, 1, 1), drop_rate=0.1), 64),
+    "swiftformer_xs": ({}, 64),
+}
+
+
+@pytest.mark.parametrize("name", TWO_HEADS)
+def test_a_distilled_model_tells_what_each_of_its_heads_says(name: str) -> None:
+    """As timm does in its own training of the two; the logits stay their mean, as the proof has them."""
+    arguments, size = TWO_HEADS[name]
+    model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=7, **arguments))
+    model.verify(size)
+    images = torch.randn(2, 3, size, size)
+    for training in (False, True):
+        torch.manual_seed(0)
+        known = model.train(training).knowledge(images)
+        of_class, of_teacher = known.extra["class_logits"], known.extra["distillation_logits"]
+        assert list(known.extra) == ["class_logits", "distillation_logits"]
+        assert torch.equal((of_class + of_teacher) / 2, known.logits)
+    model.net.set_distilled_training(True)
+    torch.manual_seed(0)
+    assert all(map(torch.equal, model.net(images), (of_class, of_teacher)))
+
+
 # (layout, channels, grid) after each stage, at 224 pixels, as the papers have them.
 FIELD = {
     "resnet18": ("cnn", "NCHW", [(64, 56), (128, 28), (256, 14), (512, 7)]),

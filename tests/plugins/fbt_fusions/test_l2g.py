@@ -1,11 +1,10 @@
 import pytest
 import torch
 from fbt_fusions.l2g import L2GFusion
-from fbt_fusions.layout import FromMap, ToMap
 from fbt_fusions.projector import PatchEmbedding
 from timm.models.swin_transformer import SwinTransformerBlock
 
-from fbt_plugins import FUSIONS
+from fbt_plugins import FUSIONS, FromMap, ToMap
 from fbt_plugins.errors import ConfigError
 from fbt_plugins.splice import Splice
 from fbt_plugins.staged import StageSpec

@@ -158,15 +158,18 @@ class TokenPool(nn.Module):
         return self.part(x.flatten(1, 2).transpose(1, 2)).flatten(1)
 
 
-def two_token_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def two_token_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """DeiT with a teacher: class and distillation token, a classifier each, averaged; the features are averaged, too.
+
+    What each classifier gives is told besides.
 
     Args:
         row: whose pool is left out, and whose classifier is two.
         x: (N, 2 + L, D).
     """
     of_class, of_teacher = row.classifier  # type: ignore[misc]
-    return (x[:, 0] + x[:, 1]) / 2, (of_class(x[:, 0, :]) + of_teacher(x[:, 1, :])) / 2
+    logits = {"class_logits": of_class(x[:, 0, :]), "distillation_logits": of_teacher(x[:, 1, :])}
+    return (x[:, 0] + x[:, 1]) / 2, (logits["class_logits"] + logits["distillation_logits"]) / 2, logits
 
 
 def grid_of(tokens: int, expected: tuple[int, int]) -> tuple[int, int]:

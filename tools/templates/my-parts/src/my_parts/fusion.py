@@ -28,7 +28,7 @@ class Join(nn.Module):
         x = x.permute(0, 2, 3, 1)
         if self.target.layout == "NLC":
             x = x.flatten(1, 2)
-        return x if self.prefix is None else torch.cat([self.prefix.to(x.dtype).expand(len(x), -1, -1), x], 1)
+        return x if self.prefix is None else torch.cat([self.prefix.to(x.dtype) + x.mean(1, keepdim=True), x], 1)
 
 
 class MyPartsFusion:

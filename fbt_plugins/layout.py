@@ -1,12 +1,12 @@
-"""Between a stage's own layout and the one that junctions work in: maps, (N, H, W, C) or (N, C, H, W)."""
+"""Between a stage's own layout and maps, (N, C, H, W) or (N, H, W, C), in which junctions and losses work."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from fbt_plugins.errors import ConfigError
-from fbt_plugins.staged import StageSpec
+from .errors import ConfigError
+from .staged import StageSpec
 
 
 class ToMap(nn.Module):

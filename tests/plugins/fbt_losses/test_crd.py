@@ -1,0 +1,171 @@
+"""CRD: its numbers against loops, its banks, and that processes keep the same ones."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+import torch
+from fbt_losses import crd
+from fbt_losses.crd import CRDLoss
+from torch import Tensor
+
+from fbt_plugins import Batch, Knowledge
+
+SIZE, TAU = 5, 0.5
+
+
+def made(size: int = SIZE, dim: int = 2, **options: float) -> CRDLoss:
+    """With embeddings that pass features of width 2 on."""
+    torch.manual_seed(0)
+    loss = CRDLoss(dim=dim, temperature=TAU, **options)  # type: ignore[arg-type]
+    loss.setup((), (), {"student_features": 2, "teacher_features": 2, "num_samples": size})
+    for embedding in (loss.embed_student, loss.embed_teacher):
+        torch.nn.init.eye_(embedding.weight), torch.nn.init.zeros_(embedding.bias)
+    return loss.double()
+
+
+def features(seed: int, n: int = 4) -> Tensor:
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def call(loss: CRDLoss, student: Tensor, teacher: Tensor, index: list[int]) -> Tensor:
+    return loss(Knowledge(student, student), Knowledge(teacher, teacher), Batch(None, torch.tensor(index)))
+
+
+def unit(row: list[float]) -> list[float]:
+    return [x / math.hypot(*row) for x in row]
+
+
+class Slow:
+    """The authors' steps, one number at a time, with all other images as negatives."""
+
+    def __init__(self, loss: CRDLoss) -> None:
+        self.banks = [loss.bank_student.tolist(), loss.bank_teacher.tolist()]
+        self.z: list[float] = []
+
+    def step(self, given: list[Tensor], index: list[int]) -> float:
+        embedded = [[unit(row) for row in x.tolist()] for x in given]
+        total, m = 0.0, SIZE - 1
+        for side in (0, 1):
+            bank = self.banks[1 - side]
+            e = [[math.exp(sum(map(math.prod, zip(v, w, strict=True))) / TAU) for w in bank] for v in embedded[side]]
+            if len(self.z) <= side:
+                self.z.append(sum(map(sum, e)) / (len(e) * SIZE) * SIZE)
+            for i, row in zip(index, e, strict=True):
+                h = [x / self.z[side] / (x / self.z[side] + m / SIZE) for x in row]
+                total -= sum(math.log(h[j] if j == i else 1 - h[j]) for j in range(SIZE)) / len(index)
+        for bank, rows in zip(self.banks, embedded, strict=True):
+            for i, row in zip(index, rows, strict=True):
+                bank[i] = unit([0.5 * a + 0.5 * b for a, b in zip(bank[i], row, strict=True)])
+        return total
+
+
+def test_three_steps_are_the_authors() -> None:
+    """The first estimates Z, which stays; each finds the banks as the last one left them."""
+    loss = made()
+    slow = Slow(loss)
+    for step, index in enumerate(([3, 0], [1, 3], [4, 2])):
+        given = [features(2 * step, 2), features(2 * step + 1, 2)]
+        assert call(loss, *given, index).item() == pytest.approx(slow.step(given, index), rel=1e-6)
+    torch.testing.assert_close(loss.bank_student, torch.tensor(slow.banks[0], dtype=torch.float64))
+    torch.testing.assert_close(loss.bank_teacher, torch.tensor(slow.banks[1], dtype=torch.float64))
+
+
+def test_backward_sees_the_banks_as_they_were() -> None:
+    """An update in place must not reach the gradient."""
+    given, grads = features(1), []
+    for training in (True, False):
+        loss = made().train(training)
+        if not training:
+            once = made()
+            call(once, features(0), given, [0, 1, 2, 3])
+            loss.log_mean.copy_(once.log_mean)
+        student = features(0).requires_grad_()
+        call(loss, student, given, [0, 1, 2, 3]).backward()
+        grads.append(student.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_banks_begin_as_bounded_noise_and_change_in_training_only() -> None:
+    loss = made(size=200, dim=12)
+    assert 0.45 < loss.bank_student.abs().max() <= 0.5 and not torch.equal(loss.bank_student, loss.bank_teacher)
+    before = loss.bank_student.clone()
+    call(loss.eval(), features(0), features(1), [0, 1, 2, 199])
+    assert torch.equal(loss.bank_student, before) and not loss.estimated
+    call(loss.train(), features(0), features(1), [0, 1, 2, 199])
+    assert ((loss.bank_student != before).any(1).nonzero()[:, 0] == torch.tensor([0, 1, 2, 199])).all()
+    assert loss.estimated
+    assert not loss.state_dict().keys() & {"bank_student", "bank_teacher", "log_mean", "estimated"}
+
+
+def test_of_an_image_that_is_there_twice_the_last_counts() -> None:
+    loss, last = made(), made()
+    student, teacher = features(0), features(1)
+    call(loss, student, teacher, [2, 0, 2, 1])
+    call(last, student[1:], teacher[1:], [0, 2, 1])
+    torch.testing.assert_close(loss.bank_student, last.bank_student)
+
+
+@pytest.mark.parametrize(("negatives", "count"), [(3, 3), (9, 9), (16384, 9)])
+def test_negatives_are_other_images_and_none_twice(negatives: int, count: int) -> None:
+    loss = made(size=10, negatives=negatives)
+    seen: list[Tensor] = []
+    scores = loss._scores
+    loss._scores = lambda v, bank, chosen: (seen.append(chosen), scores(v, bank, chosen))[1]  # type: ignore[method-assign]
+    for _ in range(20):
+        call(loss, features(0), features(1), [0, 4, 5, 9])
+    for chosen in seen:
+        assert chosen.shape == (4, 1 + count) and chosen[:, 0].tolist() == [0, 4, 5, 9]
+        assert all(len(set(row)) == 1 + count and set(row) <= set(range(10)) for row in chosen.tolist())
+    assert len({tuple(chosen[0, 1:].tolist()) for chosen in seen}) > 5
+    assert {x for chosen in seen for x in chosen[0, 1:].tolist()} == set(range(1, 10))
+
+
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(ValueError, match=r"needs batch\.index"):
+        made()(Knowledge(features(0), features(0)), Knowledge(features(1), features(1)), Batch(None))
+    with torch.device("meta"):
+        loss = CRDLoss()
+        loss.setup((), (), {"student_features": 2, "teacher_features": 3})
+    assert loss.bank_student.shape == (0, 128)
+    with pytest.raises(ValueError, match=r"needs data_info\['num_samples'\]"):
+        call(made(size=0), features(0), features(1), [0, 1, 2, 3])
+
+
+def two_steps(loss: CRDLoss, mine: slice) -> dict[str, Tensor]:
+    student = features(0).requires_grad_()
+    call(loss, features(2)[mine], features(3)[mine], [4, 1, 0, 2][mine])
+    value = call(loss, student[mine], features(1)[mine], [3, 1, 2, 0][mine])
+    value.backward()
+    return {**dict(loss.named_buffers()), "value": value.detach(), "gradient": student.grad}  # type: ignore[dict-item]
+
+
+def test_two_ranks_keep_the_banks_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads for two processes; that all_ranks gathers what processes give is seen in test_infonce.py."""
+    barrier, given = threading.Barrier(2, timeout=60), dict[int, Tensor]()
+
+    def exchange(rows: Tensor) -> Tensor:
+        given[int(threading.current_thread().name)] = rows.detach()
+        barrier.wait()
+        gathered = torch.cat([given[0], given[1]])
+        barrier.wait()
+        return gathered
+
+    whole = two_steps(made(), slice(0, 4))
+    monkeypatch.setattr(crd, "all_ranks", exchange)
+    losses, ranks = [made(), made()], dict[int, dict[str, Tensor]]()
+
+    def work(rank: int) -> None:
+        ranks[rank] = two_steps(losses[rank], slice(2 * rank, 2 * rank + 2))
+
+    threads = [threading.Thread(target=work, args=(rank,), name=str(rank)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in ("bank_student", "bank_teacher", "log_mean"):
+        assert torch.equal(ranks[0][name], ranks[1][name])
+    for name in ("bank_student", "bank_teacher", "log_mean", "value", "gradient"):
+        torch.testing.assert_close((ranks[0][name] + ranks[1][name]) / 2, whole[name])
