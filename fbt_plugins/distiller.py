@@ -13,6 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .data.randomness import derive_seed
 from .edge import (
     SLOTS,
     Edge,
@@ -27,10 +28,10 @@ from .edge import (
     weighted,
 )
 from .errors import ConfigError, FBTError, nearest
-from .fusion import FusionModel, NoJunctionsError
+from .fusion import BORROWED, TAILS, FusionModel, NoJunctionsError
 from .knowledge import Batch, Knowledge
 from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, one_line
-from .splice import AUTO, Splice
+from .splice import AUTO, parse_all
 from .staged import StagedModel, StageSpec
 
 STUDENT, TEACHER, FUSION, TASK = "student", "teacher", "fusion", "task"
@@ -46,7 +47,8 @@ class Distiller(BaseModel):
     Args:
         student: config of the model that is trained.
         teacher: config of the frozen model, or None.
-        fusion: config of one fusion strategy with its ``splice``, a dict of named ones, or None.
+        fusion: config of one fusion strategy with its ``splice`` (or a list, of which each step draws one) and its
+            ``tail`` (see :class:`FusionModel`), a dict of named ones, or None.
         edges: names ("teacher_to_student"), or dicts with losses and weights of their own.
         feature_loss, logit_loss, stage_loss: the losses of edges that have none of their own.
         task_loss: loss of the student against the labels; may carry a ``weight``.
@@ -92,6 +94,7 @@ class Distiller(BaseModel):
         self.image_size = image_size or self.student.image_size
         self.validated: list[str] | None = None
         self.fusions = nn.ModuleDict()  # type: ignore[assignment]
+        self._single: dict[str, tuple[str, int]] = {}
         self.edges = nn.ModuleDict()  # type: ignore[assignment]
         self._check_models(data_info or {})
         data_info = {"num_classes": self.student.num_classes, **(data_info or {})}
@@ -113,8 +116,8 @@ class Distiller(BaseModel):
         self.in_losses = frozenset({STUDENT} if self.task_loss is not None else ()) | {
             end for edge in self.edges.values() for end in (edge.giver, edge.receiver)
         }
-        self._needed: dict[frozenset[str], dict[str, set[int]]] = {}
-        self._values_seen = False
+        self._needed: dict[tuple[frozenset[str], tuple[int, ...]], dict[str, set[int]]] = {}
+        self._values_seen: set[tuple[int, ...]] = set()
         for role, model in self.models.items():
             channels = (1, model.in_chans, 1, 1)
             for what, values in (("mean", model.mean), ("std", model.std)):
@@ -134,7 +137,10 @@ class Distiller(BaseModel):
 
     @property
     def names(self) -> list[str]:
-        """All models that can be evaluated: student, teacher, fusions."""
+        """All models: student, teacher, fusions; of a fusion with several splices its name means the first.
+
+        Each splice can be evaluated under a name of its own besides, "fusion@S1-3+T4".
+        """
         return [*self.models, *self.fusions]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
@@ -173,18 +179,24 @@ class Distiller(BaseModel):
     def _add_fusion(self, name: str, config: Config) -> None:
         if self.teacher is None:
             raise ConfigError("a fusion model needs a teacher; set model.teacher, or fusion=None")
-        if name in (STUDENT, TEACHER) or "_to_" in name:
+        if name in (STUDENT, TEACHER) or "_to_" in name or "@" in name:
             raise ConfigError(f"{name!r} cannot be a fusion's name")
-        options = dict(config)
-        splice = Splice.parse(options.pop("splice", AUTO), len(self.student.stages), len(self.teacher.stages))
-        strategy = FUSIONS.build(options)
-        args = (splice, self.student, self.teacher, strategy, self.specs(STUDENT), self.specs(TEACHER))
+        options, problems = dict(config), []
+        tail, texts = options.pop("tail", BORROWED), options.pop("splice", AUTO)
+        if tail not in TAILS:
+            problems.append(f"tail {tail!r}{nearest(tail, TAILS)}")
+        splices = _collect(problems, "", parse_all, texts, len(self.student.stages), len(self.teacher.stages))
+        strategy = _collect(problems, "", FUSIONS.build, options)
+        if problems:
+            raise ConfigError(problems)
+        args = (splices, self.student, self.teacher, strategy, self.specs(STUDENT), self.specs(TEACHER), tail)
         self._types[name] = options["type"]
         with FUSIONS.blame(options["type"]):
             try:
                 self.fusions[name] = FusionModel(*args)
             except NoJunctionsError as error:
                 raise FUSIONS.fault(options["type"], str(error)) from error
+        self._single |= {f"{name}@{splice}": (name, number) for number, splice in enumerate(splices)}
 
     def _connect_task(self, data_info: Mapping[str, int]) -> None:
         kind, student = self._types[TASK], self._info(STUDENT)
@@ -199,8 +211,15 @@ class Distiller(BaseModel):
 
     def _add_edge(self, options: dict[str, Any], data_info: Mapping[str, int]) -> None:
         infos = {role: self._info(role) for role in self.models}
-        infos |= {n: ModelInfo((), f.owner.num_features) for n, f in self.fusions.items()}
+        infos |= {n: ModelInfo((), f.owners[0].num_features) for n, f in self.fusions.items()}
         edge = Edge(models=infos, data_info=data_info, **options)
+        for name in {edge.giver, edge.receiver} & self.fusions.keys():
+            widths = sorted({owner.num_features for owner in self.fusions[name].owners})
+            if len(widths) > 1 and "feature" in edge.losses:
+                raise ConfigError(
+                    f"model.edges: {edge.name}: features of {name!r} are {widths[0]} or {widths[1]} wide, for its "
+                    "splices end in both models; set feature_loss=None, or make two fusions of them"
+                )
         self.edges[edge.name] = edge
         self._types |= {f"{edge.name}/{slot}": kind for slot, kind in edge.types.items()}
 
@@ -226,6 +245,15 @@ class Distiller(BaseModel):
         return problems
 
     # ---- running --------------------------------------------------------------------------------------------------
+
+    def begin_step(self, seed: int) -> None:
+        """Draws what a training step runs: one splice of each fusion model that has several.
+
+        Args:
+            seed: of the step, the same in all processes.
+        """
+        for number, fusion in enumerate(self.fusions.values()):
+            fusion.draw(derive_seed(seed, number))
 
     def train(self, mode: bool = True) -> Distiller:
         super().train(mode)
@@ -289,7 +317,7 @@ class Distiller(BaseModel):
 
         Args:
             images: (N, C, H, W) in [0, 1].
-            wanted: names of models.
+            wanted: names of models, or of single splices.
             teacher: what the teacher knows about these images, where that is known already: it is not run on them.
                 Features and logits are all there is then, so no splice may start in the teacher.
         """
@@ -306,50 +334,56 @@ class Distiller(BaseModel):
                     starts[role] = known[role].stages
                 else:
                     starts[role] = model.stage_outputs(inputs, needs[role])
-        for name, fusion in self.fusions.items():
-            if name in wanted:
-                role = STUDENT if fusion.start.owner == "S" else TEACHER
-                known[name] = fusion(starts[role][fusion.start.last])
+        for name, fusion, number in self._spliced(wanted):
+            role, last = start_of(fusion, number)
+            known[name] = fusion(starts[role][last], number)
         return known
 
     def needs(self, wanted: frozenset[str]) -> dict[str, set[int]]:
         """The models to run, and which of their stages' outputs are needed, for the knowledge of the wanted models."""
-        if wanted not in self._needed:
+        key = wanted, tuple(fusion.current for fusion in self.fusions.values())
+        if key not in self._needed:
             needs: dict[str, set[int]] = {role: set() for role in self.models if role in wanted}
             for role in needs:
                 needs[role] |= self._task_needs if role == STUDENT else set()
                 for edge in self.edges.values():
                     needs[role] |= edge.needs.get(role, set())
-            for name, fusion in self.fusions.items():
-                if name in wanted:
-                    role = STUDENT if fusion.start.owner == "S" else TEACHER
-                    needs.setdefault(role, set()).add(fusion.start.last)
-            self._needed[wanted] = needs
-        return self._needed[wanted]
+            for _, fusion, number in self._spliced(wanted):
+                role, last = start_of(fusion, number)
+                needs.setdefault(role, set()).add(last)
+            self._needed[key] = needs
+        return self._needed[key]
+
+    def _spliced(self, wanted: Set[str]) -> list[tuple[str, FusionModel, int]]:
+        """The wanted fusion models, by name and number of the splice, in one order whatever the set's is."""
+        current = [(name, fusion, fusion.current) for name, fusion in self.fusions.items() if name in wanted]
+        single = [(name, self.fusions[n], number) for name, (n, number) in self._single.items() if name in wanted]
+        return current + single
 
     @torch.no_grad()
     def predict(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Logits (N, classes) of the named models.
+        """Logits (N, classes) of the named models, or single splices ("fusion@S1-3+T4").
 
         Raises:
             KeyError: for a name that is no model here.
         """
         for name in names:
-            if name not in self.names:
-                raise KeyError(f"no model {name!r}{nearest(name, self.names)}")
-        known = self.know(images, set(names))
-        return {name: known[name].logits for name in names}
+            if name not in (known := [*self.names, *self._single]):
+                raise KeyError(f"no model {name!r}{nearest(name, known)}")
+        knowledge = self.know(images, set(names))
+        return {name: knowledge[name].logits for name in names}
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, StepLosses]:  # type: ignore[override]
         """The sum to descend, and all named losses as they are on the device, unread.
 
         Raises:
-            PluginError: in the first step, if a loss returned anything but a scalar with a gradient, or if parameters
-                of a loss or a junction get none.
+            PluginError: in the first step of each splice, if a loss returned anything but a scalar with a gradient, or
+                if parameters of a loss or a junction get none.
         """
-        if not self._values_seen:
+        drawn = tuple(fusion.current for fusion in self.fusions.values())
+        if drawn not in self._values_seen:
             self._check_values(losses)
-            self._values_seen = True
+            self._values_seen.add(drawn)
         step = StepLosses(losses)
         return step.total, step
 
@@ -358,8 +392,11 @@ class Distiller(BaseModel):
             if wrong := value_fault(value):
                 raise LOSSES.fault(self._types[name], wrong)
         total = torch.stack([value.float() for value in losses.values()]).sum()
+        taught = {edge.receiver for edge in self.edges.values()}
         for registry, name, part in self._parts():
-            if registry is not ARCHITECTURES and total.requires_grad and (left := out_of_reach(total, part)):
+            if registry is ARCHITECTURES or (registry is FUSIONS and name not in taught):
+                continue  # whom no edge teaches, no gradient can reach
+            if total.requires_grad and (left := out_of_reach(total, part)):
                 raise registry.fault(self._types[name], f"has a parameter {left[0]!r} that no loss's gradient reaches")
 
     def _parts(self) -> list[tuple[PluginRegistry, str, nn.Module]]:
@@ -368,6 +405,9 @@ class Distiller(BaseModel):
         parts += [(LOSSES, TASK, self.task_loss)] if self.task_loss is not None else []
         parts += [(LOSSES, f"{n}/{slot}", x) for n, edge in self.edges.items() for slot, x in edge.losses.items()]
         parts += [(FUSIONS, name, fusion.junctions) for name, fusion in self.fusions.items()]
+        roles = {"S": STUDENT, "T": TEACHER}
+        copies = [item for fusion in self.fusions.values() for item in fusion.copies.items()]
+        parts += [(ARCHITECTURES, roles[name[0]], copy) for name, copy in copies]
         parts += [(ARCHITECTURES, role, model.net) for role, model in self.models.items()]
         return parts
 
@@ -392,6 +432,12 @@ class Distiller(BaseModel):
         return [{"labels": data["labels"], **predictions}]
 
     test_step = val_step
+
+
+def start_of(fusion: FusionModel, number: int) -> tuple[str, int]:
+    """Where a fusion model's splice starts: the model whose activations it takes, and the stage that gives them."""
+    start = fusion.splices[number].start
+    return STUDENT if start.owner == "S" else TEACHER, start.last
 
 
 def _named_fusions(fusion: Config | None) -> dict[str, Config]:

@@ -95,8 +95,10 @@ def nearest(name: object, known: Iterable[str], limit: int = 8) -> str:
     """
     names = sorted(known)
     lower = {n.lower(): n for n in reversed(names)}
-    close = [lower[n] for n in difflib.get_close_matches(str(name).lower(), list(lower), n=3, cutoff=0.6)]
-    if close:
+    asked = str(name).lower()
+    begun = [n for n in lower if len(asked) > 2 and n.startswith(asked)]  # shortened, which is far in letters
+    near = dict.fromkeys(begun + difflib.get_close_matches(asked, list(lower), n=3, cutoff=0.6))
+    if close := [lower[n] for n in near][:3]:
         return "; did you mean " + " or ".join(repr(n) for n in close) + "?"
     if names and len(names) <= limit:
         return "; known: " + ", ".join(names)

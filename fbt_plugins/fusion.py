@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,11 @@ from .errors import ConfigError
 from .knowledge import Knowledge
 from .registry import described, one_line, short
 from .splice import Junction, Piece, Splice
-from .staged import StagedModel, StageSpec, meta_copy
+from .staged import StagedModel, StageSpec, meta_copy, partial_copy
+
+BORROWED, COPIED = "borrowed", "copied"
+TAILS = (BORROWED, COPIED)
+"""Whose stages and head stand behind a fusion model's junctions: their owners', or trained copies of its own."""
 
 
 class FusionStrategy(Protocol):
@@ -97,69 +102,209 @@ class FusionModel(nn.Module):
     """Stages of one model, a junction, stages and head of another (FBT, section "Adaptive knowledge fusion").
 
     It owns the junctions, and BatchNorm statistics for stages and head of the student that it runs a second time, so
-    that the student's own statistics see the student's own activations only. All else it holds by reference.
+    that the student's own statistics see the student's own activations only. All else it holds by reference, unless its
+    tail is copied: then all that stands behind a junction is its own too, and trained.
+
+    With several splices, each training step runs one of them (the random paths of FCFD, arXiv 2304.11832); in eval mode
+    it is the first. Junctions of the same name, and copies of the same stage, are shared; statistics are each splice's
+    own. What a step does not run gets a gradient of exactly zero, whatever the values are, so that every parameter has
+    one in every step; an optimizer's momentum and weight decay go on.
 
     Args:
-        splice: which stages come from whom.
+        splices: which stages come from whom, at least one.
         student, teacher: the models; the teacher is frozen by its owner.
         strategy: builds the junctions.
         student_specs, teacher_specs: the outputs of their stages, for the images that each of them is given.
+        tail: "borrowed", or "copied": stages and head behind a junction start as what they are a copy of.
+
+    Attributes:
+        drawn: number of the splice that training runs, from 0.
 
     Raises:
-        ConfigError: see :func:`build_junctions`.
+        ConfigError: see :func:`build_junctions`; with a line for each splice.
     """
 
     def __init__(
         self,
-        splice: Splice,
+        splices: Sequence[Splice],
         student: StagedModel,
         teacher: StagedModel,
         strategy: FusionStrategy,
         student_specs: Sequence[StageSpec],
         teacher_specs: Sequence[StageSpec],
+        tail: str = BORROWED,
     ) -> None:
         super().__init__()
-        self.splice = splice
+        self.splices, self.tail, self.drawn = tuple(splices), tail, 0
         self._models = {"S": student, "T": teacher}  # a plain dict: torch must not see them as parts of this module
-        self.junctions = build_junctions(strategy, student_specs, teacher_specs, splice)
-        self.statistics = nn.ModuleDict()
-        for piece in splice.pieces[1:]:
-            if piece.owner == "S":
-                for number in piece.stages:
-                    self.statistics[str(number)] = _Statistics(student.stages[number - 1])
-        if self.owner is student:
-            self.statistics["head"] = _Statistics(student.head)
+        self.junctions = self._build(strategy, student_specs, teacher_specs)
+        self._routes = [[self._steps(splice, piece) for piece in splice.pieces[1:]] for splice in self.splices]
+        steps = [step for route in self._routes for steps in route for step in steps]
+        self._twins: dict[str, StagedModel] = {}
+        self.copies = nn.ModuleDict()
+        if tail == COPIED:
+            self._copy(steps)
+        self.statistics = nn.ModuleDict(
+            {step.statistics: _Statistics(self._part(step)) for step in steps if step.statistics}
+        )
+        runs = [{id(part): part for part in self.parts(i)} for i in range(len(self.splices))]
+        everything = {key: part for parts in runs for key, part in parts.items()}
+        # Lists of what each splice leaves out; in a list, torch does not see them.
+        self._idle = [[part for key, part in everything.items() if key not in parts] for parts in runs]
+
+    def _build(
+        self, strategy: FusionStrategy, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec]
+    ) -> nn.ModuleDict:
+        junctions, problems = nn.ModuleDict(), []
+        for splice in self.splices:
+            try:
+                built = build_junctions(strategy, student_specs, teacher_specs, splice)
+            except NoJunctionsError:
+                raise
+            except ConfigError as error:
+                problems += error.problems
+                continue
+            junctions.update({name: module for name, module in built.items() if name not in junctions})
+        if problems:
+            raise ConfigError(problems)
+        return junctions
+
+    def _steps(self, splice: Splice, piece: Piece) -> list[_Step]:
+        """What runs behind a junction: the stages of a piece, and the head behind the last."""
+        count = len(self._models[piece.owner].stages)
+        names = [(number, str(number)) for number in piece.stages]
+        names += [(count + 1, "head")] if piece is splice.pieces[-1] else []
+        alone = len(self.splices) == 1
+        # Someone else runs it as well: the student, or another splice.
+        twice = piece.owner == "S" if self.tail == BORROWED else not alone
+        return [
+            _Step(piece.owner, number, name, (name if alone else f"{splice}/{piece.owner}{name}") if twice else "")
+            for number, name in names
+        ]
+
+    def _copy(self, steps: Sequence[_Step]) -> None:
+        for owner in sorted({step.owner for step in steps}):
+            own = {step.copy: step.number for step in steps if step.owner == owner}
+            twin = self._twins[owner] = partial_copy(self._models[owner], own.values())
+            for name, number in own.items():
+                self.copies[name] = twin.part(number).requires_grad_(True)
 
     @property
-    def start(self) -> Piece:
-        """The piece whose last activations :meth:`forward` takes."""
-        return self.splice.start
+    def current(self) -> int:
+        """Number of the splice that :meth:`forward` runs, from 0."""
+        return self.drawn if self.training else 0
 
     @property
-    def owner(self) -> StagedModel:
-        """The model whose head the fusion model ends in."""
-        return self._models[self.splice.pieces[-1].owner]
+    def splice(self) -> Splice:
+        """The splice that :meth:`forward` runs."""
+        return self.splices[self.current]
 
-    def forward(self, activations: Tensor) -> Knowledge:
+    @property
+    def owners(self) -> list[StagedModel]:
+        """The model that each splice ends in the head of."""
+        return [self._models[splice.pieces[-1].owner] for splice in self.splices]
+
+    @property
+    def title(self) -> str:
+        """Its splices and whose tail they have, for people to read."""
+        names = ", ".join(map(str, self.splices))
+        title = f"splice {names}" if len(self.splices) == 1 else f"one splice per step: {names}"
+        return title if self.tail == BORROWED else f"{title}; tail {self.tail}"
+
+    def draw(self, seed: int) -> None:
+        """Chooses the splice of a training step.
+
+        Args:
+            seed: of the step, with all bits random; each splice has the same share of all seeds.
+        """
+        self.drawn = seed % len(self.splices)
+
+    def parts(self, number: int = 0) -> list[nn.Module]:
+        """All that a splice runs between an image and its knowledge: stages, junctions, head.
+
+        Args:
+            number: of the splice, from 0.
+        """
+        splice, route = self.splices[number], self._routes[number]
+        parts = [self._models[splice.start.owner].part(i) for i in splice.start.stages]
+        for junction, steps in zip(splice.junctions, route, strict=True):
+            parts += [self.junctions[junction.name], *map(self._part, steps)]
+        return parts
+
+    def forward(self, activations: Tensor, number: int | None = None) -> Knowledge:
         """What the fusion model knows.
 
         Args:
             activations: output of the last stage of the splice's first piece, as its model computed it.
+            number: of the splice, from 0; None is the current one.
         """
-        x = activations
-        for junction, piece in zip(self.splice.junctions, self.splice.pieces[1:], strict=True):
+        number = self.current if number is None else number
+        idle = [p for part in self._idle[number] for p in part.parameters() if p.requires_grad]
+        x: Any = _Reached.apply(activations, *idle) if idle and torch.is_grad_enabled() else activations
+        for junction, steps in zip(self.splices[number].junctions, self._routes[number], strict=True):
             x = self.junctions[junction.name](x)
-            for number in piece.stages:
-                x = self._run(self._models[piece.owner].stages[number - 1], str(number), piece.owner, x)
-        return self._run(self.owner.head, "head", self.splice.pieces[-1].owner, x)
+            for step in steps:
+                x = self._run(step, x)
+        return x
 
-    def _run(self, part: nn.Module, name: str, owner: str, x: Tensor) -> Any:
-        """A borrowed part; the student's with BatchNorm buffers of this model, which train mode updates in place."""
-        if owner == "T":
+    def _part(self, step: _Step) -> nn.Module:
+        return self.copies[step.copy] if self.tail == COPIED else self._models[step.owner].part(step.number)
+
+    def _run(self, step: _Step, x: Tensor) -> Any:
+        """A stage or head, where needed with BatchNorm buffers of this model, which train mode updates in place."""
+        part = self._part(step)
+        if not step.statistics:
             return part(x)
-        own = self.statistics[name]
+        own = self.statistics[step.statistics]
         assert isinstance(own, _Statistics)
         return functional_call(part, own.named(), (x,))
+
+    def train(self, mode: bool = True) -> FusionModel:
+        super().train(mode)
+        for twin in self._twins.values():
+            twin.train(mode)  # a cut may ask its whole network which mode it is in
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FusionModel:
+        super()._apply(fn, recurse)
+        for twin in self._twins.values():
+            twin._apply(fn, recurse)  # a cut may read tensors where its whole network keeps them
+        return self
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A stage, or the head, behind a junction.
+
+    Attributes:
+        owner: "S" or "T".
+        number: of the stage from 1; one more than there are is the head.
+        name: "4" or "head".
+        statistics: where the fusion model keeps BatchNorm statistics for it, "" where it needs no second set.
+    """
+
+    owner: str
+    number: int
+    name: str
+    statistics: str
+
+    @property
+    def copy(self) -> str:
+        """Where the fusion model keeps its copy, if it has one: "T4", "Shead"."""
+        return self.owner + self.name
+
+
+class _Reached(torch.autograd.Function):
+    """A tensor as it is; behind it, parameters that had no part in it get zeros as their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient, *map(torch.zeros_like, ctx.saved_tensors)
 
 
 class _Statistics(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -131,6 +131,33 @@ class Splice:
                 raise wrong(f"{piece} would go back: a model's stages can only run forward, and stage 1 takes images")
             reached[piece.owner] = piece.last
         return cls(tuple(pieces))
+
+
+def parse_all(texts: str | Sequence[str], student_stages: int = 4, teacher_stages: int = 4) -> list[Splice]:
+    """Reads one splice, or a list of different ones.
+
+    Raises:
+        ConfigError: with a line for each that :meth:`Splice.parse` refuses; if there is none, or one is there twice; if
+            it is something else.
+    """
+    if not isinstance(texts, str | list | tuple):
+        raise ConfigError(f"splice must be one, as in 'S1-3+T4', or a list of them, not {texts!r}")
+    found: list[Splice] = []
+    problems: list[str] = []
+    for text in [texts] if isinstance(texts, str) else texts:
+        try:
+            splice = Splice.parse(text, student_stages, teacher_stages)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        if splice in found:
+            problems.append(f"splice {str(text)!r} is there twice")
+        found.append(splice)
+    if not found and not problems:
+        problems.append("splice: the list is empty; 'auto' is the usual one")
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def default(count: dict[str, int]) -> str:

@@ -150,6 +150,10 @@ class StagedModel(nn.Module):
         """Final norm, pooling and classifier: last stage's output -> :class:`Knowledge`."""
         return self._split[1]
 
+    def part(self, number: int) -> nn.Module:
+        """A stage by its number from 1; one more than there are is the head."""
+        return self.head if number > len(self.stages) else self.stages[number - 1]
+
     def _apply(self, fn: Any, recurse: bool = True) -> StagedModel:
         super()._apply(fn, recurse)
         for part in (*self.stages, self.head):  # parameters that a part lists by reference may have been replaced
@@ -333,6 +337,19 @@ def meta_copy(module: nn.Module, shared: object = None) -> Any:
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(module, memo)
+
+
+def partial_copy(model: StagedModel, numbers: Iterable[int]) -> StagedModel:
+    """A copy with tensors of its own in some parts; all others are the model's own, and cost no memory.
+
+    Args:
+        model: to copy; with all its modules, for a part may look at any of them.
+        numbers: of the parts, see :meth:`StagedModel.part`.
+    """
+    parts = [model.part(number) for number in numbers]
+    own = {id(tensor) for part in parts for tensor in (*part.parameters(), *part.buffers())}
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in own}
+    return copy.deepcopy(model, shared)
 
 
 def _by(sizes: Sequence[int]) -> str:

@@ -26,6 +26,7 @@ BATCH_NORM = {
     "model.student.num_classes": 10,
     "model.fusion.splice": "T1-3+S4",  # the fusion model runs a stage of the student again, with its own statistics
 }
+DRAWN = {"model.fusion.splice": ["S1-3+T4", "S1-2+T3-4", "S1+T2-4"]}
 MIDDLE = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}
 
 
@@ -35,12 +36,15 @@ def build(folder: Path, name: str, **options: Any) -> DistillRunner:
     return DistillRunner.from_cfg(config)
 
 
-def gradients(runner: DistillRunner) -> dict[str, torch.Tensor]:
-    """Of the first batch of the first epoch."""
+def gradients(runner: DistillRunner, draw: int | None = None) -> dict[str, torch.Tensor]:
+    """Of the first batch of the first epoch, in the step that draws a splice by this number."""
     runner.train_dataloader.sampler.set_epoch(0)
     batch = next(iter(runner.train_dataloader))
     distiller = getattr(runner.model, "module", runner.model)
     distiller.train()
+    distiller.zero_grad()
+    for fusion in distiller.fusions.values():
+        fusion.draw(draw or 0)
     data = distiller.data_preprocessor(batch, True)
     distiller.parse_losses(runner.model(**data, mode="loss"))[0].backward()
     return {n: p.grad for n, p in distiller.named_parameters() if p.grad is not None}
@@ -63,6 +67,9 @@ def check_gradients(folder: Path) -> None:
     save(folder, "gradients", gradients(build(folder, "gradients", **{"train_dataloader.batch_size": 4})))
     edges = {"model.edges": ["teacher_to_student", "fusion_to_student"]}  # ablation C: nothing trains L2G
     save(folder, "unreached", gradients(build(folder, "unreached", **{"train_dataloader.batch_size": 4}, **edges)))
+    drawn = build(folder, "drawn", **{"train_dataloader.batch_size": 4}, **DRAWN)
+    save(folder, "drawn", gradients(drawn, draw=1))
+    save(folder, "drawn_next", gradients(drawn, draw=2))  # which DDP refuses if a gradient was missing before
 
 
 def check_training(folder: Path) -> None:

@@ -72,7 +72,7 @@ def main() -> None:
                 stages = ", ".join(map(str, distiller.specs(role)))
                 say(f"{role} {model.name}: {stages}; features {model.num_features}, classes {model.num_classes}")
             for name, fusion in distiller.fusions.items():
-                say(f"{name}: splice {fusion.splice}")
+                say(f"{name}: {fusion.title}")
         return
     from fbt_plugins.engine.runner import DistillRunner
 

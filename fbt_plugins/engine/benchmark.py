@@ -17,7 +17,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from rich.progress import track
 from torch import Tensor
 
-from ..distiller import STUDENT, TEACHER, Distiller
+from ..distiller import STUDENT, TEACHER, Distiller, start_of
 from ..edge import weighted
 from ..errors import ConfigError
 from ..knowledge import Batch, Knowledge
@@ -44,7 +44,6 @@ class BareLoop:
     def __init__(self, runner: DistillRunner) -> None:
         wrapper = runner.optim_wrapper
         self.distiller: Distiller = runner.model
-        self.needs = self.distiller.needs(self.distiller.in_losses)
         self.device = runner.device
         self.dtype = wrapper.dtype
         self.clip, self.limits = wrapper.clip_func if wrapper.clip_grad_kwargs else None, wrapper.clip_grad_kwargs
@@ -85,6 +84,7 @@ class BareLoop:
         mark("images")
         known: dict[str, Knowledge] = {}
         starts: dict[str, dict[int, Tensor]] = {STUDENT: {}, TEACHER: {}}
+        needs = distiller.needs(distiller.in_losses)
         with self.precision():
             if "teacher_logits" in batch:
                 features, logits = (batch[f"teacher_{part}"].to(self.device) for part in ("features", "logits"))
@@ -92,14 +92,14 @@ class BareLoop:
             elif teacher is not None:
                 with torch.no_grad():
                     x = distiller.prepare(images, TEACHER)
-                    known[TEACHER] = self._run(teacher, x, TEACHER, starts)
+                    known[TEACHER] = self._run(teacher, x, needs[TEACHER], starts[TEACHER])
             mark("teacher")
             x = distiller.prepare(images, STUDENT)
-            known[STUDENT] = self._run(student, x, STUDENT, starts)
+            known[STUDENT] = self._run(student, x, needs[STUDENT], starts[STUDENT])
             mark("student")
             for name, fusion in distiller.fusions.items():
-                role = STUDENT if fusion.start.owner == "S" else TEACHER
-                known[name] = fusion(starts[role][fusion.start.last])
+                role, last = start_of(fusion, fusion.current)
+                known[name] = fusion(starts[role][last])
             mark("fusion")
             facts = Batch(labels, batch["index"].to(self.device))
             losses = [value for edge in distiller.edges.values() for value in edge(known, facts).values()]
@@ -109,13 +109,13 @@ class BareLoop:
         mark("losses")
         return loss
 
-    def _run(self, model: StagedModel, x: Tensor, role: str, starts: dict[str, dict[int, Tensor]]) -> Knowledge:
+    def _run(self, model: StagedModel, x: Tensor, needs: set[int], outputs: dict[int, Tensor]) -> Knowledge:
         for number, stage in enumerate(model.stages, 1):
             x = stage(x)
-            if number in self.needs[role]:
-                starts[role][number] = x
+            if number in needs:
+                outputs[number] = x
         known = model.head(x)
-        return Knowledge(known.features, known.logits, starts[role], known.extra)
+        return Knowledge(known.features, known.logits, outputs, known.extra)
 
     def precision(self) -> Any:
         """The context of a forward pass."""
@@ -219,15 +219,13 @@ def _fusion_kinds(distiller: Distiller, bare: BareLoop, batch: dict[str, Tensor]
     if not distiller.fusions:
         return {}
     images = distiller.data_preprocessor(batch, False)["inputs"]
-    models = {STUDENT}
-    starts: dict[str, Tensor] = {}
+    starts: dict[tuple[str, int], Tensor] = {}  # of all splices: whoever runs the engine draws another one
     with torch.no_grad(), bare.precision():
-        for name, fusion in distiller.fusions.items():
-            model = distiller.student if fusion.start.owner == "S" else distiller.teacher
-            assert model is not None
-            role, last = (STUDENT if fusion.start.owner == "S" else TEACHER), fusion.start.last
-            models.add(role)
-            starts[name] = model.stage_outputs(distiller.prepare(images, role), (last,))[last]
+        for fusion in distiller.fusions.values():
+            for role, last in (start_of(fusion, number) for number in range(len(fusion.splices))):
+                inputs = distiller.prepare(images, role)
+                starts[role, last] = distiller.models[role].stage_outputs(inputs, (last,))[last]
+    models = {STUDENT, *(role for role, _ in starts)}
 
     def descend(known: dict[str, Knowledge]) -> None:
         trained = [k for name, k in known.items() if name != TEACHER]
@@ -235,8 +233,10 @@ def _fusion_kinds(distiller: Distiller, bare: BareLoop, batch: dict[str, Tensor]
 
     def own() -> None:
         with bare.precision():
-            leaves = {n: x.detach().requires_grad_(distiller.fusions[n].start.owner == "S") for n, x in starts.items()}
-            known = {name: distiller.fusions[name](leaf) for name, leaf in leaves.items()}
+            known = {}
+            for name, fusion in distiller.fusions.items():
+                role, last = start_of(fusion, fusion.current)
+                known[name] = fusion(starts[role, last].detach().requires_grad_(role == STUDENT))
         descend(known)
 
     def run(wanted: set[str]) -> None:
@@ -249,7 +249,7 @@ def _fusion_kinds(distiller: Distiller, bare: BareLoop, batch: dict[str, Tensor]
         own()
 
     return {
-        "with_fusion": lambda: run({*models, *starts}),
+        "with_fusion": lambda: run({*models, *distiller.fusions}),
         "without_fusion": lambda: run(models),
         "fusion_apart": apart,
     }

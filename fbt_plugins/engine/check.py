@@ -285,7 +285,7 @@ class _Check:
         fusion = options.get("fusion") or {}
         if isinstance(fusion, Mapping):
             for name, strategy in {"": fusion}.items() if "type" in fusion else fusion.items():
-                self._typed(FUSIONS, strategy, f"model.fusion{'.' * bool(name)}{name}", extra=("splice",))
+                self._typed(FUSIONS, strategy, f"model.fusion{'.' * bool(name)}{name}", extra=("splice", "tail"))
         defaults = {slot: options.get(f"{slot}_loss") for slot in SLOTS}
         for slot, config in {**defaults, "task": options.get("task_loss")}.items():
             self._typed(LOSSES, config, f"model.{slot}_loss", extra=("weight",))
@@ -296,7 +296,7 @@ class _Check:
                     self._typed(LOSSES, loss, f"model.edges.{edge['name']}.{slot}_loss", extra=("weight",))
 
     def _data_info(self) -> dict[str, Any]:
-        """Image size and classes of the training data, where its class says so without reading it; images are not counted."""
+        """Image size and classes of the training data, where its class says so; images are not counted."""
         loader = self.config.get("train_dataloader")
         dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
         if not isinstance(dataset, Mapping) or dataset.get("type") not in DATASETS.module_dict:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from ..fusion import BORROWED
+
 console = Console(highlight=False)
 if not console.is_terminal:
     console.width = 120  # a log file has no width of its own
@@ -47,7 +49,8 @@ def header(runner: Any) -> None:
         table.add_row(*row, f"{size[0]}x{size[1]}")
     for name, fusion in distiller.fusions.items():
         trained = sum(p.numel() for p in fusion.parameters())
-        table.add_row(name, f"splice {fusion.splice}", "", "shared", f"+{millions(trained)}", "")
+        whose = "shared" if fusion.tail == BORROWED else fusion.tail
+        table.add_row(name, fusion.title, "", whose, f"+{millions(trained)}", "")
     own = sum(p.numel() for edge in distiller.edges.values() for p in edge.parameters())
     if own:
         table.add_row("losses", "projectors and temperatures", "", "", f"+{millions(own)}", "")

@@ -16,19 +16,23 @@ from ..data.randomness import derive_seed
 
 @HOOKS.register_module()
 class StepSeedHook(Hook):
-    """Seeds dropout, stochastic depth and batch mixing before each training step."""
+    """Seeds dropout, stochastic depth and batch mixing before each training step, and tells the model its seed.
+
+    What the model draws is the same in all processes, for they train its parameters together.
+    """
 
     priority = "VERY_HIGH"
 
     def before_train(self, runner: Any) -> None:
         self._rank, self._loop = get_rank(), runner.train_loop
-        self._preprocessor = getattr(runner.model, "module", runner.model).data_preprocessor
+        self._model = getattr(runner.model, "module", runner.model)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         seed = derive_seed(runner.seed, self._rank, self._loop.iter)
         seed_all(seed)
-        if self._preprocessor.mixing is not None:
-            self._preprocessor.step_seed = seed
+        if self._model.data_preprocessor.mixing is not None:
+            self._model.data_preprocessor.step_seed = seed
+        self._model.begin_step(derive_seed(runner.seed, self._loop.iter))
 
 
 def seed_all(seed: int) -> None:

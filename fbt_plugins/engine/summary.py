@@ -71,7 +71,7 @@ class SummaryHook(Hook):
                 "role": name,
                 "name": distiller.models[name].name
                 if name in distiller.models
-                else str(distiller.fusions[name].splice),
+                else str(distiller.fusions[name].splices[0]),
                 "top1": metrics[f"{name}_top1"],
                 "parameters": _parameters(distiller, name),
                 "ms": self._milliseconds(distiller, name, images),
@@ -126,13 +126,10 @@ def _wait(device: torch.device) -> None:
 
 
 def _parameters(distiller: Distiller, name: str) -> int:
-    """Of a model that runs alone; a fusion model's are its junctions and the stages and head that it borrows."""
+    """Of a model that runs alone; a fusion model's are its junctions and all stages and the head that it runs."""
     if name in distiller.models:
         return count(distiller.models[name])
-    fusion = distiller.fusions[name]
-    owners: dict[str, Any] = {"S": distiller.student, "T": distiller.teacher}
-    parts = [owners[p.owner].stages[i - 1] for p in fusion.splice.pieces for i in p.stages]
-    return sum([count(part) for part in (*parts, fusion.owner.head, fusion.junctions)])
+    return sum(map(count, distiller.fusions[name].parts()))
 
 
 def _final_data(runner: Any) -> tuple[Any, Evaluator, str]:

@@ -115,9 +115,10 @@ def refusals(distiller: Distiller | None, preprocessor: Mapping[str, Any] | None
     if distiller.teacher is None:
         return [*problems, f"{where}: there is no teacher; set model.teacher, {off}"]
     for name, fusion in distiller.fusions.items():
-        if fusion.start.owner == "T":
-            why = f"model.fusion {name!r} ({fusion.splice}) starts in the teacher, which must run on the images"
-            problems.append(f"{where}: {why}; let its splice start in the student, {off}")
+        for splice in fusion.splices:
+            if splice.start.owner == "T":
+                why = f"model.fusion {name!r} ({splice}) starts in the teacher, which must run on the images"
+                problems.append(f"{where}: {why}; let its splice start in the student, {off}")
     for name, edge in distiller.edges.items():
         if stages := edge.needs.get(TEACHER):
             why = f"{name} needs the teacher's stages {sorted(stages)}, and only features and logits are stored"

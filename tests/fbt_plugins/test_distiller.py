@@ -147,6 +147,20 @@ def test_evaluation_gives_every_model_the_logits_it_has_alone(make: Make, images
         (dict(edges=[dict(name="teacher_to_fusion", feature_loss=None, logit_loss=None)]), ["has no loss"]),
         (dict(splice="S1-3+T9"), ["model.fusion: splice 'S1-3+T9': 'T9' is out of range"]),
         (
+            dict(fusion=dict(type="L2GFusion", window=0, tail="copy", splice=["S1-3+T9", "auto", "S1-3+T4"])),
+            [
+                "tail 'copy'; did you mean 'copied'?",
+                "'T9' is out of range",
+                "is there twice",
+                "window must be positive",
+            ],
+        ),
+        (dict(fusion={"a@b": dict(type="L2GFusion")}, edges=["teacher_to_a@b"]), ["'a@b' cannot be a fusion's name"]),
+        (
+            dict(splice=["S1-3+T4", "T1-3+S4"], edges=["teacher_to_fusion"]),
+            ["teacher_to_fusion: features of 'fusion' are 16 or 32 wide, for its splices end in both models"],
+        ),
+        (
             dict(student=dict(RESMLP, name="resmlp_s4_patch4_23"), teacher=dict(CNN, nmae=1)),
             ["timm has no model", "resnet18"],
         ),

@@ -1,7 +1,7 @@
 import pytest
 
 from fbt_plugins.errors import ConfigError
-from fbt_plugins.splice import Junction, Piece, Splice, enumerate_splices
+from fbt_plugins.splice import Junction, Piece, Splice, enumerate_splices, parse_all
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,16 @@ def test_enumerates_every_cut_once_and_all_can_be_parsed() -> None:
     twice = [str(s) for s in enumerate_splices(4, 4, switches=2)]
     assert len(twice) == len(set(twice)) == 12
     assert all(str(Splice.parse(text)) == text for text in found + twice)
+
+
+def test_a_list_of_splices_is_read_whole_or_refused_line_by_line() -> None:
+    assert parse_all("auto") == [Splice.parse("S1-3+T4")]
+    assert list(map(str, parse_all(["S1+T2-4", "auto"]))) == ["S1+T2-4", "S1-3+T4"]
+    with pytest.raises(ConfigError) as refused:
+        parse_all(["S1-3+T5", "S1-3+T4", "S1-4", "auto"])
+    lines = refused.value.problems
+    assert len(lines) == 3 and "'T5' is out of range" in lines[0] and "'S1-4': it never switches" in lines[1]
+    assert lines[2] == "splice 'auto' is there twice"
+    for nothing in ([], 4, [["S1-3+T4"]]):
+        with pytest.raises(ConfigError):
+            parse_all(nothing)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ SCRATCH = {f"model.{key}": None for key in ("teacher", "fusion", "feature_loss",
 CASES = {
     "fbt": {},
     "splice that starts in the teacher": {"model.fusion.splice": "T1-3+S4"},
+    "a splice drawn in each step": {"model.fusion.splice": ["S1-3+T4", "S1-2+T3-4"]},
     "no teacher": SCRATCH,
     "bf16": {"optim_wrapper.precision": "bf16"},
     "mixup": {"data_preprocessor": dict(mixup_alpha=0.8)},

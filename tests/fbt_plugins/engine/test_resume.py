@@ -38,6 +38,11 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {**MIDDLE, "optim_wrapper.precision": "bf16"},
     "fp16": {**MIDDLE, "optim_wrapper.precision": "fp16"},
     "BatchNorm": {**MIDDLE, "model.student.name": "resnet18", "model.student.num_classes": 10},
+    "a splice drawn in each step, from a tail of its own, averaged": {
+        **MIDDLE,
+        "model.fusion": dict(type="ConvL2G", splice=["S1-3+T4", "S1-2+T3-4", "S1+T2-4"], tail="copied"),
+        "ema.decay": 0.9,
+    },
     "mixup": {**MIDDLE, "data_preprocessor": dict(mixup_alpha=0.8, cutmix_alpha=1.0)},
     "memory banks": {**MIDDLE, **BANKS},
     "clipping, and a loss interval that does not divide": {**MIDDLE, "default_hooks.progress.interval": 5},

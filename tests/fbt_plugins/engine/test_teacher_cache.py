@@ -182,6 +182,7 @@ def test_it_is_of_the_runs_precision(config: Make, tmp_path: Path) -> None:
         ({"data_preprocessor": dict(mixup_alpha=0.8)}, r"no image is itself with data_preprocessor.mixup_alpha=0.8"),
         ({"data_preprocessor": dict(cutmix_alpha=1.0)}, r"no image is itself with data_preprocessor.cutmix_alpha=1.0"),
         ({"model.fusion.splice": "T1-3+S4"}, r"model.fusion 'fusion' \(T1-3\+S4\) starts in the teacher"),
+        ({"model.fusion.splice": ["S1-3+T4", "T1+S2+T3-4"]}, r"model.fusion 'fusion' \(T1\+S2\+T3-4\) starts in the"),
         ({"model.logit_loss": dict(type="StageLoss"), **dict.fromkeys(("model.fusion", "model.feature_loss"))}, "[2]"),
         ({"model.edges": ["fusion_to_student"]}, "no edge takes anything from the teacher itself"),
         (

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from fbt_fusions.l2g import L2GFusion, PatchEmbedding
+from fbt_fusions.l2g import L2GFusion
+from fbt_fusions.projector import PatchEmbedding
 from timm.models.swin_transformer import SwinTransformerBlock
 
 from fbt_plugins import FUSIONS, FromMap, ToMap
