@@ -94,6 +94,8 @@ class SummaryHook(Hook):
             "models": rows,
             "seconds": round(seconds, 1),
             "config": runner.cfg.filename,
+            "cell": runner.cfg.get("cell"),
+            "reference": runner.cfg.get("reference"),
             "seed": runner.seed,
             "device": str(runner.device),
             "world_size": runner.world_size,
@@ -102,6 +104,9 @@ class SummaryHook(Hook):
         }
         write_atomic(Path(runner.work_dir) / "summary.json", json.dumps(summary, indent=2) + "\n")
         result_table(rows, f"{split}, {len(loader.dataset):,} images, best epoch {best_epoch} by validation")
+        if reference := runner.cfg.get("reference"):
+            ours, theirs = metrics["student_top1"], reference["top1"]
+            say(f"published {theirs:.2f} % ({reference['source']}); here {ours:.2f} % ({ours - theirs:+.2f})")
         say(f"student  {relative(path)}")
         say(f"summary  {relative(path.with_name('summary.json'))}")
 
