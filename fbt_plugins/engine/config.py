@@ -68,9 +68,7 @@ def load_config(
             contents = matrix.cell(pair, method)
         elif pair is not None or method is not None:
             raise ConfigError("it is no matrix (it has no pairs and methods); drop --pair and --method")
-    # Written out, so that options can reach them and config.py is complete.
-    merged = merge_options(merge(DEFAULTS, contents), options or {})
-    object.__setattr__(config, "_cfg_dict", ConfigDict(merged))
+    object.__setattr__(config, "_cfg_dict", ConfigDict(complete(contents, options or {})))
     imports = config.get("custom_imports") or {}
     if not isinstance(imports, Mapping) or isinstance(imports.get("imports", ()), str):
         raise ConfigError(f"config {path}: custom_imports: write dict(imports=['module', ...]), not {imports!r}")
@@ -80,6 +78,15 @@ def load_config(
         except FBTError as error:
             raise ConfigError(f"config {path}: custom_imports: {error}") from error
     return config
+
+
+def complete(contents: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config with everything written out, so that options can reach it and config.py is complete.
+
+    Raises:
+        ConfigError: if an option has no place in it.
+    """
+    return merge_options(merge(DEFAULTS, contents), options)
 
 
 def load_matrix(path: str | Path) -> Matrix:

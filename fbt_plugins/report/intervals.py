@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import fmean, stdev
 
@@ -24,8 +24,8 @@ class Interval:
     mean: float
     sd: float | None
     n: int
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def is_clear(self) -> bool:
@@ -38,16 +38,20 @@ def interval(values: Sequence[float]) -> Interval | None:
 
     With so few values the interval is Student's: for 3 values it is twice as wide as a normal one.
     """
-    if not values:
-        return None
-    mean, n = fmean(values), len(values)
-    if n == 1:
-        return Interval(mean, None, 1, None, None)
+    found = spread(values)
+    if found is None or found.sd is None:
+        return found
     from scipy.stats import t
 
-    sd = stdev(values)
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * sd / sqrt(n)
-    return Interval(mean, sd, n, mean - half, mean + half)
+    half = float(t.ppf((1 + LEVEL) / 2, found.n - 1)) * found.sd / sqrt(found.n)
+    return replace(found, low=found.mean - half, high=found.mean + half)
+
+
+def spread(values: Sequence[float]) -> Interval | None:
+    """The mean of some values and their standard deviation, without an interval."""
+    if not values:
+        return None
+    return Interval(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:

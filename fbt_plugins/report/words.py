@@ -72,8 +72,8 @@ def how_to_read(comparison: Comparison) -> list[str]:
         f"Top-1 accuracy of the student in percent on the {' and '.join(splits)} split, of the epoch that validation "
         "chose: mean ± standard deviation over n seeds. F is the fusion model, T the teacher, S the student.",
         "A difference is taken seed by seed; in brackets is its 95 % confidence interval (paired, Student's t with "
-        "n - 1 degrees of freedom). An interval that holds 0 shows no difference. Each is for one difference alone, not "
-        "for all at once: of twenty methods that do nothing, one is expected to look as if it did.",
+        "n - 1 degrees of freedom). An interval that holds 0 shows no difference. It speaks of seeds, on these test "
+        "images, and of one difference alone: of twenty methods that do nothing, one is expected to look as if it did.",
         "Published figures are others' runs with their own code, and not part of any difference.",
         f"A step's cost is the time of a training step relative to {COST.upper()}'s, from images per second of runs on "
         "the same hardware; other work on the machine disturbs it.",
