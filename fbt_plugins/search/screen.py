@@ -50,17 +50,23 @@ class Screen:
             self._live.update(self.table())
 
     def table(self) -> Table:
-        """A row per cell."""
+        """A row per cell; where that is more than the terminal has, only of cells that run or have failed."""
         runs = self.runs
-        caption = f"{len(runs.left)} of {len(runs.wanted)} runs left{self._eta()}"
+        cells: dict[tuple[str, str], list[Run]] = {}
+        for run in runs.wanted:
+            cells.setdefault((run.pair, run.method), []).append(run)
+        running = {process.claim.run for process in runs.running}
+        shown = cells
+        if len(cells) > console.height - 7:
+            shown = {cell: own for cell, own in cells.items() if any(r in running or r in runs.failed for r in own)}
+        hidden = f"; cells not shown: {len(cells) - len(shown)}" if len(shown) < len(cells) else ""
+        caption = f"{len(runs.left)} of {len(runs.wanted)} runs left{self._eta()}{hidden}"
         table = Table(caption=caption, caption_justify="left")
         for column in ("pair", "method"):
             table.add_column(column)
         for column in ("done", "running", "failed", "top-1 %"):
             table.add_column(column, justify="right")
-        running = [process.claim.run for process in runs.running]
-        for pair, method in dict.fromkeys((run.pair, run.method) for run in runs.wanted):
-            own = [run for run in runs.wanted if (run.pair, run.method) == (pair, method)]
+        for (pair, method), own in shown.items():
             done = [runs.done[run].student for run in own if run in runs.done]
             counts = [str(sum(run in group for run in own) or "") for group in (running, runs.failed)]
             table.add_row(pair, method, f"{len(done)}/{len(own)}", *counts, mean_sd(spread(done)))
