@@ -54,12 +54,9 @@ def main() -> int:
 
         from fbt_plugins.search.matrix_runs import Runs, config_hash
         from fbt_plugins.search.screen import Screen
-        from fbt_plugins.search.study import MatrixStudy, Run, hidden
+        from fbt_plugins.search.study import FAILURES, MatrixStudy, Run, hidden, in_one_line
     except ModuleNotFoundError as error:
-        missing = f"{error.name} is not installed"
-        raise FBTError(
-            f"{missing}: pip install 'fbt-plugins[search,report]' (from a clone: '.[search,report]')"
-        ) from None
+        raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
     from fbt_plugins import load_plugins
     from fbt_plugins.engine.config import complete, load_matrix
     from fbt_plugins.engine.screen import relative, say
@@ -99,6 +96,8 @@ def main() -> int:
         say("stopping: each run saves what it has")
         runs.stop()
         stopped = True
+    except FAILURES as error:  # runs are told to save when this process ends, and are free when their heartbeats stop
+        raise FBTError(f"--storage: {in_one_line(error)}; the same command goes on") from error
 
     # All that is finished of the matrix, not only what this command asked for.
     done = [trial for run, trial in runs.done.items() if hashes.get((run.pair, run.method)) == run.config]

@@ -14,10 +14,13 @@ import optuna
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import FBTError
 from ..registry import one_line
+
+FAILURES = (SQLAlchemyError, optuna.exceptions.OptunaError)
+"""How a database says that it is gone or will not answer."""
 
 OPEN = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
@@ -94,16 +97,8 @@ class MatrixStudy:
             self.study = optuna.create_study(
                 study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
             )
-            self._id = self.storage.get_study_id_from_name(name)
-        except (
-            SQLAlchemyError,
-            ArgumentError,
-            NoSuchModuleError,
-            ImportError,
-            OSError,
-            optuna.exceptions.OptunaError,
-        ) as error:
-            raise FBTError(f"--storage {hidden(url)}: {one_line(error.__cause__ or error)[:300]}") from error
+        except (*FAILURES, ImportError, OSError) as error:
+            raise FBTError(f"--storage {hidden(url)}: {in_one_line(error)}") from error
 
     def trials(self, states: Iterable[TrialState] | None = None) -> list[FrozenTrial]:
         """All trials, or those in some states, in the order in which they were added."""
@@ -159,6 +154,11 @@ class MatrixStudy:
             for key, text in notes.items():
                 self.storage.set_trial_user_attr(trial, key, text)
             self.storage.set_trial_state_values(trial, state, values)
+
+
+def in_one_line(error: BaseException) -> str:
+    """What a database complains about; optuna hides that behind an error of its own."""
+    return hidden(one_line(error.__cause__ or error))[:300]
 
 
 def hidden(url: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from runs import TINY
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
@@ -141,6 +141,15 @@ def test_ctrl_c_leaves_a_matrix_that_goes_on(compare: Callable, tmp_path: Path) 
     (tmp_path / "slow").unlink()
     code, _, _ = compare("grid.py", "--pairs", "a_b", "--methods", "t_s")
     assert code == 0 and len(list((tmp_path / "docs/results/grid/trials").glob("*.json"))) == 2
+
+
+def test_a_database_that_goes_away_is_one_line(compare: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: object, wanted: object) -> None:
+        raise optuna.exceptions.StorageInternalError("it is hidden") from OSError("connection lost")
+
+    monkeypatch.setattr("fbt_plugins.search.study.MatrixStudy.claim", gone)
+    code, _, err = compare("grid.py", "--pairs", "a_b", "--methods", "t_s")
+    assert code == 2 and err == ["error: --storage: OSError: connection lost; the same command goes on"]
 
 
 @pytest.mark.parametrize(
