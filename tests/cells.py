@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mmengine.config import Config
 
-from fbt_plugins.engine.config import load_config, load_matrix
+from fbt_plugins.engine.config import complete, load_matrix
+from fbt_plugins.engine.matrix import Matrix
 from fbt_plugins.registry import FUSIONS, LOSSES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -27,9 +29,15 @@ SMALL = {
 }
 
 
+@cache
+def matrix(name: str) -> Matrix:
+    """A shipped matrix, read once."""
+    return load_matrix(CONFIGS / f"{name}.py")
+
+
 def cells(name: str) -> list[tuple[str, str, str]]:
     """All (config, pair, method) of a matrix."""
-    return [(name, pair, method) for pair, method in load_matrix(CONFIGS / f"{name}.py").cells()]
+    return [(name, pair, method) for pair, method in matrix(name).cells()]
 
 
 def sample(all_cells: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
@@ -42,7 +50,7 @@ def sample(all_cells: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
 
 def cell_config(name: str, pair: str, method: str) -> Config:
     """A cell's config without the weights of a teacher; the test is skipped where a part is not there yet."""
-    config = load_config(CONFIGS / f"{name}.py", pair=pair, method=method)
+    config = Config(complete(matrix(name).cell(pair, method), {}))
     config.work_dir = "unused"
     if config.model.teacher:
         config.model.teacher = {k: v for k, v in config.model.teacher.items() if k not in ("checkpoint", "pretrained")}

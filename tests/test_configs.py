@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import CONFIGS, IMAGE, MATRICES, cell_config, cells, sample, small
+from cells import CONFIGS, IMAGE, MATRICES, cell_config, cells, matrix, sample, small
 
 from fbt_plugins.distiller import Distiller
 from fbt_plugins.engine.check import check_config
-from fbt_plugins.engine.config import load_config, load_matrix
+from fbt_plugins.engine.config import load_config
 from fbt_plugins.knowledge import Batch
 
 FILES = sorted(p for p in CONFIGS.rglob("*.py") if "_base_" not in p.parts and p.stem not in MATRICES)
@@ -65,11 +65,11 @@ def test_a_cell_runs_a_step(name: str, pair: str, method: str) -> None:
 
 @pytest.mark.parametrize(("name", "pairs"), [("cifar100", 12), ("imagenet1k", 15), ("sakd", 3), ("fashion_mnist", 6)])
 def test_a_matrix_has_its_pairs_and_figures_of_methods_that_it_has(name: str, pairs: int) -> None:
-    matrix = load_matrix(CONFIGS / f"{name}.py")
-    assert len(matrix.pairs) == pairs and list(matrix.seeds) == [0, 1, 2, 3, 4]
-    for overrides in matrix.pairs.values():
+    tables = matrix(name)
+    assert len(tables.pairs) == pairs and list(tables.seeds) == [0, 1, 2, 3, 4]
+    for overrides in tables.pairs.values():
         for method, figure in overrides.get("reference", {}).items():
-            assert method in matrix.methods and 10 < figure["top1"] < 100 and figure["source"]
+            assert method in tables.methods and 10 < figure["top1"] < 100 and figure["source"]
 
 
 def test_figures_stand_where_they_belong() -> None:
@@ -82,7 +82,7 @@ def test_figures_stand_where_they_belong() -> None:
         ("sakd", "resnet50_mobilenetv1", "dkd"): 72.05,
     }
     for (name, pair, method), top1 in figures.items():
-        assert load_matrix(CONFIGS / f"{name}.py").cell(pair, method)["reference"]["top1"] == top1
+        assert matrix(name).cell(pair, method)["reference"]["top1"] == top1
 
 
 def test_the_papers_pair_is_spliced_as_its_sentence_says() -> None:

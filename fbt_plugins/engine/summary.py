@@ -159,7 +159,10 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that this code is in, and whether it was changed; None outside of one."""
+    """Commit of the checkout that this code is in, and whether anything but its docs was changed; None outside of one.
+
+    Comparisons keep their results in ``docs/``.
+    """
 
     def git(*args: str) -> str:
         folder = Path(__file__).parent
@@ -168,6 +171,9 @@ def git_state() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", ":/", ":(exclude,top)docs")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
