@@ -25,7 +25,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class CfgOptions(argparse.Action):
-    """``--cfg-options a.b=1 c=[x,y]`` as mmengine's users know it; a malformed pair is a usage error."""
+    """``--cfg-options a.b=1 c=[x,y]`` as mmengine's users know it; a malformed pair is a usage error.
+
+    Beside the dict, ``cfg_options_typed`` keeps the pairs as they were typed, for tools that call others.
+    """
 
     def __call__(
         self,
@@ -46,6 +49,8 @@ class CfgOptions(argparse.Action):
             except (AssertionError, ValueError, IndexError, RecursionError):
                 parser.error(f"--cfg-options {pair!r}: brackets do not match in the value")
         setattr(namespace, self.dest, options)
+        typed = [*getattr(namespace, f"{self.dest}_typed", []), *map(str, values or ())]
+        setattr(namespace, f"{self.dest}_typed", typed)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

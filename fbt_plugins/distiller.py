@@ -392,10 +392,10 @@ class Distiller(BaseModel):
             if wrong := value_fault(value):
                 raise LOSSES.fault(self._types[name], wrong)
         total = torch.stack([value.float() for value in losses.values()]).sum()
-        taught = {edge.receiver for edge in self.edges.values()}
+        taught = {e.receiver for e in self.edges.values()} | {e.giver for e in self.edges.values() if not e.detach}
         for registry, name, part in self._parts():
             if registry is ARCHITECTURES or (registry is FUSIONS and name not in taught):
-                continue  # whom no edge teaches, no gradient can reach
+                continue  # a fusion model that only gives stays as it was built
             if total.requires_grad and (left := out_of_reach(total, part)):
                 raise registry.fault(self._types[name], f"has a parameter {left[0]!r} that no loss's gradient reaches")
 

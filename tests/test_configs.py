@@ -1,17 +1,28 @@
-"""Every shipped config is right, and those of the paper build and run a step on synthetic images."""
+"""Every shipped config is right, and every cell of the shipped matrices builds and runs a step."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from cells import CONFIGS, IMAGE, MATRICES, cell_config, cells, matrix, sample, small
 
 from fbt_plugins.distiller import Distiller
 from fbt_plugins.engine.check import check_config
 from fbt_plugins.engine.config import load_config
 from fbt_plugins.knowledge import Batch
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(p for p in CONFIGS.rglob("*.py") if "_base_" not in p.parts)
+FILES = sorted(p for p in CONFIGS.rglob("*.py") if "_base_" not in p.parts and p.stem not in MATRICES)
+ALL = list(itertools.chain.from_iterable(map(cells, MATRICES)))
+SAMPLE = sample(ALL)
+REST = [pytest.param(*cell, marks=pytest.mark.slow) for cell in ALL if cell not in SAMPLE]
+RECIPES = [  # a pair of each recipe, and what its row of the published table says
+    ("cifar100", "swin-t_resnet18", 300, 128, dict(type="SGD", lr=0.05, weight_decay=2e-3)),
+    ("cifar100", "convnext-t_resmlp-s12", 300, 128, dict(type="AdamW", lr=5e-4, weight_decay=0.05)),
+    ("imagenet1k", "swin-t_mobilenetv2", 100, 64, dict(type="SGD", lr=0.1, weight_decay=1e-4)),
+    ("imagenet1k", "resnet50_swin-n", 300, 128, dict(type="AdamW", lr=5e-4, weight_decay=0.05)),
+    ("sakd", "resnet34_resnet18", 100, 64, dict(type="SGD", lr=0.2, weight_decay=1e-4)),
+]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONFIGS)))
@@ -22,17 +33,62 @@ def test_nothing_is_wrong(path: Path) -> None:
     assert distiller is not None and distiller.image_size is not None
 
 
-def test_the_papers_pair_runs_a_step() -> None:
-    config = load_config(CONFIGS / "cifar100" / "fbt_convnext-t_resmlp-s12.py")
-    assert config.optim_wrapper.optimizer == dict(type="AdamW", lr=5e-4, weight_decay=0.05)
-    assert config.train_cfg.max_epochs == 300 and config.train_dataloader.batch_size == 128
-    options = {k: v for k, v in config.model.to_dict().items() if k != "type"}
-    model = Distiller(**options, image_size=(224, 224), data_info=dict(num_classes=100)).train()
+@pytest.mark.parametrize(("name", "pair", "epochs", "batch", "optimizer"), RECIPES)
+def test_nothing_is_wrong_with_a_cell_of_each_recipe(
+    name: str, pair: str, epochs: int, batch: int, optimizer: dict
+) -> None:
+    config = cell_config(name, pair, "fbt")
+    distiller = check_config(config)
+    assert distiller is not None and distiller.image_size == (224, 224)
+    assert config.train_cfg.max_epochs == epochs and config.train_dataloader.batch_size == batch
+    assert {key: config.optim_wrapper.optimizer[key] for key in optimizer} == optimizer
+    mlp_or_attention = optimizer["type"] == "AdamW"
+    assert ("data_preprocessor" in config) == ("clip_grad" in config.optim_wrapper) == mlp_or_attention
+    assert (config.ema or {}).get("decay") == (0.99996 if name == "imagenet1k" and mlp_or_attention else None)
+    assert config.model.task_loss.label_smoothing == (0.0 if name == "sakd" else 0.1)
+
+
+@pytest.mark.parametrize(("name", "pair", "method"), [*SAMPLE, *REST])
+def test_a_cell_runs_a_step(name: str, pair: str, method: str) -> None:
+    config = cell_config(name, pair, method)
+    options = small(config.model.to_dict())
+    classes = options["student"]["num_classes"]
+    torch.manual_seed(0)
+    data_info = dict(num_classes=classes, num_samples=8)
+    model = Distiller(**options, image_size=(IMAGE, IMAGE), data_info=data_info).train()
+    batch = Batch(torch.tensor([1, classes - 1, 2, 3]), torch.arange(4))
+    total, losses = model.parse_losses(model.losses(torch.rand(4, 3, IMAGE, IMAGE), batch))
+    total.backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert (config.model.teacher is None) == (method == "scratch")
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("cifar100", 12), ("imagenet1k", 15), ("sakd", 3), ("fashion_mnist", 6)])
+def test_a_matrix_has_its_pairs_and_figures_of_methods_that_it_has(name: str, pairs: int) -> None:
+    tables = matrix(name)
+    assert len(tables.pairs) == pairs and list(tables.seeds) == [0, 1, 2, 3, 4]
+    for overrides in tables.pairs.values():
+        for method, figure in overrides.get("reference", {}).items():
+            assert method in tables.methods and 10 < figure["top1"] < 100 and figure["source"]
+
+
+def test_figures_stand_where_they_belong() -> None:
+    figures = {
+        ("cifar100", "convnext-t_resmlp-s12", "fbt"): 78.03,
+        ("cifar100", "convnext-t_swin-p", "fbt_c"): 50.46,
+        ("cifar100", "swin-t_resnet18", "fbt_c"): 25.57,
+        ("cifar100", "vit-s_mobilenetv2", "crd"): 78.14,
+        ("imagenet1k", "swin-t_resnet18", "fbt_g"): 70.37,
+        ("sakd", "resnet50_mobilenetv1", "dkd"): 72.05,
+    }
+    for (name, pair, method), top1 in figures.items():
+        assert matrix(name).cell(pair, method)["reference"]["top1"] == top1
+
+
+def test_the_papers_pair_is_spliced_as_its_sentence_says() -> None:
+    config = cell_config("cifar100", "convnext-t_resmlp-s12", "fbt")
+    model = Distiller(**small(config.model.to_dict()), image_size=(IMAGE, IMAGE))
     assert str(model.fusions["fusion"].splice) == "S1-3+T4"
-    losses = model.losses(torch.rand(2, 3, 224, 224), Batch(torch.tensor([3, 99])))
-    sum(losses.values()).backward()
-    assert all(torch.isfinite(v) for v in losses.values())
-    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_the_shipped_teacher_is_the_flagships_and_its_configs_student() -> None:

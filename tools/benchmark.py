@@ -26,6 +26,8 @@ Nothing is kept but the table and what --json writes; the weights of the run are
 def parse() -> Parser:
     parser = Parser(prog="tools/benchmark.py", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("config", help="config file")
+    parser.add_argument("--pair", help="which pair of models, where the config is a matrix")
+    parser.add_argument("--method", help="which method, where the config is a matrix")
     parser.add_argument("--rounds", type=int, default=20, help="how often each kind of step is timed (default: 20)")
     parser.add_argument(
         "--after", type=int, default=0, metavar="N", help="iterations that the hooks have behind them (default: 0)"
@@ -58,7 +60,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     load_plugins()
-    config = load_config(args.config, args.cfg_options)
+    config = load_config(args.config, args.cfg_options, args.pair, args.method)
     with tempfile.TemporaryDirectory() as folder:
         apply_arguments(
             config, work_dir=str(Path(folder) / "run"), device=args.device, amp=args.amp, compile=args.compile

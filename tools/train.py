@@ -15,6 +15,7 @@ examples:
   python tools/train.py configs/fbt_convnext_resmlp.py --resume
   python tools/train.py configs/fbt_convnext_resmlp.py --seed 1 --work-dir work_dirs/seed1
   python tools/train.py configs/fbt_convnext_resmlp.py --cfg-options model.fusion.splice=T1-3+S4 train_cfg.max_epochs=3
+  python tools/train.py configs/cifar100.py --pair swin-t_resnet18 --method fbt
   torchrun --nproc_per_node 2 tools/train.py configs/fbt_convnext_resmlp.py --launcher pytorch
 
 A config is Python code and may name plugins, which are Python code too: run only what you trust.
@@ -24,7 +25,11 @@ A config is Python code and may name plugins, which are Python code too: run onl
 def parse() -> Parser:
     parser = Parser(prog="tools/train.py", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="folder of the run (default: work_dirs/NAME OF THE CONFIG)")
+    parser.add_argument("--pair", help="which pair of models, where the config is a matrix")
+    parser.add_argument("--method", help="which method, where the config is a matrix")
+    parser.add_argument(
+        "--work-dir", help="folder of the run (default: work_dirs/NAME OF THE CONFIG[/PAIR/METHOD/seed_SEED])"
+    )
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -54,13 +59,13 @@ def main() -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     # Imported late: --help and usage errors must not wait for the engine.
     from fbt_plugins import load_plugins
-    from fbt_plugins.engine.config import apply_arguments, load_config
+    from fbt_plugins.engine.config import apply_arguments, default_work_dir, load_config
 
     load_plugins()
-    config = load_config(args.config, args.cfg_options)
-    work_dir = args.work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
+    config = load_config(args.config, args.cfg_options, args.pair, args.method)
     given = {name: getattr(args, name) for name in ("resume", "device", "seed", "amp", "compile")}
-    apply_arguments(config, work_dir, args.launcher, **given)
+    apply_arguments(config, args.work_dir, args.launcher, **given)
+    config.work_dir = config.get("work_dir") or default_work_dir(args.config, config)
     from fbt_plugins.engine.check import check_config
     from fbt_plugins.engine.screen import say
 

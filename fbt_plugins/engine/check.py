@@ -36,7 +36,7 @@ from .ema import EMAHook
 from .runner import DistillRunner
 from .teacher_cache import TeacherCacheHook, refusals
 
-OURS = ("device", "custom_imports", "compile", "channels_last", "ema", "teacher_cache")
+OURS = ("device", "custom_imports", "compile", "channels_last", "ema", "teacher_cache", "cell", "reference")
 _NO_SHARDS = (
     "FSDP and DeepSpeed are not supported: they take parameters apart, and a fusion model runs stages that it shares "
     "with teacher and student; drop this key: --launcher sets up DistributedDataParallel"
@@ -99,6 +99,8 @@ class _Check:
         if self.config.get("resume") is True and self.config.get("work_dir"):
             self._collect("", find_resume, Path(self.config["work_dir"]))
         self._kernels()
+        if (reference := self.config.get("reference")) is not None:
+            self._signature(_reference, reference, "reference")
         if (ema := self.config.get("ema")) is not None:
             self._built(EMAHook, ema, "ema")
         distiller = self._model()
@@ -372,6 +374,10 @@ class _Check:
         except FBTError as error:
             self.problems += [f"{where}: {line}" if where else line for line in str(error).splitlines()]
         return None
+
+
+def _reference(top1: float, source: str) -> None:
+    """A published figure, in percent, and where it is from."""
 
 
 def _parameters(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.config.config import DELETE_KEY
 
 from ..errors import ConfigError, FBTError, nearest
 from ..plugins import load_plugins
 from ..registry import one_line
-
-IDENTITY = ("type", "name")
-"""Keys that say what a dict is; where one changes, what the old one was told means nothing to the new one."""
+from .matrix import Matrix
+from .merging import merge, merge_options
 
 DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
     "step_seed": {"type": "StepSeedHook"},
@@ -36,6 +34,8 @@ DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
 DEFAULTS: dict[str, Any] = {
     "default_hooks": DEFAULT_HOOKS,
     "randomness": {"seed": 0},
+    "cell": None,
+    "reference": None,
     "teacher_cache": None,
     "ema": None,
     "compile": None,
@@ -44,29 +44,31 @@ DEFAULTS: dict[str, Any] = {
 """What a config need not say."""
 
 
-def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
-    """Reads a config file as mmengine does and merges ``--cfg-options``.
+def load_config(
+    path: str | Path,
+    options: Mapping[str, Any] | None = None,
+    pair: str | None = None,
+    method: str | None = None,
+) -> Config:
+    """Reads a config file as mmengine does, takes one cell of it where it is a matrix, and merges ``--cfg-options``.
 
     Args:
         path: a config file (.py, .yaml, .json), with ``_base_`` as in mmengine.
         options: values by dotted key.
+        pair, method: which cell of a matrix; see :class:`Matrix`.
 
     Raises:
-        ConfigError: if the file is missing or cannot be read, or an option has no place in it.
+        ConfigError: if the file is missing or cannot be read, is a matrix and the cell is not given or not there (or
+            the other way round), or an option has no place in it.
     """
-    path = Path(path)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path()
-        raise ConfigError(
-            f"config {str(path)!r}: no such file{nearest(path.name, [p.name for p in folder.glob('*.py')], 0)}"
-        )
-    with _merging_our_way():
-        config = _read(path)
-    for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
-        config.pop(name)
-    # Written out, so that options can reach them and config.py is complete.
-    merged = merge_options(merge(DEFAULTS, config.to_dict()), options or {})
-    object.__setattr__(config, "_cfg_dict", ConfigDict(merged))
+    config = _load(path)
+    contents = config.to_dict()
+    with _blaming(path):
+        if (matrix := Matrix.of(contents)) is not None:
+            contents = matrix.cell(pair, method)
+        elif pair is not None or method is not None:
+            raise ConfigError("it is no matrix (it has no pairs and methods); drop --pair and --method")
+    object.__setattr__(config, "_cfg_dict", ConfigDict(complete(contents, options or {})))
     imports = config.get("custom_imports") or {}
     if not isinstance(imports, Mapping) or isinstance(imports.get("imports", ()), str):
         raise ConfigError(f"config {path}: custom_imports: write dict(imports=['module', ...]), not {imports!r}")
@@ -78,9 +80,54 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     return config
 
 
+def complete(contents: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config with everything written out, so that options can reach it and config.py is complete.
+
+    Raises:
+        ConfigError: if an option has no place in it.
+    """
+    return merge_options(merge(DEFAULTS, contents), options)
+
+
+def load_matrix(path: str | Path) -> Matrix:
+    """Reads a config file that is a matrix.
+
+    Raises:
+        ConfigError: if it is missing, cannot be read, or is none.
+    """
+    contents = _load(path).to_dict()
+    with _blaming(path):
+        if (matrix := Matrix.of(contents)) is None:
+            raise ConfigError("it is no matrix: it has no pairs and methods")
+    return matrix
+
+
+def default_work_dir(path: str | Path, config: Config) -> str:
+    """The folder of a run whose config and command line name none: a cell's says pair, method and seed."""
+    folder = Path("work_dirs") / Path(path).stem
+    if cell := config.get("cell"):
+        folder = folder / cell["pair"] / cell["method"] / f"seed_{config.randomness.seed}"
+    return str(folder)
+
+
+def _load(path: str | Path) -> Config:
+    """A file's own contents, without its helper variables."""
+    path = Path(path)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        raise ConfigError(
+            f"config {str(path)!r}: no such file{nearest(path.name, [p.name for p in folder.glob('*.py')], 0)}"
+        )
+    with _merging_our_way():
+        config = _read(path)
+    for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
+        config.pop(name)
+    return config
+
+
 def apply_arguments(
     config: Config,
-    work_dir: str,
+    work_dir: str | None,
     launcher: str = "none",
     *,
     resume: bool | str | None = None,
@@ -90,7 +137,9 @@ def apply_arguments(
     compile: bool = False,
 ) -> None:
     """Puts a command line's own options, where they are given, over a config's values."""
-    config.work_dir, config.launcher = work_dir, launcher
+    config.launcher = launcher
+    if work_dir is not None:
+        config.work_dir = work_dir
     if resume is not None:
         config.resume = resume
     if device is not None:
@@ -101,6 +150,15 @@ def apply_arguments(
         config.compile = config.compile or True
     if amp and config.get("optim_wrapper"):
         config.optim_wrapper.precision = amp
+
+
+@contextmanager
+def _blaming(path: str | Path) -> Iterator[None]:
+    """Puts the file before what is wrong with its matrix."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([f"config {path}: {line}" for line in error.problems]) from error
 
 
 def _read(path: Path) -> Config:
@@ -139,70 +197,3 @@ def _merging_our_way() -> Iterator[None]:
         yield
     finally:
         Config._merge_a_into_b = staticmethod(original)
-
-
-def merge(base: Mapping[str, Any], child: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """A child config over its base, dict by dict.
-
-    A dict whose ``type`` or ``name`` differs from the base's replaces it, as one with ``_delete_=True`` does; only a
-    ``type`` that the child leaves out is kept.
-
-    Raises:
-        ConfigError: if a dict meets something else that is not None.
-    """
-    result = dict(base)
-    for key, value in child.items():
-        old, place = result.get(key), f"{where}{key}"
-        if isinstance(value, Mapping):
-            fresh = dict(value)
-            delete = fresh.pop(DELETE_KEY, False)
-            if isinstance(old, Mapping) and not delete:
-                changed = any(k in fresh and k in old and fresh[k] != old[k] for k in IDENTITY)
-                kept = {k: old[k] for k in ("type",) if k in old} if changed else old
-                value = merge(kept, fresh, f"{place}.")
-            elif old is not None and not delete:
-                raise ConfigError(
-                    f"{place} is a dict here and {old!r} in the base; add {DELETE_KEY}=True to replace it"
-                )
-            else:
-                value = merge({}, fresh, f"{place}.")
-        result[key] = value
-    return result
-
-
-def merge_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts ``--cfg-options`` into a config; those that name an item of a list replace it there.
-
-    Raises:
-        ConfigError: for each option whose parent is not in the config.
-    """
-    result, problems = dict(config), []
-    # What a dict is comes before what it is told, in whatever order the options were typed.
-    for key in sorted(options, key=lambda k: (k.split(".")[-1] not in IDENTITY, list(options).index(k))):
-        try:
-            result = _set(result, key.split("."), options[key], key)
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError(problems)
-    return result
-
-
-def _set(node: Any, keys: list[str], value: Any, whole: str, where: str = "") -> Any:
-    key, rest = keys[0], keys[1:]
-    if isinstance(node, list | tuple):
-        if not key.isdigit() or int(key) >= len(node):
-            raise ConfigError(f"--cfg-options {whole}: {where.rstrip('.')} is a list of {len(node)}; no item {key!r}")
-        items = list(node)
-        items[int(key)] = _set(items[int(key)], rest, value, whole, f"{where}{key}.") if rest else value
-        return type(node)(items)
-    if rest:
-        if key not in node:
-            raise ConfigError(f"--cfg-options {whole}: there is no {where}{key} in the config{nearest(key, node)}")
-        below = {} if node[key] is None else node[key]
-        if not isinstance(below, Mapping | list | tuple):
-            raise ConfigError(f"--cfg-options {whole}: {where}{key} is {below!r}, it has nothing below it")
-        return {**node, key: _set(below, rest, value, whole, f"{where}{key}.")}
-    if key in IDENTITY and node.get(key, value) != value:
-        node = {k: node[k] for k in ("type",) if k in node}
-    return {**node, key: value}

@@ -104,7 +104,11 @@ class ProgressHook(Hook):
         if done % self.interval == 0 or done == self._end:
             self._record(runner, done, len(data_batch["inputs"]))
 
+    def before_val_epoch(self, runner: Any) -> None:
+        self._paused = time.perf_counter()
+
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._last += time.perf_counter() - self._paused  # images per second are those of training
         top1 = {k.removesuffix("_top1"): v for k, v in (metrics or {}).items() if k.endswith("_top1")}
         shown = "  ".join(f"{name} {value:.2f} %" for name, value in top1.items())
         say(f"{self._title(runner, done=True)}  validation top-1: {shown}")

@@ -35,13 +35,14 @@ from . import (  # noqa: F401 - they register themselves
     teacher_check,
 )
 from .checkpoints import find_resume, read_checkpoint
-from .config import DEFAULT_HOOKS, merge
+from .config import DEFAULT_HOOKS
 from .device import keep_freed_memory, resolve_device
 from .ema import TRAINED, EMAHook
 from .faults import in_one_line
 from .files import remove_halves, write_atomic
 from .launch import find_processes, join_processes, wrap
 from .memories import MEMORIES, restore_memories
+from .merging import merge
 from .screen import relative, say
 from .statistics import scatter_statistics
 from .teacher_cache import TeacherCacheHook

@@ -94,6 +94,8 @@ class SummaryHook(Hook):
             "models": rows,
             "seconds": round(seconds, 1),
             "config": runner.cfg.filename,
+            "cell": runner.cfg.get("cell"),
+            "reference": runner.cfg.get("reference"),
             "seed": runner.seed,
             "device": str(runner.device),
             "world_size": runner.world_size,
@@ -102,6 +104,9 @@ class SummaryHook(Hook):
         }
         write_atomic(Path(runner.work_dir) / "summary.json", json.dumps(summary, indent=2) + "\n")
         result_table(rows, f"{split}, {len(loader.dataset):,} images, best epoch {best_epoch} by validation")
+        if reference := runner.cfg.get("reference"):
+            ours, theirs = metrics["student_top1"], reference["top1"]
+            say(f"published {theirs:.2f} % ({reference['source']}); here {ours:.2f} % ({ours - theirs:+.2f})")
         say(f"student  {relative(path)}")
         say(f"summary  {relative(path.with_name('summary.json'))}")
 
@@ -151,7 +156,10 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that this code is in, and whether it was changed; None outside of one."""
+    """Commit of the checkout that this code is in, and whether anything but its docs was changed; None outside of one.
+
+    Comparisons keep their results in ``docs/``.
+    """
 
     def git(*args: str) -> str:
         folder = Path(__file__).parent
@@ -160,6 +168,9 @@ def git_state() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", ":/", ":(exclude,top)docs")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None

@@ -128,6 +128,8 @@ FILES = [
     (BASE + "compile = 'fast'\n", "compile must be True, False or torch.compile's arguments, not 'fast'"),
     (BASE + "compile = dict(mod='default')\n", "compile: unknown key 'mod'; did you mean 'mode'"),
     (BASE + "channels_last = 1\n", "channels_last must be True or False, not 1"),
+    (BASE + "reference = dict(top=70.0, source='x')\n", "reference: unknown key 'top'; did you mean 'top1'"),
+    (BASE + "pairs = dict(a_b=dict())\n", "methods: expected a dict of dicts by name"),
 ]
 
 
@@ -149,6 +151,25 @@ def test_a_missing_config_names_its_neighbours(train) -> None:  # type: ignore[n
 def test_wrong_arguments_are_one_line(train, args: tuple[str, str]) -> None:  # type: ignore[no-untyped-def]
     code, lines = train(FLAGSHIP, *args)
     assert code == 2 and len(lines) == 1
+
+
+def test_a_matrix_wants_a_cell_and_a_plain_config_wants_none(train) -> None:  # type: ignore[no-untyped-def]
+    matrix = ROOT / "configs" / "cifar100.py"
+    wrong = {
+        (matrix,): "it is a matrix: say which run, with --pair",
+        (
+            matrix,
+            "--pair",
+            "swin_resnet18",
+            "--method",
+            "fbt",
+        ): "no pair 'swin_resnet18'; did you mean 'swin-t_resnet18'",
+        (matrix, "--pair", "swin-t_resnet18", "--method", "fbd"): "no method 'fbd'; did you mean",
+        (FLAGSHIP, "--pair", "swin-t_resnet18"): "drop --pair and --method",
+    }
+    for args, reason in wrong.items():
+        code, lines = train(*args)
+        assert code == 2 and len(lines) == 1 and reason in lines[0], lines
 
 
 def test_all_errors_of_a_config_come_together(train) -> None:  # type: ignore[no-untyped-def]

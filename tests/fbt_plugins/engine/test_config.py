@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from fbt_plugins.engine.config import DEFAULTS, load_config, merge, merge_options
+from fbt_plugins.engine.config import DEFAULTS, load_config
+from fbt_plugins.engine.merging import merge, merge_options
 from fbt_plugins.errors import ConfigError
 
 

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from fbt_plugins.engine.checkpoints import plain
 from fbt_plugins.engine.device import resolve_device
 from fbt_plugins.engine.files import AtomicBackend, write_atomic
 from fbt_plugins.engine.metrics import TopK
+from fbt_plugins.engine.progress import ProgressHook
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError
 
@@ -76,3 +78,13 @@ def test_padding_is_trimmed() -> None:
 def test_a_device_that_is_not_there_is_refused(name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         resolve_device(name)
+
+
+def test_images_per_second_leave_out_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook, clock = ProgressHook(), iter([100.0, 160.0])
+    hook._last, hook._file = 90.0, tmp_path / "metrics.jsonl"
+    monkeypatch.setattr("fbt_plugins.engine.progress.time.perf_counter", lambda: next(clock))
+    runner = MagicMock(iter=4, epoch=1, max_epochs=1)
+    hook.before_val_epoch(runner)
+    hook.after_val_epoch(runner, {"student_top1": 50.0})
+    assert hook._last == 150.0  # ten seconds of training before it

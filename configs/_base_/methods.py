@@ -1,0 +1,96 @@
+# Every method as what it changes in one distiller: edges, losses, fusion; with the settings of its authors.
+# Ablations (A) to (C), (F) and (G) are FBT's own; (D) and (E) are ours, by their pattern.
+_to_student = ["teacher_to_student"]
+_triangle = ["teacher_to_student", "teacher_to_fusion", "fusion_to_student"]
+_infonce = dict(type="InfoNCELoss")
+_ofa = dict(type="OFALoss", gamma=1.0)
+_fbt = dict(fusion=dict(type="L2GFusion", splice="auto"), edges=_triangle, feature_loss=_infonce, logit_loss=_ofa)
+
+model = dict(type="Distiller", task_loss=dict(type="CrossEntropyLoss", label_smoothing=0.1))
+methods = {
+    "scratch": dict(about="the student alone", model=dict(teacher=None)),
+    # what is compared between teacher and student
+    "kd": dict(
+        about="KD (arXiv 1503.02531)",
+        model=dict(edges=_to_student, logit_loss=dict(type="KDLoss", temperature=1.0)),
+    ),
+    "fitnet": dict(
+        about="FitNet (arXiv 1412.6550)",
+        model=dict(edges=_to_student, stage_loss=dict(type="FitNetLoss")),
+    ),
+    "at": dict(
+        about="attention transfer (arXiv 1612.03928)",
+        model=dict(edges=_to_student, stage_loss=dict(type="ATLoss")),
+    ),
+    "crd": dict(
+        about="CRD (arXiv 1910.10699)",
+        model=dict(edges=_to_student, feature_loss=dict(type="CRDLoss")),
+    ),
+    "rkd": dict(
+        about="RKD (arXiv 1904.05068)",
+        model=dict(edges=_to_student, feature_loss=dict(type="RKDLoss", distance_weight=25.0, angle_weight=50.0)),
+    ),
+    "cc": dict(
+        about="CC (arXiv 1904.01802), as OFA-KD compares it",
+        model=dict(edges=_to_student, feature_loss=dict(type="CCLoss", reading="difference", weight=0.02)),
+    ),
+    "dkd": dict(
+        about="DKD (arXiv 2203.08679)",
+        model=dict(edges=_to_student, logit_loss=dict(type="DKDLoss", alpha=1.0, beta=2.0, temperature=1.0)),
+    ),
+    "dist": dict(
+        about="DIST (arXiv 2205.10536)",
+        model=dict(edges=_to_student, logit_loss=dict(type="DISTLoss", beta=1.0, gamma=1.0, temperature=1.0)),
+    ),
+    "bkd": dict(about="BKD (arXiv 2305.15781)", model=dict(edges=_to_student, logit_loss=dict(type="BKDLoss"))),
+    "deit": dict(
+        about="DeiT's distillation token (arXiv 2012.12877)",
+        pairs="*_deit-t",
+        model=dict(task_loss=None, edges=_to_student, logit_loss=dict(type="DeiTLoss", label_smoothing=0.1)),
+    ),
+    "ofa": dict(
+        about="OFA-KD (arXiv 2310.19444): exits of stages 1 to 4, and logits",
+        model=dict(edges=_to_student, stage_loss=dict(type="OFAExitsLoss"), logit_loss=_ofa),
+    ),
+    # the controls of every claim about the fusion model
+    "t_s": dict(
+        about="T->S only: FBT's losses without a fusion model",
+        model=dict(edges=_to_student, feature_loss=_infonce, logit_loss=_ofa),
+    ),
+    "t_s_x2": dict(
+        about="T->S only, weight doubled",
+        model=dict(edges=[dict(name="teacher_to_student", weight=2.0)], feature_loss=_infonce, logit_loss=_ofa),
+    ),
+    # fusion models
+    "fcfd": dict(
+        about="FCFD (arXiv 2304.11832): stages of both mixed at random",
+        model=dict(
+            fusion=dict(type="ConvL2G", splice=["S1+T2-4", "S1-2+T3-4", "S1-3+T4", "T1+S2-4", "T1-2+S3-4", "T1-3+S4"]),
+            edges=["teacher_to_student", "teacher_to_fusion"],
+            logit_loss=dict(type="KDLoss", temperature=1.0),
+        ),
+    ),
+    "fbt": dict(about="FBT (arXiv 2410.12342), S1-3+T4", model=_fbt),
+    "fbt_t1-3_s4": dict(
+        about="FBT, the other direction: T1-3+S4",
+        model=dict(_fbt, fusion=dict(type="L2GFusion", splice="T1-3+S4")),
+    ),
+    "fbt_a": dict(
+        about="FBT (A) without MSA and stage 4",
+        model=dict(_fbt, fusion=dict(type="PatchEmbedOnly", splice="S1-3+Thead")),
+    ),
+    "fbt_b": dict(
+        about="FBT (B) without stage 4",
+        model=dict(_fbt, fusion=dict(type="L2GFusion", splice="S1-3+Thead")),
+    ),
+    "fbt_c": dict(about="FBT (C) without L(T, F)", model=dict(_fbt, edges=[_triangle[0], _triangle[2]])),
+    "fbt_d": dict(about="FBT (D, ours) without L(F, S)", model=dict(_fbt, edges=[_triangle[0], _triangle[1]])),
+    "fbt_e": dict(about="FBT (E, ours) without L(T, S)", model=dict(_fbt, edges=[_triangle[1], _triangle[2]])),
+    "fbt_f": dict(about="FBT (F) without InfoNCE", model=dict(_fbt, feature_loss=None)),
+    "fbt_g": dict(about="FBT (G) without OFA", model=dict(_fbt, logit_loss=None)),
+    "fbt_sw": dict(
+        about="FBT, and sliced Wasserstein between stages 4 of T and S (ours)",
+        model=dict(_fbt, stage_loss=dict(type="SlicedWassersteinLoss")),
+    ),
+}
+seeds = [0, 1, 2, 3, 4]

@@ -1,0 +1,39 @@
+# The 12 pairs on CIFAR-100, each with every method.
+#   python tools/train.py configs/cifar100.py --pair swin-t_resnet18 --method fbt
+# Teachers are ImageNet models fine-tuned with the same recipe at a tenth to a twentieth of its rate (reported top-1:
+# Swin-T 89.26, ViT-S 92.44, Mixer-B/16 87.62, ConvNeXt-T 88.42); put them at teachers/cifar100/NAME.safetensors.
+_base_ = ["_base_/cifar100_224.py", "_base_/recipes.py", "_base_/models.py", "_base_/methods.py"]
+
+_fbt = "FBT, arXiv 2410.12342"
+_old = "secondary source, of an older recipe"
+_rival = f"{_fbt}; a rival source gives 81.22"
+_figures = {  # by pair: scratch, KD, FitNet, CRD, OFA, FBT; None: not published. Then the ablations of two pairs.
+    "swin-t_resnet18": (74.01, 78.74, 78.87, 77.63, 80.54, 81.61),
+    "vit-s_resnet18": (74.01, 77.26, 77.71, 76.60, 80.15, 81.93),
+    "mixer-b16_resnet18": (),
+    "swin-t_mobilenetv2": (),
+    "vit-s_mobilenetv2": (73.68, 72.77, 73.54, 78.14, 78.45, 82.10),
+    "mixer-b16_mobilenetv2": (),
+    "convnext-t_deit-t": (68.00, 72.99, 60.78, 65.94, 75.76, 79.57),
+    "mixer-b16_deit-t": (),
+    "convnext-t_swin-p": (None, 76.44, 24.06, None, None, 80.73, 77.65, 77.84, 50.46, 78.89, 80.32),
+    "mixer-b16_swin-p": (),
+    "convnext-t_resmlp-s12": (66.56, 72.25, 45.47, 63.35, 75.21, 78.03),
+    "swin-t_resmlp-s12": (),
+}
+_figures["swin-t_resnet18"] += (75.95, 77.21, 25.57, 80.95, 77.91)
+_columns = ("scratch", "kd", "fitnet", "crd", "ofa", "fbt", "fbt_a", "fbt_b", "fbt_c", "fbt_f", "fbt_g")
+_model = {n: dict(m, num_classes=100, mean=_base_._mean, std=_base_._std) for n, m in _base_._models.items()}
+_teacher = {n: dict(m, checkpoint=f"teachers/cifar100/{n}.safetensors") for n, m in _model.items()}
+_teacher["mixer-b16"].update(mean=(0.5,) * 3, std=(0.5,) * 3)
+
+pairs = {
+    pair: dict(
+        _base_._recipes["cifar100_cnn" if pair.split("_")[1] in _base_._cnns else "cifar100_token"],
+        model=dict(teacher=_teacher[pair.split("_")[0]], student=_model[pair.split("_")[1]]),
+        methods=dict(deit=dict(model=dict(student=_model["deit-t-distilled"]))),
+        reference={m: dict(top1=v, source=_old if m == "scratch" else _fbt) for m, v in zip(_columns, row) if v},
+    )
+    for pair, row in _figures.items()
+}
+pairs["convnext-t_resmlp-s12"]["reference"]["ofa"].update(source=_rival)

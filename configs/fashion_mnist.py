@@ -1,0 +1,38 @@
+# The study: what does the fusion model itself add? Small models, 5,000 training images, minutes per run.
+#   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/compare.py configs/fashion_mnist.py
+# One pair gets every method, three more across architectures and two within one get the main ones and the controls.
+# The test split is all 10,000 images. configs/teachers/ has the commands that make the teachers that are not shipped.
+_base_ = [
+    "_base_/fashion_mnist_mini.py",
+    "_base_/convnext_fashion_mnist.py",
+    "_base_/fashion_mnist_models.py",
+    "_base_/methods.py",
+    "_base_/adamw_cosine.py",
+]
+
+_teachers = dict(
+    convnext=dict(**_base_._convnext, checkpoint="embedded:convnext_fashion_mnist"),
+    swin=dict(**_base_._swin, checkpoint="teachers/fashion_mnist/swin/student.safetensors"),
+    mixer=dict(**_base_._mixer, checkpoint="teachers/fashion_mnist/mixer/student.safetensors"),
+)
+_rates = dict(resmlp=1.4e-2, swin=4e-3, resnet=4e-3)  # resmlp's was chosen without a teacher, on validation
+_grid = ("convnext_resmlp", "convnext_swin", "swin_resnet", "mixer_resnet", "convnext_resnet", "mixer_resmlp")
+pairs = {
+    pair: dict(
+        model=dict(teacher=_teachers[pair.split("_")[0]], student=_base_._students[pair.split("_")[1]]),
+        optim_wrapper=dict(optimizer=dict(lr=_rates[pair.split("_")[1]])),
+    )
+    for pair in _grid
+}
+_everywhere = ("scratch", "kd", "ofa", "t_s", "t_s_x2", "fbt")
+methods = {name: dict(pairs="convnext_resmlp") for name in _base_.methods if name not in (*_everywhere, "deit")}
+methods["kd"] = dict(model=dict(logit_loss=dict(temperature=4.0)))
+
+test_dataloader = dict(
+    dataset=dict(type="FashionMNIST", root="{{$FASHION_MNIST:data}}", split="test", transforms=_base_._pad)
+)
+train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=1)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, end=1, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, T_max=11, end=12, eta_min=1e-5, convert_to_iter_based=True),
+]

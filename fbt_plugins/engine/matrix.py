@@ -1,0 +1,117 @@
+"""Matrices: configs that hold many runs, one for each pair of models and each method."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..errors import ConfigError, nearest
+from .merging import merge
+
+KEYS = ("pairs", "methods", "seeds")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A config's tables: what differs from run to run only by pair or method.
+
+    A run's config is the matrix's own, with the pair's overrides, then the method's, then those that the pair has for
+    this method laid over it, each as a config is laid over its ``_base_``.
+
+    Attributes:
+        base: the config without the tables.
+        pairs: by name ("teacher_student"), overrides, and besides: ``reference={method: dict(top1=..., source=...)}``,
+            published figures; ``methods={method: overrides}``, what a method is told for this pair alone.
+        methods: by name, overrides, and besides: ``about``, a line for readers; ``pairs``, a pattern or several of the
+            pairs that it is for ("*_deit-t"; default: all).
+        seeds: of each cell's runs.
+    """
+
+    base: Mapping[str, Any]
+    pairs: Mapping[str, Mapping[str, Any]]
+    methods: Mapping[str, Mapping[str, Any]]
+    seeds: Sequence[int]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Matrix | None:
+        """A config's matrix; None if it has no such tables.
+
+        Raises:
+            ConfigError: for tables of another form.
+        """
+        if not any(key in config for key in KEYS):
+            return None
+        problems = []
+        for key in ("pairs", "methods"):
+            table = config.get(key)
+            if not isinstance(table, Mapping) or not table or not all(isinstance(v, Mapping) for v in table.values()):
+                problems.append(f"{key}: expected a dict of dicts by name, got {table!r}")
+        seeds = config.get("seeds", (0,))
+        if not isinstance(seeds, list | tuple) or not seeds or not all(type(seed) is int for seed in seeds):
+            problems.append(f"seeds: expected a list of whole numbers, got {seeds!r}")
+        if problems:
+            raise ConfigError(problems)
+        base = {key: value for key, value in config.items() if key not in KEYS}
+        return cls(base, config["pairs"], config["methods"], tuple(dict.fromkeys(seeds)))
+
+    def suits(self, pair: str, method: str) -> bool:
+        """Whether a method is for a pair."""
+        patterns = self.methods[method].get("pairs", "*")
+        return any(fnmatchcase(pair, p) for p in ([patterns] if isinstance(patterns, str) else patterns))
+
+    def cells(
+        self, pairs: Collection[str] | None = None, methods: Collection[str] | None = None
+    ) -> list[tuple[str, str]]:
+        """All (pair, method), pair by pair; or those of some pairs and methods.
+
+        Raises:
+            ConfigError: for a name that is not there, or if no cell is left.
+        """
+        self._known(pairs or (), methods or ())
+        cells = [
+            (pair, method)
+            for pair in self.pairs
+            for method in self.methods
+            if pair in (pairs or self.pairs) and method in (methods or self.methods) and self.suits(pair, method)
+        ]
+        if not cells:
+            raise ConfigError(f"none of the methods {', '.join(methods or self.methods)} is for these pairs")
+        return cells
+
+    def cell(self, pair: str | None, method: str | None) -> dict[str, Any]:
+        """The config of one cell, with its published figure as ``reference`` and its name as ``cell``.
+
+        Raises:
+            ConfigError: if the cell is not there, or its parts cannot be merged.
+        """
+        if pair is None or method is None:
+            raise ConfigError(
+                f"it is a matrix: say which run, with --pair (one of {', '.join(self.pairs)}) "
+                f"and --method (one of {', '.join(self.methods)})"
+            )
+        self._known([pair], [method])
+        if not self.suits(pair, method):
+            patterns = self.methods[method]["pairs"]
+            raise ConfigError(f"the method {method!r} is for the pairs {patterns!r}, not for {pair!r}")
+        of_pair, of_method = dict(self.pairs[pair]), dict(self.methods[method])
+        reference = of_pair.pop("reference", {}).get(method)
+        special = of_pair.pop("methods", {})
+        about = of_method.pop("about", "")
+        of_method.pop("pairs", None)
+        config = dict(self.base)
+        for overrides in (of_pair, of_method, special.get(method, {})):
+            config = merge(config, overrides)
+        return {**config, "reference": reference, "cell": {"pair": pair, "method": method, "about": about}}
+
+    def _known(self, pairs: Collection[str], methods: Collection[str]) -> None:
+        problems = []
+        for kind, names, known in (("pair", pairs, self.pairs), ("method", methods, self.methods)):
+            problems += [f"no {kind} {name!r}{_near(name, known)}" for name in names if name not in known]
+        if problems:
+            raise ConfigError(problems)
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    return nearest(name, known, limit=40)

@@ -1,0 +1,20 @@
+"""Tables and pictures from finished runs. Reads what runs left behind; knows neither engine nor distiller."""
+
+from __future__ import annotations
+
+from .comparison import Comparison, compare
+from .intervals import Interval, interval, paired
+from .pages import write_report
+from .trials import Trial, read_trials, trial_of_run
+
+__all__ = [
+    "Comparison",
+    "Interval",
+    "Trial",
+    "compare",
+    "interval",
+    "paired",
+    "read_trials",
+    "trial_of_run",
+    "write_report",
+]

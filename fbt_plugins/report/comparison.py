@@ -1,0 +1,146 @@
+"""Trials of a matrix as one table per pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
+from typing import Any
+
+from .intervals import Interval, interval, paired
+from .trials import Trial
+
+BASELINES = {"scratch": "the student alone", "t_s": "T→S only"}
+"""What each method is compared with: no teacher, and the same losses without a fusion model."""
+
+COST = "kd"
+"""The method whose step costs 1."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of one pair.
+
+    Attributes:
+        method, about: its name, and in words.
+        top1: of the student.
+        fusion: of the fusion model, where there is one.
+        differences: by baseline, seed by seed.
+        published: the published figure, and where it is from; None where there is none.
+        cost: of a training step relative to KD's on the same hardware; None where that is not known.
+        configs: how many different configs its seeds were run with; more than 1 is a mistake.
+    """
+
+    method: str
+    about: str
+    top1: Interval
+    fusion: Interval | None
+    differences: dict[str, Interval | None]
+    published: dict[str, Any] | None
+    cost: float | None
+    configs: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """All methods of one pair.
+
+    Attributes:
+        name: "teacher_student".
+        teacher: its mean top-1 on the final split; None where only the student alone was trained.
+        rows: one per method, in the order of the matrix.
+        trials: the finished runs behind them.
+    """
+
+    name: str
+    teacher: float | None
+    rows: list[Row]
+    trials: list[Trial]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A matrix as far as it is finished.
+
+    Attributes:
+        name: of the matrix.
+        pairs: those with at least one finished run.
+        missing: runs that are not finished, by name.
+    """
+
+    name: str
+    pairs: list[Pair]
+    missing: list[str]
+
+    @property
+    def trials(self) -> list[Trial]:
+        return [trial for pair in self.pairs for trial in pair.trials]
+
+    @property
+    def methods(self) -> list[str]:
+        """All that occur, in the order of the matrix."""
+        return list(dict.fromkeys(row.method for pair in self.pairs for row in pair.rows))
+
+    def gain(self, method: str, baseline: str) -> tuple[float, int] | None:
+        """The mean difference over all pairs that have both, and how many these are."""
+        rows = [row for pair in self.pairs for row in pair.rows if row.method == method]
+        found = [d.mean for row in rows if (d := row.differences.get(baseline)) is not None]
+        return (fmean(found), len(found)) if found else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the trials themselves, which have files of their own."""
+        pairs = [{"name": p.name, "teacher": p.teacher, "rows": [asdict(row) for row in p.rows]} for p in self.pairs]
+        return {"name": self.name, "pairs": pairs, "missing": self.missing}
+
+
+def compare(name: str, trials: Sequence[Trial], order: Sequence[tuple[str, str]], missing: Sequence[str]) -> Comparison:
+    """Puts the trials of a matrix together.
+
+    Args:
+        name: of the matrix.
+        trials: finished runs, each (pair, method, seed) once.
+        order: (pair, method) as the matrix has them; trials of other cells are left out.
+        missing: names of the runs that are not finished.
+    """
+    pairs = []
+    for pair in dict.fromkeys(pair for pair, _ in order):
+        methods = [method for p, method in order if p == pair]
+        own = [trial for trial in trials if trial.pair == pair and trial.method in methods]
+        rows = [_row(method, own) for method in methods if any(t.method == method for t in own)]
+        teachers = [t.top1["teacher"] for t in own if "teacher" in t.top1]
+        if rows:
+            pairs.append(Pair(pair, fmean(teachers) if teachers else None, rows, own))
+    return Comparison(name, pairs, list(missing))
+
+
+def _row(method: str, trials: Sequence[Trial]) -> Row:
+    own = [trial for trial in trials if trial.method == method]
+    ours = {trial.seed: trial.student for trial in own}
+    differences = {
+        baseline: paired(ours, {t.seed: t.student for t in trials if t.method == baseline})
+        for baseline in BASELINES
+        if baseline != method
+    }
+    top1 = interval([ours[seed] for seed in sorted(ours)])
+    assert top1 is not None
+    reference = own[0].reference
+    return Row(
+        method=method,
+        about=own[0].about,
+        top1=top1,
+        fusion=interval([t.top1["fusion"] for t in own if "fusion" in t.top1]),
+        differences=differences,
+        published=dict(reference) if reference else None,
+        cost=_cost(own, [t for t in trials if t.method == COST]),
+        configs=len({trial.config for trial in own}),
+    )
+
+
+def _cost(own: Sequence[Trial], kd: Sequence[Trial]) -> float | None:
+    """How much longer a step takes than KD's, where both were run on one kind of hardware."""
+    ratios = []
+    for hardware in {trial.hardware for trial in own}:
+        ours, theirs = ([t.images for t in group if t.hardware == hardware and t.images] for group in (own, kd))
+        if ours and theirs:
+            ratios.append(median(theirs) / median(ours))
+    return fmean(ratios) if ratios else None

@@ -1,0 +1,121 @@
+"""A comparison as Markdown, as JSON and as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from . import figures, words
+from .comparison import Comparison
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem;
+  margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e2e2e2; }
+th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal; }
+th.text, td.text { text-align: left; } td.text { white-space: normal; min-width: 7rem; }
+td.clear { font-weight: 600; } td.none { color: #999; }
+.warning { border-left: 4px solid #c2410c; padding: .3rem .8rem; background: #fff7ed; }
+img { max-width: 100%; height: auto; margin: .5rem 0; }
+dt { font-weight: 600; } dd { margin: 0 0 .4rem; overflow-wrap: anywhere; }
+"""
+
+
+def write_report(folder: str | Path, comparison: Comparison, command: str) -> list[Path]:
+    """Writes ``report.md``, ``report.json`` and ``report.html``.
+
+    Args:
+        folder: made if it is not there.
+        comparison: what to show.
+        command: that made it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "report.md": markdown(comparison, command),
+        "report.json": json.dumps(comparison.as_json() | {"command": command}, indent=1, ensure_ascii=False) + "\n",
+        "report.html": page(comparison, command),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]
+
+
+def markdown(comparison: Comparison, command: str) -> str:
+    """The tables and what they mean, as Markdown."""
+    lines = [f"# {comparison.name}", "", "```bash", command, "```", ""]
+    lines += [f"**{warning}**\n" for warning in words.warnings(comparison)]
+    for pair in comparison.pairs:
+        rows = [words.cells(row) for row in pair.rows]
+        lines += [f"## {words.title(pair)}", "", _pipes(words.COLUMNS, rows), ""]
+    lines += ["## All pairs", "", _pipes(*words.gains(comparison)), "", "## How to read this", ""]
+    lines += [f"{paragraph}\n" for paragraph in words.how_to_read(comparison)]
+    lines += [f"- {name}: {value}" for name, value in words.provenance(comparison)]
+    lines += [f"- published figures, {source}" for source in words.sources(comparison)]
+    return "\n".join(lines) + "\n"
+
+
+def _pipes(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return tabulate(rows, headers=list(head), tablefmt="pipe", disable_numparse=True)
+
+
+def page(comparison: Comparison, command: str) -> str:
+    """One HTML page with its pictures inside; it asks for nothing from anywhere."""
+    name = html.escape(comparison.name)
+    parts = [f"<h1>{name}</h1>", f"<p><code>{html.escape(command)}</code></p>"]
+    parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in words.warnings(comparison)]
+    if len(comparison.pairs) > 1:
+        parts += ["<h2>All pairs: mean differences</h2>", _table(*words.gains(comparison))]
+    for pair in comparison.pairs:
+        clear = [
+            {4 + i for i, d in enumerate(words.BASELINES) if (v := row.differences.get(d)) is not None and v.is_clear}
+            for row in pair.rows
+        ]
+        parts += [f"<h2>{html.escape(words.title(pair))}</h2>"]
+        parts += [_table(words.COLUMNS, [words.cells(row) for row in pair.rows], clear, texts=(0, 1))]
+        parts += [_picture(figures.differences(pair), f"Differences to the baselines, {pair.name}")]
+        parts += [_picture(figures.curves(pair), f"Validation accuracy of T, F and S by epoch, {pair.name}")]
+    parts += ["<h2>How to read this</h2>"]
+    parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in words.how_to_read(comparison)]
+    parts += ["<p>In bold: intervals that leave out 0.</p>", "<h2>Where it comes from</h2>", "<dl>"]
+    about = [*words.provenance(comparison), *(("published figures", source) for source in words.sources(comparison))]
+    parts += [f"<dt>{html.escape(term)}</dt><dd>{html.escape(value)}</dd>" for term, value in about]
+    body = "\n".join([*parts, "</dl>"])
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+    )
+
+
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], clear: Sequence[set[int]] = (), texts: Sequence[int] = (0,)
+) -> str:
+    def cell(tag: str, column: int, text: str, row: int = -1) -> str:
+        bold = 0 <= row < len(clear) and column in clear[row]
+        kinds = {"text": column in texts, "clear": bold, "none": text == words.NONE}
+        names = " ".join(kind for kind, applies in kinds.items() if applies)
+        kind = f' class="{names}"' if names else ""
+        return f"<{tag}{kind}>{html.escape(text)}</{tag}>"
+
+    lines = ["<tr>" + "".join(cell("th", i, text) for i, text in enumerate(head)) + "</tr>"]
+    lines += [
+        "<tr>" + "".join(cell("td", i, text, n) for i, text in enumerate(row)) + "</tr>" for n, row in enumerate(rows)
+    ]
+    return "\n".join(['<div class="table"><table>', *lines, "</table></div>"])
+
+
+def _picture(svg: str | None, text: str) -> str:
+    """As an image of its own: names inside one SVG then mean nothing to the next."""
+    if svg is None:
+        return ""
+    data = base64.b64encode(svg.encode()).decode()
+    return f'<p><img alt="{html.escape(text)}" src="data:image/svg+xml;base64,{data}"></p>'

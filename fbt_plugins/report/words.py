@@ -1,0 +1,124 @@
+"""The cells of the tables and the sentences around them, the same on every page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .comparison import BASELINES, COST, Comparison, Pair, Row
+from .intervals import Interval
+
+NONE = "–"
+COLUMNS = (
+    "method",
+    "what",
+    "top-1 %",
+    "n",
+    *(f"difference to {what}" for what in BASELINES.values()),
+    "published %",
+    "F, top-1 %",
+    "step / KD's",
+)
+
+
+def mean_sd(value: Interval | None) -> str:
+    """ "81.20 ± 0.35", or the mean alone."""
+    if value is None:
+        return NONE
+    return f"{value.mean:.2f}" + (f" ± {value.sd:.2f}" if value.sd is not None else "")
+
+
+def difference(value: Interval | None) -> str:
+    """ "+0.57 [+0.10, +1.04]", or the difference alone."""
+    if value is None:
+        return NONE
+    ends = f" [{value.low:+.2f}, {value.high:+.2f}]" if value.low is not None else ""
+    return f"{value.mean:+.2f}{ends}" + (f" (n = {value.n})" if value.n < 2 else "")
+
+
+def cells(row: Row) -> list[str]:
+    """A row's cells, as many as ``COLUMNS``."""
+    return [
+        row.method,
+        row.about,
+        mean_sd(row.top1),
+        str(row.top1.n),
+        *(difference(row.differences.get(baseline)) for baseline in BASELINES),
+        f"{row.published['top1']:.2f}" if row.published else NONE,
+        mean_sd(row.fusion),
+        f"{row.cost:.2f}" if row.cost is not None else NONE,
+    ]
+
+
+def title(pair: Pair) -> str:
+    """ "swin-t → resnet18, teacher 89.26 %"."""
+    teacher = f", teacher {pair.teacher:.2f} %" if pair.teacher is not None else ""
+    return f"{pair.name.replace('_', ' → ', 1)}{teacher}"
+
+
+def gains(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of mean differences over all pairs."""
+    head = ["method", *(f"difference to {what}" for what in BASELINES.values())]
+    rows = []
+    for method in comparison.methods:
+        found = [comparison.gain(method, baseline) for baseline in BASELINES]
+        rows.append([method, *(f"{g[0]:+.2f} ({g[1]} pair{'s' * (g[1] > 1)})" if g else NONE for g in found)])
+    return head, rows
+
+
+def how_to_read(comparison: Comparison) -> list[str]:
+    """What the figures are, one paragraph each."""
+    splits = sorted({trial.split for trial in comparison.trials})
+    return [
+        f"Top-1 accuracy of the student in percent on the {' and '.join(splits)} split, of the epoch that validation "
+        "chose: mean ± standard deviation over n seeds. F is the fusion model, T the teacher, S the student.",
+        "A difference is taken seed by seed; in brackets is its 95 % confidence interval (paired, Student's t with "
+        "n - 1 degrees of freedom). An interval that holds 0 shows no difference. It speaks of seeds, on these test "
+        "images, and of one difference alone: of twenty methods that do nothing, one is expected to look as if it did.",
+        "Published figures are others' runs with their own code, and not part of any difference.",
+        f"A step's cost is the time of a training step relative to {COST.upper()}'s, from images per second of runs on "
+        "the same hardware; other work on the machine disturbs it.",
+    ]
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """What a reader must know before believing the figures."""
+    lines = []
+    few = [f"{pair.name}/{row.method}" for pair in comparison.pairs for row in pair.rows if row.top1.n < 5]
+    if few:
+        lines.append(f"Fewer than 5 seeds: {', '.join(few)}.")
+    mixed = [f"{pair.name}/{row.method}" for pair in comparison.pairs for row in pair.rows if row.configs > 1]
+    if mixed:
+        lines.append(f"Seeds of different configs are mixed: {', '.join(mixed)}.")
+    if comparison.missing:
+        lines.append(f"Not finished ({len(comparison.missing)}): {', '.join(comparison.missing)}.")
+    return lines
+
+
+def sources(comparison: Comparison) -> list[str]:
+    """Where the published figures are from."""
+    found: dict[str, list[str]] = {}
+    for pair in comparison.pairs:
+        for row in pair.rows:
+            if row.published:
+                found.setdefault(row.published["source"], []).append(f"{pair.name}/{row.method}")
+    return [f"{source}: {', '.join(cells)}" for source, cells in found.items()]
+
+
+def provenance(comparison: Comparison) -> list[tuple[str, str]]:
+    """Runs, hours, hardware and versions behind the figures."""
+    trials = comparison.trials
+    hours = sum(trial.about_run.get("seconds") or 0 for trial in trials) / 3600
+    return [
+        ("runs", f"{len(trials)} finished, {hours:.1f} hours of training"),
+        ("hardware", "; ".join(sorted({trial.hardware for trial in trials}))),
+        ("versions", "; ".join(sorted({_versions(trial.about_run.get("versions") or {}) for trial in trials}))),
+        ("code", ", ".join(sorted({_commit(trial.about_run.get("git")) for trial in trials}))),
+    ]
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _commit(git: Mapping[str, object] | None) -> str:
+    return f"{str(git['commit'])[:12]}{' with changes' if git.get('changed') else ''}" if git else "no checkout"

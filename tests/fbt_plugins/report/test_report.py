@@ -1,0 +1,193 @@
+"""The report's arithmetic against numbers worked by hand, and its pages from made-up trials."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fbt_plugins.errors import FBTError
+from fbt_plugins.report import Trial, compare, interval, paired, read_trials, trial_of_run, write_report
+
+# student's top-1 by method and seed
+TOP1 = {
+    "scratch": {0: 80.0, 1: 81.0, 2: 79.0},
+    "kd": {0: 81.0, 1: 83.0, 2: 82.0},
+    "t_s": {0: 82.0, 1: 83.0, 2: 81.5},
+    "fbt": {0: 83.0, 1: 83.5, 2: 82.0},
+}
+ORDER = [("a_b", method) for method in TOP1]
+
+
+def trial(method: str, seed: int, pair: str = "a_b", **changes: object) -> Trial:
+    student = TOP1[method][seed]
+    models = {"student": student} | ({} if method == "scratch" else {"teacher": 90.0})
+    models |= {"fusion": 86.0 + seed} if method == "fbt" else {}
+    made = Trial(
+        pair=pair,
+        method=method,
+        seed=seed,
+        about=f"about <{method}>",
+        top1=models,
+        split="test",
+        images={"kd": 1000.0, "fbt": 800.0}.get(method, 1100.0),
+        curve=[{"epoch": e, **{m: v - 10 + 5 * e for m, v in models.items()}} for e in (1, 2)],
+        reference=dict(top1=81.61, source="a published table") if method == "fbt" else None,
+        config="c0ffee",
+        hardware="a CPU",
+        about_run=dict(seconds=60.0, versions=dict(torch="2"), git=dict(commit="abcdef0123456789", changed=False)),
+    )
+    return replace(made, **changes)
+
+
+TRIALS = [trial(method, seed) for method, seeds in TOP1.items() for seed in seeds]
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_worked_by_hand() -> None:
+    """1, 2, 3: mean 2, sd 1; t(0.975, 2) = 4.30265, so 4.30265 / sqrt(3) = 2.48414 on either side."""
+    found = interval([1.0, 2.0, 3.0])
+    assert found is not None and (found.mean, found.sd, found.n) == (2.0, 1.0, 3)
+    assert found.low == pytest.approx(2 - 2.484138, abs=1e-5) and found.high == pytest.approx(2 + 2.484138, abs=1e-5)
+    assert not found.is_clear
+
+
+@pytest.mark.parametrize(
+    ("values", "quantile"),  # t(0.975, n - 1) of a printed table
+    [
+        ([0, 2], 12.706),
+        ([0, 1, 2, 3], 3.182),
+        ([0, 1, 2, 3, 4], 2.776),
+        (list(range(10)), 2.262),
+        (list(range(31)), 2.042),
+    ],
+)
+def test_the_quantile_is_students(values: list[float], quantile: float) -> None:
+    found = interval(values)
+    assert found is not None and found.high is not None and found.sd is not None
+    assert (found.high - found.mean) / (found.sd / len(values) ** 0.5) == pytest.approx(quantile, abs=6e-4)
+
+
+def test_the_readmes_five_seeds() -> None:
+    """+0.35, +0.50, +1.25, +0.15, +0.55: mean 0.56, sd 0.4158, t 2.7764, so 0.5163 on either side."""
+    found = interval([0.35, 0.50, 1.25, 0.15, 0.55])
+    assert found is not None and found.mean == pytest.approx(0.56) and found.sd == pytest.approx(0.41593, abs=1e-4)
+    assert found.low == pytest.approx(0.0436, abs=2e-4) and found.is_clear
+
+
+def test_one_value_has_no_interval_and_none_has_nothing() -> None:
+    found = interval([3.0])
+    assert found is not None and found.n == 1 and found.sd is found.low is found.high is None and not found.is_clear
+    assert interval([]) is None
+
+
+def test_differences_are_of_the_seeds_that_both_have() -> None:
+    found = paired({0: 83.0, 1: 83.5, 7: 99.0}, {0: 82.0, 1: 83.0, 2: 81.5})
+    assert found is not None and found.n == 2 and found.mean == pytest.approx(0.75)
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_a_comparison() -> None:
+    comparison = compare("grid", TRIALS, ORDER, [])
+    (pair,) = comparison.pairs
+    rows = {row.method: row for row in pair.rows}
+    assert list(rows) == list(TOP1) and pair.teacher == 90.0
+    fbt = rows["fbt"]
+    assert fbt.top1.mean == pytest.approx(82.8333, abs=1e-3) and fbt.fusion is not None and fbt.fusion.mean == 87.0
+    to_scratch, to_t_s = fbt.differences["scratch"], fbt.differences["t_s"]
+    assert to_scratch is not None and to_scratch.mean == pytest.approx((3.0 + 2.5 + 3.0) / 3)
+    assert to_t_s is not None and to_t_s.mean == pytest.approx((1.0 + 0.5 + 0.5) / 3)
+    assert "scratch" not in rows["scratch"].differences
+    assert fbt.cost == pytest.approx(1.25) and rows["kd"].cost == 1.0
+    assert comparison.gain("fbt", "scratch") == (pytest.approx(2.8333, abs=1e-3), 1)
+
+
+def test_a_cost_is_only_known_on_the_same_hardware() -> None:
+    elsewhere = [replace(t, hardware="a GPU") if t.method == "fbt" else t for t in TRIALS]
+    rows = {row.method: row for row in compare("grid", elsewhere, ORDER, []).pairs[0].rows}
+    assert rows["fbt"].cost is None and rows["t_s"].cost == pytest.approx(1 / 1.1)
+
+
+# ---- pages -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_pages_say_the_same_and_need_nothing_else(tmp_path: Path) -> None:
+    comparison = compare("grid", TRIALS, ORDER, ["a_b/ofa/seed 0"])
+    paths = write_report(tmp_path / "out", comparison, "python tools/compare.py configs/<grid>.py")
+    assert [p.name for p in paths] == ["report.md", "report.json", "report.html"]
+    markdown, data, page = (p.read_text() for p in paths)
+    for text in (markdown, page):
+        for shown in (
+            "a → b, teacher 90.00 %",
+            "82.83 ± 0.76",
+            "+2.83 [+2.12, +3.55]",
+            "81.61",
+            "87.00 ± 1.00",
+            "1.25",
+        ):
+            assert shown in text, shown
+        for shown in ("Fewer than 5 seeds", "Not finished (1): a_b/ofa/seed 0", "a published table", "12 finished"):
+            assert shown in text, shown
+    assert "about &lt;fbt&gt;" in page and "<grid>" not in page
+    row = json.loads(data)["pairs"][0]["rows"][3]
+    assert row["differences"]["t_s"]["n"] == 3 and row["published"]["top1"] == 81.61
+    assert not re.search(r"(?:src|href)=\"(?!data:)|@import|url\(", page)
+    assert page.count("data:image/svg+xml;base64,") == 2
+
+
+def test_the_same_trials_make_the_same_page(tmp_path: Path) -> None:
+    pages = []
+    for name in ("one", "two"):
+        write_report(tmp_path / name, compare("grid", TRIALS, ORDER, []), "x")
+        pages.append((tmp_path / name / "report.html").read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_a_single_run_is_a_report_too(tmp_path: Path) -> None:
+    write_report(tmp_path, compare("grid", [trial("kd", 0)], ORDER, []), "x")
+    assert "82" not in (tmp_path / "report.md").read_text().split("How to read")[0]
+    write_report(tmp_path, compare("grid", [], ORDER, ["a_b/kd/seed 0"]), "x")
+    assert "Not finished" in (tmp_path / "report.html").read_text()
+
+
+# ---- trials ----------------------------------------------------------------------------------------------------------
+
+
+def test_trials_come_back_as_they_were(tmp_path: Path) -> None:
+    for made in TRIALS:
+        (tmp_path / made.name).write_text(made.text())
+    assert sorted(read_trials(tmp_path), key=repr) == sorted(TRIALS, key=repr)
+    assert read_trials(tmp_path / "nowhere") == []
+    (tmp_path / "broken.json").write_text('{"pair": "a"}')
+    with pytest.raises(FBTError, match=r"broken\.json: not a trial"):
+        read_trials(tmp_path)
+
+
+def test_a_runs_folder_becomes_a_trial(tmp_path: Path) -> None:
+    with pytest.raises(FBTError, match="not the folder of a finished run"):
+        trial_of_run(tmp_path, "c0ffee", "a CPU")
+    summary = dict(
+        cell=dict(pair="a_b", method="kd", about="KD"),
+        seed=3,
+        split="test",
+        student_top1=81.0,
+        student_top5=99.0,
+        teacher_top1=90.0,
+        best_validation_student_top1=82.0,
+        seconds=9.0,
+    )
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    records = [{"train/images_per_second": rate} for rate in (100.0, 300.0, 310.0)]
+    records += [{"epoch": 1, "val/student_top1": 70.0, "val/teacher_top1": 91.0, "val/student_top5": 95.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    found = trial_of_run(tmp_path, "c0ffee", "a CPU")
+    assert found.top1 == dict(student=81.0, teacher=90.0) and found.images == 300.0
+    assert found.curve == [dict(epoch=1, student=70.0, teacher=91.0)] and found.name == "a_b.kd.seed_3.json"
+    (tmp_path / "summary.json").write_text(json.dumps(summary | dict(cell=None)))
+    with pytest.raises(FBTError, match="a run of no matrix"):
+        trial_of_run(tmp_path, "c0ffee", "a CPU")

@@ -1,0 +1,122 @@
+"""Runs a matrix (pairs x methods x seeds) as an Optuna study, and writes one comparison of all that is finished."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+from fbt_plugins.cli import CfgOptions, Parser, run
+from fbt_plugins.errors import FBTError
+
+EXAMPLES = """\
+examples:
+  python tools/compare.py configs/fashion_mnist.py
+  python tools/compare.py configs/fashion_mnist.py --pairs convnext_resmlp --methods scratch kd t_s fbt --workers 2
+  python tools/compare.py configs/cifar100.py --storage postgresql+psycopg://USER@HOST/DATABASE   # on each machine
+
+Runs that are finished (a file each in --results, or complete in the study) are not run again; those that failed or were
+stopped are. Without anything left to run, only the report is written.
+"""
+
+
+def parse() -> Parser:
+    parser = Parser(prog="tools/compare.py", description=__doc__, epilog=EXAMPLES)
+    parser.add_argument("config", help="config file with pairs, methods and seeds")
+    parser.add_argument("--pairs", nargs="+", metavar="PAIR", help="some pairs only (default: all)")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="some methods only (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="other seeds than the config's")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
+    parser.add_argument(
+        "--storage", metavar="URL", help="database of the study (default: sqlite:///work_dirs/compare/NAME/study.db)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: docs/results/NAME)")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="folder of the finished runs' files (default: OUT/trials)"
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change values of all runs' configs"
+    )
+    return parser
+
+
+def main() -> int:
+    parser = parse()
+    args = parser.parse_args()
+    if args.workers < 1:
+        parser.error("--workers is 1 or more")
+    try:  # imported late: --help and usage errors must not wait for the engine
+        import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
+
+        from fbt_plugins.search.matrix_runs import Runs, config_hash
+        from fbt_plugins.search.screen import Screen
+        from fbt_plugins.search.study import FAILURES, MatrixStudy, Run, hidden, in_one_line
+    except ModuleNotFoundError as error:
+        raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
+    from fbt_plugins import load_plugins
+    from fbt_plugins.engine.config import complete, load_matrix
+    from fbt_plugins.engine.screen import relative, say
+    from fbt_plugins.report import compare, write_report
+
+    load_plugins()
+    name, matrix = Path(args.config).stem, load_matrix(args.config)
+    out = args.out or Path("docs") / "results" / name
+    results = args.results or out / "trials"
+    folder = Path("work_dirs") / "compare" / name
+    hashes = {}
+    cells = matrix.cells(args.pairs, args.methods)
+    for cell in matrix.cells():
+        try:
+            hashes[cell] = config_hash(complete(matrix.cell(*cell), args.cfg_options or {}))
+        except FBTError:  # an option that is for some methods only
+            if cell in cells:
+                raise
+    seeds = dict.fromkeys(args.seeds or matrix.seeds)
+    wanted = [Run(*cell, seed, hashes[cell]) for seed in seeds for cell in cells]
+    study = MatrixStudy(name, args.storage or f"sqlite:///{folder / 'study.db'}")
+    train = [sys.executable, str(Path(__file__).with_name("train.py")), args.config]
+    train += ["--device", args.device] if args.device else []
+    train += ["--cfg-options", *args.cfg_options_typed] if args.cfg_options else []
+    runs = Runs(study, wanted, train, folder / "runs", results, args.workers)
+    if others := [run for run in runs.done if hashes.get((run.pair, run.method)) != run.config]:
+        say(f"{len(others)} files in {relative(results)} are of other configs than today's: they do not count")
+    screen, stopped = Screen(runs), False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with screen.live():
+            while runs.step():
+                screen.update()
+                time.sleep(0.5)
+            screen.update()
+    except KeyboardInterrupt:
+        say("stopping: each run saves what it has")
+        runs.stop()
+        stopped = True
+    except FAILURES as error:  # runs are told to save when this process ends, and are free when their heartbeats stop
+        raise FBTError(f"--storage: {in_one_line(error)}; the same command goes on") from error
+
+    # All that is finished of the matrix, not only what this command asked for.
+    done = [trial for run, trial in runs.done.items() if hashes.get((run.pair, run.method)) == run.config]
+    missing = [str(run) for run in wanted if run not in runs.done]
+    paths = write_report(out, compare(name, done, matrix.cells(), missing), hidden(command_line()))
+    say(f"report   {', '.join(relative(path) for path in paths)}")
+    if stopped:
+        say(f"stopped  {len(wanted) - len(missing)} of {len(wanted)} runs are done; the same command goes on")
+        return 130
+    for failed, reason in runs.failed.items():
+        print(f"failed   {failed}: {reason}", file=sys.stderr)
+    return 1 if runs.failed else 0
+
+
+def command_line() -> str:
+    """What was typed."""
+    return shlex.join(["python", "tools/compare.py", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.cwd()))  # plugins beside the config's project
+    run(main)
