@@ -208,7 +208,7 @@ def test_those_that_compare_two_models_cannot_be_set_up_as_task_losses(config: d
         (dict(type="DeiTLoss", distillation_type="none"), "'hard' or 'soft'"),
         (dict(type="FitNetLoss", stages=()), "stages must be numbers from 1"),
         (dict(type="FitNetLoss", stages=(0, 1)), "stages must be numbers from 1"),
-        (dict(type="OFAExitsLoss", stages=3), "stages must be numbers from 1"),
+        (dict(type="OFAExitsLoss", stages=3), "stages must be a list, not 3"),
         (dict(type="OFAExitsLoss", gamma=0), "gamma must be above 0"),
         (dict(type="SlicedWassersteinLoss", projections=0), "projections must be at least 1"),
     ],
