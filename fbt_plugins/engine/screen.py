@@ -55,6 +55,9 @@ def header(runner: Any) -> None:
     if own:
         table.add_row("losses", "projectors and temperatures", "", "", f"+{millions(own)}", "")
     console.print(table)
+    for role, model in distiller.models.items():
+        if runner.cfg.model[role].get("head") == "new":
+            say(f"head    {role} {model.name}: a new one of {model.num_classes} classes, not that of its weights")
     say(f"config  {relative(runner.cfg.filename)}" if runner.cfg.filename else "config  (built in Python)")
     dataset = runner.train_dataloader.dataset
     held = f", {len(runner.val_dataloader.dataset):,} for validation" if runner.val_loop is not None else ""

@@ -15,7 +15,8 @@ from fbt_plugins.inspection import Catalogue
 from fbt_plugins.registry import one_line
 from fbt_plugins.staged import StagedModel, pixels
 
-from .own_inputs import load_and_read
+from .cut_points import classifiers_of
+from .own_inputs import NEW, check_head, load_and_read
 from .timm_declared import DECLARED, ORDERS, family_of
 from .traced_cut import cut_by_trace
 
@@ -26,6 +27,7 @@ def build_timm(
     stages: int | Sequence[str] | None = None,
     checkpoint: str | None = None,
     pretrained: bool = False,
+    head: str | None = None,
     input_size: int | tuple[int, int] | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
@@ -38,12 +40,12 @@ def build_timm(
 
     Args:
         name: timm's name of the model, or one that a plugin registered with timm.
-        num_classes: number of logits, which has to be given; timm puts a fresh head in the place of a pretrained one of
-            another size.
+        num_classes: number of logits, which has to be given.
         stages: None for four stages, cut where the field cuts this family; a number of stages; or the names of the
             units that end them.
         checkpoint: file with weights, or "embedded:NAME" for one that is shipped.
-        pretrained: download timm's own weights.
+        pretrained: download timm's own weights; not on the meta device, where nothing has weights.
+        head: "new" for a new head in the place of the weights' own, which need not have as many classes.
         input_size: pixels that images are resized to before this model; by default what the checkpoint says, if our
             engine wrote it, else None, which leaves them as they are.
         mean, std: input normalisation; by default that of the checkpoint, else that of timm's configuration.
@@ -62,14 +64,22 @@ def build_timm(
         raise UnknownNameError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
     if num_classes is None:
         raise ConfigError(f"{name}: argument 'num_classes' is missing")
-    net = _create(name, num_classes, pretrained, arguments)
+    own_classes = _pretrained_classes(name, num_classes, arguments) if pretrained else None
+    check_head(name, head, pretrained or checkpoint is not None, num_classes, own_classes)
+    loads = pretrained and torch.get_default_device().type != "meta"
+    net = _create(name, num_classes, loads, arguments)
+    if loads and head == NEW and own_classes == num_classes:
+        net.reset_classifier(num_classes)  # type: ignore[operator] # where the numbers differ, timm has done so
     config: Any = net.pretrained_cfg
     patches = getattr(net, "patch_embed", getattr(net, "stem", None))
     image_size = getattr(patches, "img_size", None) or arguments.get("img_size") or config["input_size"][1:]
-    about: dict[str, Any] = load_and_read(net, name, checkpoint, input_size, mean, std, config) | dict(
+    height, width = pixels(image_size)
+    in_chans = arguments.get("in_chans", config["input_size"][0])
+    fresh = classifiers_of(net, (in_chans, height, width)) if head == NEW else ()
+    about: dict[str, Any] = load_and_read(net, name, checkpoint, input_size, mean, std, config, fresh) | dict(
         feature=feature,
-        image_size=pixels(image_size),
-        in_chans=arguments.get("in_chans", config["input_size"][0]),
+        image_size=(height, width),
+        in_chans=in_chans,
         prefix=_prefix(net),
         family=family or family_of(name, net),
         name=name,
@@ -90,6 +100,15 @@ def _kind(name: str) -> str:
 
 
 build_timm.catalogue = Catalogue(timm.list_models, _kind)  # type: ignore[attr-defined]
+
+
+def _pretrained_classes(name: str, num_classes: int, arguments: dict[str, Any]) -> int:
+    """Of timm's weights for a model, which it tells without having them."""
+    with torch.device("meta"):
+        config: Any = _create(name, num_classes, False, arguments).pretrained_cfg
+    if not any(config.get(source) for source in ("url", "hf_hub_id", "file", "state_dict")):
+        raise ConfigError(f"{name}: timm has no pretrained weights of it")
+    return config["num_classes"]
 
 
 def _create(name: str, num_classes: int, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:

@@ -15,7 +15,7 @@ from fbt_plugins.inspection import Catalogue
 from fbt_plugins.registry import one_line
 
 from .cut_points import classifiers_of
-from .own_inputs import load_and_read
+from .own_inputs import NEW, check_head, load_and_read
 from .traced_cut import cut_by_trace
 
 _WITHOUT_AUXILIARY_HEADS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
@@ -33,6 +33,7 @@ def build_torchvision(
     stages: int | Sequence[str] | None = None,
     checkpoint: str | None = None,
     pretrained: bool = False,
+    head: str | None = None,
     input_size: int | tuple[int, int] | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
@@ -44,10 +45,11 @@ def build_torchvision(
 
     Args:
         name: torchvision's name of the model.
-        num_classes: number of logits, which has to be given; pretrained weights of another number get a fresh head.
+        num_classes: number of logits, which has to be given.
         stages: None for four stages; a number of stages; or the names of the modules that end them.
         checkpoint: file with weights.
-        pretrained: download torchvision's own default weights.
+        pretrained: download torchvision's own default weights; not on the meta device, where nothing has weights.
+        head: "new" for a new head in the place of the weights' own, which need not have as many classes.
         input_size: pixels that images are resized to before this model.
         mean, std: input normalisation; by default that of torchvision's weights.
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
@@ -67,11 +69,16 @@ def build_torchvision(
     weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
     preset = weights.transforms()
     given = _WITHOUT_AUXILIARY_HEADS.get(name, {}) | arguments
-    net = _create(name, num_classes, weights if pretrained else None, given)
+    own_classes = len(weights.meta["categories"]) if pretrained else None
+    check_head(name, head, pretrained or checkpoint is not None, num_classes, own_classes)
+    loads = pretrained and torch.get_default_device().type != "meta"
+    net = _create(name, num_classes, weights if loads else None, given)
     size = getattr(net, "image_size", preset.crop_size[0])
-    about = load_and_read(net, name, checkpoint, input_size, mean, std, {"mean": preset.mean, "std": preset.std})
-    if pretrained and num_classes != len(weights.meta["categories"]):
-        _replace_classifier(net, classifiers_of(net, (3, size, size))[0], num_classes)
+    classifiers = classifiers_of(net, (3, size, size)) if head == NEW else []
+    if loads and classifiers:
+        _replace_classifier(net, classifiers[0], num_classes)
+    own = {"mean": preset.mean, "std": preset.std}
+    about = load_and_read(net, name, checkpoint, input_size, mean, std, own, fresh=classifiers[:1])
     return cut_by_trace(
         net,
         stages,

@@ -1,10 +1,13 @@
 """Every declared family is cut exactly, where the field cuts it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from conftest import CNN, DEIT, SWIN
+from torch import nn
 
 from fbt_plugins import ARCHITECTURES
 from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError
@@ -175,9 +178,56 @@ def test_what_cannot_be_built_is_one_line(config: dict, error: type[Exception], 
 
 
 def test_pretrained_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
-        raise OSError("no route to host")
+    real = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if pretrained:
+            raise OSError("no route to host")
+        return real(name, pretrained=False, **kwargs)
 
     monkeypatch.setattr("fbt_architectures.timm_models.timm.create_model", offline)
+    config = dict(type="timm", name="resnet18", num_classes=10, pretrained=True, head="new")
     with pytest.raises(FBTError, match=r"pretrained weights could not be downloaded.*no route to host.*checkpoint="):
-        ARCHITECTURES.build(dict(type="timm", name="resnet18", num_classes=10, pretrained=True))
+        ARCHITECTURES.build(config)
+    with torch.device("meta"):
+        assert ARCHITECTURES.build(config).num_classes == 10  # where nothing has weights, none are fetched
+    with pytest.raises(ConfigError, match="swin_pico_patch4_window7_224: timm has no pretrained weights of it"):
+        ARCHITECTURES.build(dict(SWIN, pretrained=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (dict(pretrained=True), "its pretrained head has 1000 classes, and num_classes is 10; say head='new'"),
+        (dict(pretrained=True, head="fresh"), "head can be 'new', or None for that of the weights, not 'fresh'"),
+        (dict(head="new"), "head='new' is for a model with weights; set pretrained=True or a checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_head_is_replaced_only_where_that_is_said(library: str, config: dict, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"^resnet18: {reason}"):
+        ARCHITECTURES.build(dict(type=library, name="resnet18", num_classes=10, **config))
+
+
+@pytest.mark.parametrize("classes", [5, 10])
+def test_a_new_head_comes_with_pretrained_weights(classes: int) -> None:
+    """Weights that are in timm's configuration stand for those that it downloads."""
+    weights = timm.create_model("test_vit", num_classes=10).state_dict()
+    own = dict(state_dict=weights, num_classes=10)
+    config = dict(type="timm", name="test_vit", pretrained=True, pretrained_cfg_overlay=own)
+    assert torch.equal(ARCHITECTURES.build(dict(config, num_classes=10)).net.head.weight, weights["head.weight"])
+    net = ARCHITECTURES.build(dict(config, num_classes=classes, head="new")).net
+    assert net.head.weight.shape[0] == classes and torch.equal(net.cls_token, weights["cls_token"])
+    assert classes != 10 or not torch.equal(net.head.weight, weights["head.weight"])
+
+
+@pytest.mark.parametrize("config", [DEIT, SWIN, CNN, dict(type="torchvision", name="squeezenet1_1")], ids=str)
+def test_a_new_head_comes_with_a_checkpoint_of_other_classes(config: dict, tmp_path: Path) -> None:
+    old = ARCHITECTURES.build(dict(config, num_classes=7))
+    torch.save(old.net.state_dict(), tmp_path / "a.pth")
+    config = dict(config, num_classes=10, checkpoint=str(tmp_path / "a.pth"))
+    with pytest.raises(FBTError, match=r"in the file and .* in the model"):
+        ARCHITECTURES.build(config)
+    new = ARCHITECTURES.build(dict(config, head="new")).net.state_dict()
+    differ = {k.rsplit(".", 1)[0] for k, v in old.net.state_dict().items() if not torch.equal(v, new[k])}
+    assert len(differ) == (2 if config["name"] == DEIT["name"] else 1)

@@ -77,10 +77,10 @@ def test_features_are_what_the_classifier_is_given() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vit_b_32"])
-def test_pretrained_weights_get_a_fresh_head_of_another_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_weights_get_a_new_head_of_another_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = models.get_model
     monkeypatch.setattr(models, "get_model", lambda name, weights=None, **kw: real(name, weights=None, **kw))
-    model = build(name, pretrained=True)
+    model = build(name, pretrained=True, head="new")
     assert model.num_classes == 7 and model.name == name
 
 
@@ -113,4 +113,4 @@ def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(models, "get_model", offline)
     with pytest.raises(FBTError, match=r"weights could not be downloaded.*no route to host.*checkpoint="):
-        build("resnet18", pretrained=True)
+        build("resnet18", pretrained=True, head="new")
