@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 from mmengine.fileio import LocalBackend, register_backend
+
+from ..errors import FBTError
+from .screen import say
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
@@ -36,6 +42,36 @@ def remove_halves(folder: Path) -> None:
     """Removes what `write_atomic` had begun in a folder when its process was killed."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, taken: str, wait: bool) -> Iterator[None]:
+    """Holds a lock that one process has at a time; it is free again when that process is gone, however it went.
+
+    Args:
+        path: of the lock's file, which stays.
+        taken: what to say where another process has it.
+        wait: for that process to end, once it is said; else it is the error line.
+
+    Raises:
+        FBTError: if it is taken and not waited for, or if it cannot be had here.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise FBTError(f"{path}: it cannot be locked ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise FBTError(taken) from None
+            say(f"{taken}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise FBTError(f"{path}: it cannot be locked ({error.strerror})") from error
+        yield
 
 
 def _umask() -> int:

@@ -23,6 +23,7 @@ from ..distiller import Distiller
 from .checkpoints import read_checkpoint, save_student
 from .files import write_atomic
 from .metrics import evaluate
+from .publish import publish
 from .screen import console, count, relative, result_table, say
 
 
@@ -94,6 +95,7 @@ class SummaryHook(Hook):
             "models": rows,
             "seconds": round(seconds, 1),
             "config": runner.cfg.filename,
+            "command": runner.cfg.get("command"),
             "cell": runner.cfg.get("cell"),
             "reference": runner.cfg.get("reference"),
             "seed": runner.seed,
@@ -109,6 +111,9 @@ class SummaryHook(Hook):
             say(f"published {theirs:.2f} % ({reference['source']}); here {ours:.2f} % ({ours - theirs:+.2f})")
         say(f"student  {relative(path)}")
         say(f"summary  {relative(path.with_name('summary.json'))}")
+        if target := runner.cfg.get("publish"):
+            publish(path.parent, Path(target))
+            say(f"teacher  {target}, {metrics['student_top1']:.2f} % top-1 ({split})")
 
     def _milliseconds(self, distiller: Distiller, name: str, batch: dict[str, Any]) -> float:
         """Median time per image of a model's forward pass from the image, alone."""
