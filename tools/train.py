@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ examples:
   python tools/train.py configs/fbt_convnext_resmlp.py --resume
   python tools/train.py configs/fbt_convnext_resmlp.py --seed 1 --work-dir work_dirs/seed1
   python tools/train.py configs/fbt_convnext_resmlp.py --cfg-options model.fusion.splice=T1-3+S4 train_cfg.max_epochs=3
+  python tools/train.py configs/teachers/cifar100.py --pair swin-t --method finetune
   python tools/train.py configs/cifar100.py --pair swin-t_resnet18 --method fbt
   torchrun --nproc_per_node 2 tools/train.py configs/fbt_convnext_resmlp.py --launcher pytorch
 
@@ -66,12 +69,16 @@ def main() -> None:
     given = {name: getattr(args, name) for name in ("resume", "device", "seed", "amp", "compile")}
     apply_arguments(config, args.work_dir, args.launcher, **given)
     config.work_dir = config.get("work_dir") or default_work_dir(args.config, config)
+    config.command = command_line()
     from fbt_plugins.engine.check import check_config
     from fbt_plugins.engine.screen import say
+    from fbt_plugins.engine.teachers import missing_teacher, train
 
     distiller = check_config(config)
     if args.check:
         say(f"{args.config}: nothing wrong")
+        if (teacher := missing_teacher(config)) is not None:
+            say(f"teacher {teacher.plan(teacher.load(config))}")
         if distiller is not None:
             for role, model in distiller.models.items():
                 stages = ", ".join(map(str, distiller.specs(role)))
@@ -79,9 +86,14 @@ def main() -> None:
             for name, fusion in distiller.fusions.items():
                 say(f"{name}: {fusion.title}")
         return
-    from fbt_plugins.engine.runner import DistillRunner
+    train(config)
 
-    DistillRunner.from_cfg(config).train()
+
+def command_line() -> str:
+    """What makes this run again, from its start."""
+    resume = argparse.ArgumentParser(add_help=False)
+    resume.add_argument("--resume", nargs="?")
+    return shlex.join(["python", "tools/train.py", *resume.parse_known_args(sys.argv[1:])[1]])
 
 
 if __name__ == "__main__":

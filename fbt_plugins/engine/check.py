@@ -29,14 +29,20 @@ from ..distiller import Distiller
 from ..edge import SLOTS, parse_edges
 from ..errors import ConfigError, FBTError, nearest
 from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line, value_problem
+from ..weights import SUFFIX, misfit
 from .checkpoints import find_resume
 from .config import DEFAULT_HOOKS
 from .device import resolve_device
 from .ema import EMAHook
 from .runner import DistillRunner
+from .signatures import parameters_of
 from .teacher_cache import TeacherCacheHook, refusals
+from .teachers import TeacherRun, missing_teacher
 
-OURS = ("device", "custom_imports", "compile", "channels_last", "ema", "teacher_cache", "cell", "reference")
+OURS = (
+    *("device", "custom_imports", "compile", "channels_last", "ema", "teacher_cache", "cell", "reference"),
+    *("command", "teacher_run", "publish"),
+)
 _NO_SHARDS = (
     "FSDP and DeepSpeed are not supported: they take parameters apart, and a fusion model runs stages that it shares "
     "with teacher and student; drop this key: --launcher sets up DistributedDataParallel"
@@ -103,7 +109,11 @@ class _Check:
             self._signature(_reference, reference, "reference")
         if (ema := self.config.get("ema")) is not None:
             self._built(EMAHook, ema, "ema")
+        self._publish()
+        if (teacher_run := self.config.get("teacher_run")) is not None:
+            self.config["teacher_run"] = teacher_run if self._built(TeacherRun, teacher_run, "teacher_run") else None
         distiller = self._model()
+        self._teacher_run(distiller)
         if (cache := self.config.get("teacher_cache")) is not None:
             self._built(TeacherCacheHook, cache, "teacher_cache")
             self.problems += refusals(distiller, self.config.get("data_preprocessor"))
@@ -243,12 +253,11 @@ class _Check:
                 given = ("save_dir",)
                 self._typed(VISBACKENDS, visualizer.get("vis_backends"), "visualizer.vis_backends", given)
 
-    def _built(self, factory: Callable[..., Any], options: Any, where: str) -> None:
-        """Options of something that checks their values when it is built."""
+    def _built(self, factory: Callable[..., Any], options: Any, where: str) -> Any:
+        """Options of something that checks their values when it is built; None where they are wrong."""
         before = len(self.problems)
         self._signature(factory, options, where)
-        if len(self.problems) == before:
-            self._collect("", lambda: factory(**options))
+        return self._collect("", lambda: factory(**options)) if len(self.problems) == before else None
 
     def _kernels(self) -> None:
         if isinstance(compile_options := self.config.get("compile"), Mapping):
@@ -270,6 +279,8 @@ class _Check:
         options = {k: v for k, v in options.items() if k in inspect.signature(Distiller).parameters}
         if "student" not in options:
             return None
+        if missing_teacher(self.config):
+            options["teacher"] = {k: v for k, v in options["teacher"].items() if k != "checkpoint"}
         info = self._data_info()
         try:
             with torch.device("meta"):
@@ -281,6 +292,29 @@ class _Check:
         except Exception as error:  # a third party's architecture may fail in any way
             self.problems.append(f"model cannot be built: {one_line(error)}")
         return None
+
+    def _teacher_run(self, distiller: Distiller | None) -> None:
+        """The run that is to make a missing teacher, checked as well."""
+        run = missing_teacher(self.config)
+        config = run and self._collect("", run.load, self.config)
+        if run is None or config is None:
+            return
+        if problem := run.refusal(self.config):
+            self.problems.append(problem)
+            return
+        made = self._collect("teacher_run", check_config, config)
+        if made is not None and distiller is not None and distiller.teacher is not None:
+            problem = misfit(distiller.teacher.net.state_dict(), made.student.net.state_dict())
+            self.problems += [f"teacher_run: what it makes does not fit model.teacher: {problem}"] if problem else []
+
+    def _publish(self) -> None:
+        """Where a run's student goes as a teacher."""
+        if (target := self.config.get("publish")) is None:
+            return
+        if not isinstance(target, str) or Path(target).suffix != SUFFIX:
+            self.problems.append(f"publish: a file NAME{SUFFIX}, not {target!r}")
+        if not any(self.config.get(f"{split}_evaluator") for split in ("val", "test")):
+            self.problems.append("publish: a teacher's accuracy must be known; set val_dataloader or test_dataloader")
 
     def _parts(self, options: Mapping[str, Any]) -> None:
         """The losses, fusion and edges alone: a broken model must not hide what is wrong with them."""
@@ -352,7 +386,7 @@ class _Check:
         if not isinstance(options, Mapping):
             self.problems.append(f"{where}: expected a dict, got {options!r}")
             return
-        accepted, complete = _parameters(factory)
+        accepted, complete = parameters_of(factory)
         if complete:
             self._known_keys(options, [*(a for a in accepted if a not in given), *extra], where)
         for name, parameter in accepted.items():
@@ -378,24 +412,3 @@ class _Check:
 
 def _reference(top1: float, source: str) -> None:
     """A published figure, in percent, and where it is from."""
-
-
-def _parameters(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
-    """What a callable accepts by name, and whether that is all; a class that passes ``**kwargs`` on is followed."""
-    mro = inspect.getmro(factory) if inspect.isclass(factory) else ()
-    steps: list[Callable[..., Any]] = [vars(c)["__init__"] for c in mro if "__init__" in vars(c)] or [factory]
-    accepted: dict[str, inspect.Parameter] = {}
-    for step in steps:
-        try:
-            parameters = list(inspect.signature(step).parameters.values())
-        except (TypeError, ValueError):
-            return accepted, False
-        for p in parameters[1:] if inspect.isclass(factory) else parameters:
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-                # What a base class requires, the class itself may provide.
-                accepted.setdefault(
-                    p.name, p if step is steps[0] or p.default is not p.empty else p.replace(default=None)
-                )
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return accepted, True
-    return accepted, False

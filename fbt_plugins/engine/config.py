@@ -36,6 +36,8 @@ DEFAULTS: dict[str, Any] = {
     "randomness": {"seed": 0},
     "cell": None,
     "reference": None,
+    "teacher_run": None,
+    "publish": None,
     "teacher_cache": None,
     "ema": None,
     "compile": None,
@@ -103,7 +105,12 @@ def load_matrix(path: str | Path) -> Matrix:
 
 
 def default_work_dir(path: str | Path, config: Config) -> str:
-    """The folder of a run whose config and command line name none: a cell's says pair, method and seed."""
+    """The folder of a run whose config and command line name none: a cell's says pair, method and seed.
+
+    That of a run that makes a teacher lies beside the teacher's file, and is called as that is.
+    """
+    if target := config.get("publish"):
+        return str(Path(target).with_suffix(""))
     folder = Path("work_dirs") / Path(path).stem
     if cell := config.get("cell"):
         folder = folder / cell["pair"] / cell["method"] / f"seed_{config.randomness.seed}"
@@ -171,7 +178,7 @@ def _read(path: Path) -> Config:
                 raise ConfigError(
                     f"config {path}: it imports modules, which mmengine takes for a lazy config; use _base_"
                 )
-            if re.search(r"\}\}['\"]?\s*[*/+-]|[*/+-]\s*['\"]?\{\{\s*_base_\.", text):
+            if re.search(r"\{\{\s*_base_\.[^}]*\}\}['\"]?\s*[*/+-]|[*/+-]\s*['\"]?\{\{\s*_base_\.", text):
                 raise ConfigError(f"config {path}: {{{{_base_.x}}}} in an expression becomes a string; write _base_.x")
         return Config.fromfile(str(path), import_custom_modules=False)
     except SyntaxError as error:

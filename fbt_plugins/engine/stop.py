@@ -98,4 +98,5 @@ class StopHook(Hook):
 
     def _line(self, runner: Any) -> Interrupted:
         name, saved = signal.Signals(self._received).name, relative(runner.checkpoints.last_ckpt)
-        return Interrupted(f"stopped by {name}; saved {saved}; the same command with --resume goes on", self._received)
+        how = "" if runner.cfg.get("resume") == "auto" else " with --resume"
+        return Interrupted(f"stopped by {name}; saved {saved}; the same command{how} goes on", self._received)

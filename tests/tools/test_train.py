@@ -1,13 +1,17 @@
 """The main job, typed as the README has it."""
 
 import json
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from conftest import CONVNEXT
+from runs import TINY
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(ROOT / "tools" / "train.py"), str(ROOT / "configs" / "fbt_convnext_resmlp.py")]
@@ -35,6 +39,59 @@ def test_a_shortened_flagship_from_another_folder(tmp_path: Path) -> None:
         "resmlp_s4_patch4_32", num_classes=10, checkpoint_path=str(folder / "student.safetensors")
     )
     assert student(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+TEACHERS = """
+_base_ = "student.py"
+model = dict(teacher=None, fusion=None, edges=[], feature_loss=None, logit_loss=None)
+teacher_run = None
+pairs = dict(conv=dict(model=dict(student={convnext}), publish="teachers/conv.safetensors"))
+methods = dict(plain=dict())
+"""
+STUDENT = """
+train_cfg = dict(by_epoch=True, max_epochs=1)
+train_dataloader["num_batch_per_epoch"] = 1
+model["teacher"]["checkpoint"] = "teachers/conv.safetensors"
+teacher_run = dict(config="{{ fileDirname }}/teachers.py", pair="conv", method="plain")
+"""
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
+    """Runs the tool in a folder with the configs of a student and its teachers; exit code and what it wrote."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "student.py").write_text(TINY + STUDENT)
+    (tmp_path / "teachers.py").write_text(TEACHERS.format(convnext=CONVNEXT))
+
+    def run(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tools/train.py", *args])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_a_missing_teacher_is_refused_with_the_command_that_makes_it(train: Callable) -> None:
+    code, _, error = train("student.py")
+    command = "tools/train.py teachers.py --pair conv --method plain"
+    assert code == 2 and error.count("\n") == 1 and f"'python {command}' makes it" in error
+    code, out, _ = train(*command.split()[1:], "--resume", "auto", "--seed", "5")
+    assert code == 0 and "teacher  teachers/conv.safetensors, " in out
+    entry = json.loads(Path("teachers/manifest.json").read_text())["conv"]
+    assert (entry["recipe"], entry["seed"]) == (f"python {command} --seed 5", 5)
+    assert train("student.py", "--check")[0] == 0
+
+
+def test_a_missing_teacher_is_made_on_the_way(train: Callable) -> None:
+    wish = ("--cfg-options", "teacher_run.if_missing=train")
+    code, out, _ = train("student.py", "--check", *wish)
+    line = "teachers/conv.safetensors is missing: trained first, in teachers/conv (python tools/train.py teachers.py "
+    assert code == 0 and line in out and not Path("teachers").exists()
+    code, out, error = train("student.py", *wish)
+    assert code == 0 and line in out and not error
+    assert out.index("teacher  teachers/conv.safetensors, ") < out.index("before the first step")
+    assert Path("work_dirs/student/summary.json").is_file()
 
 
 @pytest.mark.slow
