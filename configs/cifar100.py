@@ -1,8 +1,8 @@
 # The 12 pairs on CIFAR-100, each with every method.
 #   python tools/train.py configs/cifar100.py --pair swin-t_resnet18 --method fbt
-# Teachers are ImageNet models fine-tuned with the same recipe at a tenth to a twentieth of its rate (reported top-1:
-# Swin-T 89.26, ViT-S 92.44, Mixer-B/16 87.62, ConvNeXt-T 88.42); put them at teachers/cifar100/NAME.safetensors.
-_base_ = ["_base_/cifar100_224.py", "_base_/recipes.py", "_base_/models.py", "_base_/methods.py"]
+# configs/teachers/cifar100.py makes the teachers: before a run, or on the way with
+#   --cfg-options teacher_run.if_missing=train
+_base_ = ["_base_/cifar100_models.py", "_base_/recipes.py", "_base_/methods.py"]
 
 _fbt = "FBT, arXiv 2410.12342"
 _old = "secondary source, of an older recipe"
@@ -23,15 +23,15 @@ _figures = {  # by pair: scratch, KD, FitNet, CRD, OFA, FBT; None: not published
 }
 _figures["swin-t_resnet18"] += (75.95, 77.21, 25.57, 80.95, 77.91)
 _columns = ("scratch", "kd", "fitnet", "crd", "ofa", "fbt", "fbt_a", "fbt_b", "fbt_c", "fbt_f", "fbt_g")
-_model = {n: dict(m, num_classes=100, mean=_base_._mean, std=_base_._std) for n, m in _base_._models.items()}
-_teacher = {n: dict(m, checkpoint=f"teachers/cifar100/{n}.safetensors") for n, m in _model.items()}
-_teacher["mixer-b16"].update(mean=(0.5,) * 3, std=(0.5,) * 3)
+_teacher = {n: dict(m, checkpoint=_base_._teacher_file[n]) for n, m in _base_._teacher.items()}
+_made_by = dict(config="{{ fileDirname }}/teachers/cifar100.py", method="finetune")
 
 pairs = {
     pair: dict(
         _base_._recipes["cifar100_cnn" if pair.split("_")[1] in _base_._cnns else "cifar100_token"],
-        model=dict(teacher=_teacher[pair.split("_")[0]], student=_model[pair.split("_")[1]]),
-        methods=dict(deit=dict(model=dict(student=_model["deit-t-distilled"]))),
+        model=dict(teacher=_teacher[pair.split("_")[0]], student=_base_._model[pair.split("_")[1]]),
+        teacher_run=dict(_made_by, pair=pair.split("_")[0]),
+        methods=dict(deit=dict(model=dict(student=_base_._model["deit-t-distilled"]))),
         reference={m: dict(top1=v, source=_old if m == "scratch" else _fbt) for m, v in zip(_columns, row) if v},
     )
     for pair, row in _figures.items()

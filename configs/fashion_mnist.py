@@ -1,7 +1,8 @@
 # The study: what does the fusion model itself add? Small models, 5,000 training images, minutes per run.
 #   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/compare.py configs/fashion_mnist.py
 # One pair gets every method, three more across architectures and two within one get the main ones and the controls.
-# The test split is all 10,000 images. configs/teachers/ has the commands that make the teachers that are not shipped.
+# The test split is all 10,000 images. The teachers that are not shipped are made before a run, or on the way with
+#   --cfg-options teacher_run.if_missing=train
 _base_ = [
     "_base_/fashion_mnist_mini.py",
     "_base_/convnext_fashion_mnist.py",
@@ -17,8 +18,14 @@ _teachers = dict(
 )
 _rates = dict(resmlp=1.4e-2, swin=4e-3, resnet=4e-3)  # resmlp's was chosen without a teacher, on validation
 _grid = ("convnext_resmlp", "convnext_swin", "swin_resnet", "mixer_resnet", "convnext_resnet", "mixer_resmlp")
+_made_by = dict(
+    convnext=None,
+    swin=dict(config="{{ fileDirname }}/teachers/swin_fashion_mnist.py"),
+    mixer=dict(config="{{ fileDirname }}/teachers/mixer_fashion_mnist.py"),
+)
 pairs = {
     pair: dict(
+        teacher_run=_made_by[pair.split("_")[0]],
         model=dict(teacher=_teachers[pair.split("_")[0]], student=_base_._students[pair.split("_")[1]]),
         optim_wrapper=dict(optimizer=dict(lr=_rates[pair.split("_")[1]])),
     )

@@ -46,11 +46,11 @@ def sample(all_cells: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     return [group[7 * i % len(group)] for i, group in enumerate(by_method.values())]
 
 
-def cell_config(name: str, pair: str, method: str) -> Config:
-    """A cell's config without the weights of a teacher."""
+def cell_config(name: str, pair: str, method: str, weights: bool = False) -> Config:
+    """A cell's config, without the weights of a teacher unless they are asked for."""
     config = Config(complete(matrix(name).cell(pair, method), {}))
     config.work_dir = "unused"
-    if config.model.teacher:
+    if config.model.teacher and not weights:
         config.model.teacher = {k: v for k, v in config.model.teacher.items() if k not in ("checkpoint", "pretrained")}
     return config
 

@@ -10,6 +10,7 @@ from cells import CONFIGS, IMAGE, MATRICES, cell_config, cells, matrix, sample, 
 from fbt_plugins.distiller import Distiller
 from fbt_plugins.engine.check import check_config
 from fbt_plugins.engine.config import load_config
+from fbt_plugins.engine.teachers import TeacherRun
 from fbt_plugins.knowledge import Batch
 
 FILES = sorted(p for p in CONFIGS.rglob("*.py") if "_base_" not in p.parts and p.stem not in MATRICES)
@@ -89,6 +90,46 @@ def test_the_papers_pair_is_spliced_as_its_sentence_says() -> None:
     config = cell_config("cifar100", "convnext-t_resmlp-s12", "fbt")
     model = Distiller(**small(config.model.to_dict()), image_size=(IMAGE, IMAGE))
     assert str(model.fusions["fusion"].splice) == "S1-3+T4"
+
+
+TEACHERS = [
+    ("swin-t", 89.26, dict(type="AdamW", lr=5e-5), 1e-6),
+    ("vit-s", 92.44, dict(type="AdamW", lr=5e-5), 1e-6),
+    ("mixer-b16", 87.62, dict(type="AdamW", lr=5e-5), 1e-6),
+    ("convnext-t", 88.42, dict(type="SGD", lr=5e-3), 1e-4),
+]
+
+
+@pytest.mark.parametrize(("name", "top1", "optimizer", "end"), TEACHERS)
+def test_a_teacher_is_fine_tuned_at_a_tenth_of_its_kinds_rate(
+    name: str, top1: float, optimizer: dict, end: float
+) -> None:
+    config = load_config(CONFIGS / "teachers" / "cifar100.py", pair=name, method="finetune")
+    config.work_dir = "unused"
+    distiller = check_config(config)
+    assert distiller is not None and distiller.image_size == (224, 224) and distiller.teacher is None
+    assert config.model.student.pretrained and config.model.student.head == "new"
+    assert distiller.student.mean == ((0.5,) * 3 if name == "mixer-b16" else (0.5071, 0.4865, 0.4409))
+    assert {key: config.optim_wrapper.optimizer[key] for key in optimizer} == optimizer
+    assert config.param_scheduler[1].eta_min == end and config.param_scheduler[1].end == 300
+    assert config.train_cfg.max_epochs == 300 and config.reference.top1 == top1
+
+
+@pytest.mark.parametrize(("name", "teachers"), [("cifar100", 4), ("fashion_mnist", 2)])
+def test_teachers_are_made_as_their_students_want_them(name: str, teachers: int) -> None:
+    """By a config that trains the same model, and to the file that is looked for."""
+    made: dict[str, dict] = {}
+    for pair in matrix(name).pairs:
+        student = cell_config(name, pair, "kd", weights=True)
+        teacher = student.model.teacher.to_dict()
+        if not str(teacher.pop("checkpoint")).startswith("embedded:"):
+            run = TeacherRun(**student.teacher_run)
+            assert run.if_missing == "refuse"
+            if run.command not in made:
+                made[run.command] = run.load(student).model.student.to_dict()
+            own = made[run.command]
+            assert {k: v for k, v in own.items() if k not in ("pretrained", "head")} == teacher
+    assert len(made) == teachers
 
 
 def test_the_shipped_teacher_is_the_flagships_and_its_configs_student() -> None:
