@@ -91,6 +91,8 @@ class TeacherRun:
         if target is None or Path(target) != Path(file):
             makes = f"makes {target!r}" if target else "makes no teacher (it has no publish)"
             raise ConfigError(f"model.teacher: checkpoint {file!r}: no such file, and '{self.command}' {makes}")
+        if (config.model.get("teacher") or {}).get("checkpoint") == target:
+            raise ConfigError(f"teacher_run: '{self.command}' needs the teacher that it makes, {target!r}")
         apply_arguments(config, None, resume="auto", device=student.get("device"))
         config.work_dir = config.get("work_dir") or default_work_dir(self.config, config)
         config.command = self.command

@@ -229,6 +229,13 @@ def test_a_mistake_in_the_teachers_config_is_found_before_anything_runs(config: 
     assert second.endswith("publish: a teacher's accuracy must be known; set val_dataloader or test_dataloader")
 
 
+def test_a_run_that_makes_its_own_teacher_is_refused(config: Callable[..., Config]) -> None:
+    with Path("student.py").open("a") as file:
+        file.write(f"publish = {FILE!r}\n")
+    with pytest.raises(ConfigError, match=r"student.py' needs the teacher that it makes, 'teachers/conv.safetensors'$"):
+        check_config(config(teacher_run__config="student.py"))
+
+
 def test_no_teacher_is_made_where_none_is_needed(config: Callable[..., Config]) -> None:
     scratch = dict(model__teacher=None, model__fusion=None, model__edges=[])
     check_config(config(**scratch, model__feature_loss=None, model__logit_loss=None))
