@@ -36,8 +36,9 @@ teacher_cache = dict(views=4, required=False)  # all methods see the same views
 test_dataloader = dict(
     dataset=dict(type="FashionMNIST", root="{{$FASHION_MNIST:data}}", split="test", transforms=_base_._pad)
 )
-train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=1)
+optim_wrapper = dict(precision="bf16")  # two thirds of the time, where the CPU has avx512_bf16
+train_cfg = dict(by_epoch=True, max_epochs=16, val_interval=2)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=1, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=1, T_max=11, end=12, eta_min=1e-5, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, T_max=15, end=16, eta_min=1e-5, convert_to_iter_based=True),
 ]
