@@ -106,7 +106,8 @@ class _Check:
         distiller = self._model()
         if (cache := self.config.get("teacher_cache")) is not None:
             self._built(TeacherCacheHook, cache, "teacher_cache")
-            self.problems += refusals(distiller, self.config.get("data_preprocessor"))
+            if not isinstance(cache, Mapping) or cache.get("required", True):
+                self.problems += refusals(distiller, self.config.get("data_preprocessor"))
         return distiller
 
     def _top_level(self) -> None:
