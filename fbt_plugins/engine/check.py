@@ -29,6 +29,7 @@ from ..distiller import Distiller
 from ..edge import SLOTS, parse_edges
 from ..errors import ConfigError, FBTError, nearest
 from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line, value_problem
+from ..schedule import TIMES
 from .checkpoints import find_resume
 from .config import DEFAULT_HOOKS
 from .device import resolve_device
@@ -290,8 +291,9 @@ class _Check:
             for name, strategy in {"": fusion}.items() if "type" in fusion else fusion.items():
                 self._typed(FUSIONS, strategy, f"model.fusion{'.' * bool(name)}{name}", extra=("splice", "tail"))
         defaults = {slot: options.get(f"{slot}_loss") for slot in SLOTS}
-        for slot, config in {**defaults, "task": options.get("task_loss")}.items():
+        for slot, config in defaults.items():
             self._typed(LOSSES, config, f"model.{slot}_loss", extra=("weight",))
+        self._typed(LOSSES, options.get("task_loss"), "model.task_loss", extra=("weight", *TIMES))
         edges = self._collect("model.edges", parse_edges, options.get("edges", ()), defaults) or []
         for edge in edges:
             for slot, loss in edge["losses"].items():

@@ -135,7 +135,7 @@ def refusals(distiller: Distiller | None, preprocessor: Mapping[str, Any] | None
         if stages := edge.needs.get(TEACHER):
             why = f"{name} needs the teacher's stages {sorted(stages)}, and only features and logits are stored"
             problems.append(f"{where}: {why}; choose other losses, {off}")
-    if TEACHER not in {edge.giver for edge in distiller.edges.values()}:
+    if not any(TEACHER in edge.ends for edge in distiller.edges.values()):
         problems.append(f"{where}: no edge takes anything from the teacher itself; add 'teacher_to_student', {off}")
     return problems
 
