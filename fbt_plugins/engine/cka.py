@@ -122,9 +122,10 @@ class StageSimilarity:
             dataset: whose samples have ``inputs`` and ``labels``.
 
         Returns:
-            ``{"images": how many, "maps": {"teacher_student": {"rows": names of the teacher's stages, "columns": names
-            of the student's, "values": CKA by row, None for a stage that gives all images the same}, "teacher_fusion":
-            ..., "fusion_student": ...}}``, or None where there is no second model, or no batch of images.
+            ``{"images": how many, "maps": {"teacher_student": {"models": ["teacher", "student"], "rows": names of the
+            first's stages, "columns": of the second's, "values": CKA by row, None for a stage that gives all images
+            the same}, "teacher_fusion": ..., "fusion_student": ...}}``, or None where there is no second model, or no
+            batch of images.
         """
         count: int = len(dataset)  # type: ignore[arg-type]
         positions = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: self.images].tolist()
@@ -145,7 +146,8 @@ class StageSimilarity:
 
         def part(a: str, b: str) -> dict[str, Any]:
             rows, columns = (slice(first[m], first[m] + len(names[m])) for m in (a, b))
-            return {"rows": names[a], "columns": names[b], "values": [row[columns] for row in values[rows]]}
+            cut = [row[columns] for row in values[rows]]
+            return {"models": [a, b], "rows": names[a], "columns": names[b], "values": cut}
 
         maps = {f"{a}_{b}": part(a, b) for a, b in pairs}
         return {"images": used, "maps": maps}
