@@ -113,3 +113,4 @@ methods = {
     ),
 }
 seeds = [0, 1, 2, 3, 4]
+cka = dict(images=512)

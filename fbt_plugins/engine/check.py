@@ -31,13 +31,14 @@ from ..errors import ConfigError, FBTError, nearest
 from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line, value_problem
 from ..schedule import TIMES
 from .checkpoints import find_resume
+from .cka import StageSimilarity
 from .config import DEFAULT_HOOKS
 from .device import resolve_device
 from .ema import EMAHook
 from .runner import DistillRunner
 from .teacher_cache import TeacherCacheHook, refusals
 
-OURS = ("device", "custom_imports", "compile", "channels_last", "ema", "teacher_cache", "cell", "reference")
+OURS = ("device", "custom_imports", "compile", "channels_last", "ema", "cka", "teacher_cache", "cell", "reference")
 _NO_SHARDS = (
     "FSDP and DeepSpeed are not supported: they take parameters apart, and a fusion model runs stages that it shares "
     "with teacher and student; drop this key: --launcher sets up DistributedDataParallel"
@@ -102,8 +103,9 @@ class _Check:
         self._kernels()
         if (reference := self.config.get("reference")) is not None:
             self._signature(_reference, reference, "reference")
-        if (ema := self.config.get("ema")) is not None:
-            self._built(EMAHook, ema, "ema")
+        for key, factory in (("ema", EMAHook), ("cka", StageSimilarity)):
+            if (options := self.config.get(key)) is not None:
+                self._built(factory, options, key)
         distiller = self._model()
         if (cache := self.config.get("teacher_cache")) is not None:
             self._built(TeacherCacheHook, cache, "teacher_cache")

@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "reference": None,
     "teacher_cache": None,
     "ema": None,
+    "cka": None,
     "compile": None,
     "channels_last": False,
 }

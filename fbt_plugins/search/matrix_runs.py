@@ -26,7 +26,7 @@ from ..report import Trial, read_trials, trial_of_run
 from .study import Claim, MatrixStudy, Run
 
 _LIBC = ctypes.CDLL(None)
-_NOT_RESULTS = ("work_dir", "launcher", "resume", "device", "randomness", "reference", "cell")
+_NOT_RESULTS = ("work_dir", "launcher", "resume", "device", "randomness", "reference", "cell", "cka")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
