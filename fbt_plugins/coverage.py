@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +136,7 @@ def _run(
     if not left:
         return
     with (
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool,
         state.open("a", encoding="utf-8") as file,
     ):
         futures = [pool.submit(_work, *job) for job in left]
@@ -146,6 +148,18 @@ def _run(
                 yield row
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def markdown(rows: Sequence[Row]) -> str:

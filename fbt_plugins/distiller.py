@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .data.randomness import derive_seed
 from .edge import (
     SLOTS,
+    TEACHER,
     Edge,
     ModelInfo,
     StepLosses,
@@ -31,10 +32,11 @@ from .errors import ConfigError, FBTError, nearest
 from .fusion import BORROWED, TAILS, FusionModel, NoJunctionsError
 from .knowledge import Batch, Knowledge
 from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, one_line
+from .schedule import TIMES, Schedule, gap
 from .splice import AUTO, parse_all
 from .staged import StagedModel, StageSpec
 
-STUDENT, TEACHER, FUSION, TASK = "student", "teacher", "fusion", "task"
+STUDENT, FUSION, TASK = "student", "fusion", "task"
 Config = Mapping[str, Any]
 
 
@@ -49,15 +51,16 @@ class Distiller(BaseModel):
         teacher: config of the frozen model, or None.
         fusion: config of one fusion strategy with its ``splice`` (or a list, of which each step draws one) and its
             ``tail`` (see :class:`FusionModel`), a dict of named ones, or None.
-        edges: names ("teacher_to_student"), or dicts with losses and weights of their own.
+        edges: names ("teacher_to_student"), or dicts with losses, weights and times of their own (:class:`Schedule`).
         feature_loss, logit_loss, stage_loss: the losses of edges that have none of their own.
-        task_loss: loss of the student against the labels; may carry a ``weight``.
+        task_loss: loss of the student against the labels; may carry a ``weight``, and times as edges do.
         image_size: (height, width) of the images that the pipeline yields; None is the student's own size.
         data_info: ``{"num_classes": ..., "num_samples": ...}`` of the training data, where known.
         data_preprocessor: mmengine's.
 
     Attributes:
         validated: the models that validation looks at; None is all of them.
+        schedules: of the task loss ("task") and of each edge, by name.
 
     Raises:
         ConfigError: with everything that does not fit, one line each.
@@ -65,6 +68,7 @@ class Distiller(BaseModel):
 
     fusions: dict[str, FusionModel]  # an nn.ModuleDict
     edges: dict[str, Edge]  # an nn.ModuleDict
+    schedules: dict[str, Schedule]  # an nn.ModuleDict
 
     def __init__(
         self,
@@ -84,7 +88,8 @@ class Distiller(BaseModel):
         problems: list[str] = []
         self.student = _build(ARCHITECTURES, student, "model.student", problems)
         frozen = _build(ARCHITECTURES, teacher, "model.teacher", problems) if teacher else None
-        self.task_loss, self.task_weight = _task_loss(task_loss, problems)
+        self.schedules = nn.ModuleDict()  # type: ignore[assignment]
+        self.task_loss, self.task_weight = self._task_loss(task_loss, problems)
         if problems:
             raise ConfigError(problems)
         given = {STUDENT: student, TEACHER: teacher, TASK: task_loss}
@@ -113,11 +118,8 @@ class Distiller(BaseModel):
             problems += self._unused(defaults)
         if problems:
             raise ConfigError(problems)
-        self.in_losses = frozenset({STUDENT} if self.task_loss is not None else ()) | {
-            end for edge in self.edges.values() for end in (edge.giver, edge.receiver)
-        }
         self._needed: dict[tuple[frozenset[str], tuple[int, ...]], dict[str, set[int]]] = {}
-        self._values_seen: set[tuple[int, ...]] = set()
+        self._values_seen: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
         for role, model in self.models.items():
             channels = (1, model.in_chans, 1, 1)
             for what, values in (("mean", model.mean), ("std", model.std)):
@@ -198,6 +200,16 @@ class Distiller(BaseModel):
                 raise FUSIONS.fault(options["type"], str(error)) from error
         self._single |= {f"{name}@{splice}": (name, number) for number, splice in enumerate(splices)}
 
+    def _task_loss(self, config: Config | None, problems: list[str]) -> tuple[nn.Module | None, float]:
+        if config is None:
+            return None, 0.0
+        options = dict(config)
+        weight, times = options.pop("weight", 1.0), {key: options.pop(key) for key in TIMES if key in options}
+        schedule = _collect(problems, "model.task_loss", lambda: Schedule(**times))
+        if schedule is not None:
+            self.schedules[TASK] = schedule
+        return _build(LOSSES, options, "model.task_loss", problems), float(weight)
+
     def _connect_task(self, data_info: Mapping[str, int]) -> None:
         kind, student = self._types[TASK], self._info(STUDENT)
         with LOSSES.blame(kind):
@@ -212,7 +224,8 @@ class Distiller(BaseModel):
     def _add_edge(self, options: dict[str, Any], data_info: Mapping[str, int]) -> None:
         infos = {role: self._info(role) for role in self.models}
         infos |= {n: ModelInfo((), f.owners[0].num_features) for n, f in self.fusions.items()}
-        edge = Edge(models=infos, data_info=data_info, **options)
+        times = {key: options[key] for key in TIMES if key in options}
+        edge = Edge(models=infos, data_info=data_info, **{k: v for k, v in options.items() if k not in times})
         for name in {edge.giver, edge.receiver} & self.fusions.keys():
             widths = sorted({owner.num_features for owner in self.fusions[name].owners})
             if len(widths) > 1 and "feature" in edge.losses:
@@ -220,6 +233,10 @@ class Distiller(BaseModel):
                     f"model.edges: {edge.name}: features of {name!r} are {widths[0]} or {widths[1]} wide, for its "
                     "splices end in both models; set feature_loss=None, or make two fusions of them"
                 )
+        try:
+            self.schedules[edge.name] = Schedule(**times)
+        except ConfigError as error:
+            raise ConfigError(f"model.edges: {edge.name}: {error}") from error
         self.edges[edge.name] = edge
         self._types |= {f"{edge.name}/{slot}": kind for slot, kind in edge.types.items()}
 
@@ -242,18 +259,38 @@ class Distiller(BaseModel):
                 problems.append(f"model.{slot}_loss: no edge uses it; add {which}, or set it to None")
         if STUDENT not in {e.receiver for e in self.edges.values()} and self.task_loss is None:
             problems.append("model: nothing trains the student; set task_loss, or an edge to the student")
+        elif idle := gap(self.schedules.values()):
+            problems.append(
+                f"model: no loss is on from {idle[0]:g} to {idle[1]:g} of training; let task_loss or an edge begin "
+                "sooner or end later"
+            )
         return problems
 
     # ---- running --------------------------------------------------------------------------------------------------
 
-    def begin_step(self, seed: int) -> None:
-        """Draws what a training step runs: one splice of each fusion model that has several.
+    def begin_step(self, seed: int, progress: float | None = None) -> None:
+        """Sets what a training step runs: one splice of each fusion model that has several, and the losses that are on.
 
         Args:
             seed: of the step, the same in all processes.
+            progress: fraction of training that was done before it; None has all losses on, with their whole weights.
         """
         for number, fusion in enumerate(self.fusions.values()):
             fusion.draw(derive_seed(seed, number))
+        for schedule in self.schedules.values():
+            schedule.begin_step(progress)
+        self.needs(self.in_losses)  # remembered here: a graph that was compiled does not like to see it change
+
+    @property
+    def on(self) -> tuple[str, ...]:
+        """Whose losses this step computes: "task", names of edges."""
+        return tuple(name for name, schedule in self.schedules.items() if schedule.on)
+
+    @property
+    def in_losses(self) -> frozenset[str]:
+        """The models whose knowledge this step's losses take."""
+        ends = {end for name in self.on if name != TASK for end in self.edges[name].ends}
+        return frozenset(ends | {STUDENT} if TASK in self.on else ends)
 
     def train(self, mode: bool = True) -> Distiller:
         super().train(mode)
@@ -302,14 +339,20 @@ class Distiller(BaseModel):
         return (images - getattr(self, f"{role}_mean")) / getattr(self, f"{role}_std")
 
     def losses(self, images: Tensor, batch: Batch, teacher: Knowledge | None = None) -> dict[str, Tensor]:
-        """All losses of one batch, named "task" or "edge/slot", each with its weights; ``teacher`` as in `know`."""
+        """All losses of one batch, named "task" or "edge/slot", each with its weights; ``teacher`` as in `know`.
+
+        Those that are off are 0, and nothing was computed for them.
+        """
         known = self.know(images, self.in_losses, teacher)
+        on, zero = self.on, torch.zeros((), device=images.device)
         values: dict[str, Tensor] = {}
         if self.task_loss is not None:
-            values[TASK] = weighted(self.task_loss(known[STUDENT], None, batch), self.task_weight)
+            task = weighted(self.task_loss(known[STUDENT], None, batch), self.task_weight) if TASK in on else zero
+            values[TASK] = self.schedules[TASK](task)
         for name, edge in self.edges.items():
-            for slot, value in edge(known, batch).items():
-                values[f"{name}/{slot}"] = value
+            given = edge(known, batch) if name in on else dict.fromkeys(edge.losses, zero)
+            for slot, value in given.items():
+                values[f"{name}/{slot}"] = self.schedules[name](value)
         return values
 
     def know(self, images: Tensor, wanted: Set[str], teacher: Knowledge | None = None) -> dict[str, Knowledge]:
@@ -377,25 +420,28 @@ class Distiller(BaseModel):
         """The sum to descend, and all named losses as they are on the device, unread.
 
         Raises:
-            PluginError: in the first step of each splice, if a loss returned anything but a scalar with a gradient, or
-                if parameters of a loss or a junction get none.
+            PluginError: in the first step of each splice and of each set of losses that are on, if a loss returned
+                anything but a scalar with a gradient, or if parameters of a loss or a junction get none.
         """
-        drawn = tuple(fusion.current for fusion in self.fusions.values())
-        if drawn not in self._values_seen:
+        kind = tuple(fusion.current for fusion in self.fusions.values()), self.on
+        if kind not in self._values_seen:
             self._check_values(losses)
-            self._values_seen.add(drawn)
+            self._values_seen.add(kind)
         step = StepLosses(losses)
         return step.total, step
 
     def _check_values(self, losses: Mapping[str, Tensor]) -> None:
+        on = self.on
+        off = {name for name in losses if name.partition("/")[0] not in on}
         for name, value in losses.items():
-            if wrong := value_fault(value):
+            if name not in off and (wrong := value_fault(value)):
                 raise LOSSES.fault(self._types[name], wrong)
         total = torch.stack([value.float() for value in losses.values()]).sum()
-        taught = {e.receiver for e in self.edges.values()} | {e.giver for e in self.edges.values() if not e.detach}
+        edges = [edge for name, edge in self.edges.items() if name in on]
+        taught = {edge.receiver for edge in edges} | {edge.giver for edge in edges if not edge.detach}
         for registry, name, part in self._parts():
-            if registry is ARCHITECTURES or (registry is FUSIONS and name not in taught):
-                continue  # a fusion model that only gives stays as it was built
+            if registry is ARCHITECTURES or name in off or (registry is FUSIONS and name not in taught):
+                continue  # a fusion model that only gives stays as it was built, and so does what is off
             if total.requires_grad and (left := out_of_reach(total, part)):
                 raise registry.fault(self._types[name], f"has a parameter {left[0]!r} that no loss's gradient reaches")
 
@@ -449,14 +495,6 @@ def _named_fusions(fusion: Config | None) -> dict[str, Config]:
     if wrong:
         raise ConfigError(f"model.fusion: {wrong[0]!r} without a 'type'; give one strategy, or a dict of named ones")
     return dict(fusion)
-
-
-def _task_loss(config: Config | None, problems: list[str]) -> tuple[nn.Module | None, float]:
-    if config is None:
-        return None, 0.0
-    options = dict(config)
-    weight = options.pop("weight", 1.0)
-    return _build(LOSSES, options, "model.task_loss", problems), float(weight)
 
 
 def _build(registry: Any, config: Config, where: str, problems: list[str]) -> Any:

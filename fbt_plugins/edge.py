@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, FBTError, nearest
+from .gate import GATES
 from .knowledge import Batch, Knowledge
 from .registry import LOSSES, short
+from .schedule import TIMES
 from .staged import StageSpec
 
 SLOTS = ("feature", "logit", "stage")
-WITH_STAGES = {"student", "teacher"}
+TEACHER = "teacher"
+WITH_STAGES = {"student", TEACHER}
 """The models whose stages a loss can see; a ``stage_loss`` for all edges is one for edges between these."""
 
 NEEDS = ("same_width", "stages", "student_stages")
-_OPTIONS = ("name", "weight", "detach", *(f"{s}_loss" for s in SLOTS))
+_OPTIONS = ("name", "weight", "detach", "gate", *TIMES, *(f"{s}_loss" for s in SLOTS))
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,13 @@ class Edge(nn.Module):
         data_info: ``{"num_classes": ..., "num_samples": ...}`` for losses that ask, the second where known.
         weight: of the whole edge.
         detach: whether the giver's knowledge is a constant.
+        gate: one of ``GATES``, what the weight is multiplied by in each step; None is nothing.
+
+    Attributes:
+        ends: the models whose knowledge it takes.
 
     Raises:
-        ConfigError: if a model or a loss does not fit.
+        ConfigError: if a model, a loss or the gate does not fit.
     """
 
     def __init__(
@@ -60,10 +67,14 @@ class Edge(nn.Module):
         data_info: Mapping[str, int],
         weight: float = 1.0,
         detach: bool = True,
+        gate: str | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.weight, self.detach = name, float(weight), detach
+        self.name, self.weight, self.detach, self.gate = name, float(weight), detach, gate
         self.giver, self.receiver = split_name(name, models)
+        if gate is not None:
+            self._check_gate(models)
+        self.ends = frozenset({self.giver, self.receiver} | ({TEACHER} if gate else set()))
         self.losses = nn.ModuleDict()
         self.projectors = nn.ModuleDict()
         self.weights: dict[str, float] = {}
@@ -85,6 +96,13 @@ class Edge(nn.Module):
         if not self.losses:
             raise ConfigError(f"model.edges: {name} has no loss: set feature_loss, logit_loss or stage_loss")
 
+    def _check_gate(self, models: Mapping[str, ModelInfo]) -> None:
+        if self.gate not in GATES:
+            raise ConfigError(f"model.edges: {self.name}: no gate {self.gate!r}{nearest(self.gate, GATES)}")
+        if TEACHER not in models or self.giver == TEACHER:
+            why = "there is no teacher" if TEACHER not in models else "the giver is the teacher itself"
+            raise ConfigError(f"model.edges: {self.name}: gate={self.gate!r} compares with the teacher, and {why}")
+
     def _connect(self, slot: str, loss: Any, models: Mapping[str, ModelInfo], data_info: Mapping[str, int]) -> None:
         """What a loss needs of the two models, and its own setup."""
         giver, receiver = models[self.giver], models[self.receiver]
@@ -98,7 +116,7 @@ class Edge(nn.Module):
         set_up(loss, receiver, giver, data_info)
 
     def forward(self, knowledge: Mapping[str, Knowledge], batch: Batch) -> dict[str, Tensor]:
-        """The edge's weighted losses by slot.
+        """The edge's weighted losses by slot; none of a gate's gradient is in them.
 
         Args:
             knowledge: of each model, by name.
@@ -107,6 +125,7 @@ class Edge(nn.Module):
         given, received = knowledge[self.giver], knowledge[self.receiver]
         if self.detach:
             given = given.detach()
+        gates = [GATES[self.gate](given, knowledge[TEACHER])] if self.gate else []
         values = {}
         for slot, loss in self.losses.items():
             view = received
@@ -114,7 +133,7 @@ class Edge(nn.Module):
                 view = Knowledge(
                     self.projectors[slot](received.features), received.logits, received.stages, received.extra
                 )
-            values[slot] = weighted(loss(view, given, batch), self.weight * self.weights[slot])
+            values[slot] = weighted(loss(view, given, batch), self.weight * self.weights[slot], *gates)
         return values
 
 
@@ -174,9 +193,20 @@ def set_up(loss: Any, receiver: ModelInfo, giver: ModelInfo | None, data_info: M
     loss.setup(receiver.specs, giver.specs if giver else (), {**data_info, **widths})
 
 
-def weighted(loss: Tensor, weight: float) -> Tensor:
-    """``weight * loss``, and the loss itself where the weight is 1 or it is nothing that could be weighted."""
-    return loss if weight == 1 or not isinstance(loss, Tensor) else weight * loss
+def weighted(loss: Tensor, weight: float, *factors: Tensor) -> Tensor:
+    """``weight * loss``, and the loss itself where the weight is 1 or it is nothing that could be weighted.
+
+    Args:
+        loss: what a loss returned.
+        weight: a number.
+        factors: scalars that it is multiplied by as well.
+    """
+    if not isinstance(loss, Tensor):
+        return loss
+    value = loss if weight == 1 else weight * loss
+    for factor in factors:
+        value = factor * value
+    return value
 
 
 def value_fault(value: object) -> str | None:
@@ -214,12 +244,12 @@ def split_name(name: str, models: Mapping[str, Any]) -> tuple[str, str]:
     """
     giver, found, receiver = str(name).partition("_to_")
     if not found:
-        possible = [f"{a}_to_{b}" for a in models for b in models if a != b and b != "teacher"]
+        possible = [f"{a}_to_{b}" for a in models for b in models if a != b and b != TEACHER]
         raise ConfigError(f"model.edges: {name!r}: write giver_to_receiver{nearest(name, possible)}")
     for model in (giver, receiver):
         if model not in models:
             raise ConfigError(f"model.edges: {name!r}: there is no model {model!r} here{nearest(model, models)}")
-    if receiver == "teacher" or giver == receiver:
+    if receiver == TEACHER or giver == receiver:
         raise ConfigError(
             f"model.edges: {name!r}: the {receiver} cannot receive"
             + (" from itself" if giver == receiver else ": it is frozen")
@@ -233,7 +263,8 @@ def parse_edges(
     """The arguments of each :class:`Edge`, from names and dicts with losses and weights of their own.
 
     Args:
-        edges: "A_to_B", or ``dict(name="A_to_B", weight=..., detach=..., logit_loss=...)``, any loss.
+        edges: "A_to_B", or ``dict(name="A_to_B", weight=..., detach=..., gate=..., begin=..., logit_loss=...)``, any
+            loss, and any argument of a :class:`Schedule`.
         defaults: the config's losses by slot, for edges that say nothing.
 
     Raises:

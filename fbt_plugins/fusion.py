@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from .registry import described, one_line, short
 from .splice import Junction, Piece, Splice
 from .staged import StagedModel, StageSpec, meta_copy, partial_copy
 
+HEAD = "head"
 BORROWED, COPIED = "borrowed", "copied"
 TAILS = (BORROWED, COPIED)
 """Whose stages and head stand behind a fusion model's junctions: their owners', or trained copies of its own."""
@@ -173,7 +174,7 @@ class FusionModel(nn.Module):
         """What runs behind a junction: the stages of a piece, and the head behind the last."""
         count = len(self._models[piece.owner].stages)
         names = [(number, str(number)) for number in piece.stages]
-        names += [(count + 1, "head")] if piece is splice.pieces[-1] else []
+        names += [(count + 1, HEAD)] if piece is splice.pieces[-1] else []
         alone = len(self.splices) == 1
         # Someone else runs it as well: the student, or another splice.
         twice = piece.owner == "S" if self.tail == BORROWED else not alone
@@ -247,6 +248,24 @@ class FusionModel(nn.Module):
                 x = self._run(step, x)
         return x
 
+    def stage_outputs(self, start: Mapping[int, Tensor], number: int | None = None) -> dict[str, Tensor]:
+        """What passes from stage to stage, by name and in order: "S1", "S2", "S3", then a junction's "S3_T4", "T4".
+
+        Args:
+            start: outputs of the first piece's stages, as their model computed them, by number from 1.
+            number: of the splice, from 0; None is the current one.
+        """
+        number = self.current if number is None else number
+        splice = self.splices[number]
+        outputs = {f"{splice.start.owner}{i}": start[i] for i in splice.start.stages}
+        x = start[splice.start.last]
+        for junction, steps in zip(splice.junctions, self._routes[number], strict=True):
+            outputs[junction.name] = x = self.junctions[junction.name](x)
+            for step in steps:
+                if step.name != HEAD:
+                    outputs[step.copy] = x = self._run(step, x)
+        return outputs
+
     def _part(self, step: _Step) -> nn.Module:
         return self.copies[step.copy] if self.tail == COPIED else self._models[step.owner].part(step.number)
 
@@ -290,7 +309,7 @@ class _Step:
 
     @property
     def copy(self) -> str:
-        """Where the fusion model keeps its copy, if it has one: "T4", "Shead"."""
+        """What it is called, and where the fusion model keeps its copy, if it has one: "T4", "Shead"."""
         return self.owner + self.name
 
 

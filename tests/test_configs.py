@@ -138,3 +138,12 @@ def test_the_shipped_teacher_is_the_flagships_and_its_configs_student() -> None:
     for own in ("checkpoint", "mean", "std"):
         flagship.pop(own, None), made.pop(own, None)
     assert flagship == made
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_matrices_compare_stages_and_that_makes_no_other_run(name: str) -> None:
+    hashing = pytest.importorskip("fbt_plugins.search.matrix_runs", reason="optuna is not installed")
+    config = cell_config(name, *matrix(name).cells()[0])
+    assert config.cka == dict(images=512)
+    same, other = ({**config.to_dict(), **changes} for changes in (dict(cka=None), dict(ema=dict(decay=0.5))))
+    assert hashing.config_hash(config.to_dict()) == hashing.config_hash(same) != hashing.config_hash(other)

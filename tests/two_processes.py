@@ -27,6 +27,14 @@ BATCH_NORM = {
     "model.fusion.splice": "T1-3+S4",  # the fusion model runs a stage of the student again, with its own statistics
 }
 DRAWN = {"model.fusion.splice": ["S1-3+T4", "S1-2+T3-4", "S1+T2-4"]}
+SCHEDULED = {
+    "model.edges": [
+        dict(name="teacher_to_student", begin=0.3),
+        "teacher_to_fusion",
+        dict(name="fusion_to_student", begin=0.3, ramp=0.4, gate="agreement"),
+    ],
+    "model.task_loss.begin": 0.3,
+}
 MIDDLE = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}
 
 
@@ -36,13 +44,14 @@ def build(folder: Path, name: str, **options: Any) -> DistillRunner:
     return DistillRunner.from_cfg(config)
 
 
-def gradients(runner: DistillRunner, draw: int | None = None) -> dict[str, torch.Tensor]:
-    """Of the first batch of the first epoch, in the step that draws a splice by this number."""
+def gradients(runner: DistillRunner, draw: int | None = None, progress: float | None = None) -> dict[str, torch.Tensor]:
+    """Of the first batch of the first epoch, in the step that draws a splice by this number, at this progress."""
     runner.train_dataloader.sampler.set_epoch(0)
     batch = next(iter(runner.train_dataloader))
     distiller = getattr(runner.model, "module", runner.model)
     distiller.train()
     distiller.zero_grad()
+    distiller.begin_step(0, progress)
     for fusion in distiller.fusions.values():
         fusion.draw(draw or 0)
     data = distiller.data_preprocessor(batch, True)
@@ -70,6 +79,9 @@ def check_gradients(folder: Path) -> None:
     drawn = build(folder, "drawn", **{"train_dataloader.batch_size": 4}, **DRAWN)
     save(folder, "drawn", gradients(drawn, draw=1))
     save(folder, "drawn_next", gradients(drawn, draw=2))  # which DDP refuses if a gradient was missing before
+    scheduled = build(folder, "scheduled", **{"train_dataloader.batch_size": 4}, **SCHEDULED)
+    save(folder, "off", gradients(scheduled, progress=0.1))
+    save(folder, "rising", gradients(scheduled, progress=0.5))
 
 
 def check_training(folder: Path) -> None:

@@ -6,6 +6,8 @@ _infonce = dict(type="InfoNCELoss")
 _ofa = dict(type="OFALoss", gamma=1.0)
 _fbt = dict(fusion=dict(type="L2GFusion", splice="auto"), edges=_triangle, feature_loss=_infonce, logit_loss=_ofa)
 
+_late = dict(begin=0.13)  # fraction of training
+
 model = dict(type="Distiller", task_loss=dict(type="CrossEntropyLoss", label_smoothing=0.1))
 methods = {
     "scratch": dict(about="the student alone", model=dict(teacher=None)),
@@ -92,5 +94,23 @@ methods = {
         about="FBT, and sliced Wasserstein between stages 4 of T and S (ours)",
         model=dict(_fbt, stage_loss=dict(type="SlicedWassersteinLoss")),
     ),
+    # when and how far the fusion model is listened to
+    "fbt_warm": dict(
+        about="FBT, L2G warmed up first (ours): T->F alone for 13 % of training",
+        model=dict(
+            _fbt,
+            task_loss=_late,
+            edges=[dict(name=_triangle[0], **_late), _triangle[1], dict(name=_triangle[2], **_late)],
+        ),
+    ),
+    "fbt_ramp": dict(
+        about="FBT, F->S rising from 0 during 30 % of training (ours)",
+        model=dict(_fbt, edges=[*_triangle[:2], dict(name=_triangle[2], ramp=0.3)]),
+    ),
+    "fbt_gate": dict(
+        about="FBT, F->S weighted by how often F agrees with T (ours)",
+        model=dict(_fbt, edges=[*_triangle[:2], dict(name=_triangle[2], gate="agreement")]),
+    ),
 }
 seeds = [0, 1, 2, 3, 4]
+cka = dict(images=512)

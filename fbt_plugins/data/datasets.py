@@ -11,6 +11,7 @@ import torch
 import torchvision
 from mmengine.dist import barrier, is_main_process
 from mmengine.registry import DATASETS
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.datasets.utils import check_integrity
 
@@ -53,6 +54,8 @@ class FashionMNIST(InMemoryDataset):
         split: ``"train"``, ``"val"`` or ``"test"``.
         root: folder with the original files, or with ``FashionMNIST/raw`` (torchvision's layout); gzipped or not.
         download: whether to download missing files, to torchvision's layout. Process 0 does; the others wait for it.
+        validation: how many training images are held out as ``"val"``, always the same ones: the 1,000, and where that
+            is more, others that are not among the training images of `FashionMNISTMini`, in equal parts of all classes.
         transforms, seed: see `ImageDataset`.
 
     Raises:
@@ -67,6 +70,7 @@ class FashionMNIST(InMemoryDataset):
         split: str,
         root: str = "data",
         download: bool = False,
+        validation: int = 1000,
         transforms: TransformConfigs = (),
         seed: int = 0,
     ) -> None:
@@ -87,10 +91,25 @@ class FashionMNIST(InMemoryDataset):
         if not torch.equal(images[known.indices], known.images):
             raise FBTError(f"the idx files in {root} are not those of Fashion-MNIST (MNIST's have the same names)")
         if split != "test":
+            held_out = self._held_out(labels, validation)
             chosen = torch.full_like(labels, split == "train", dtype=torch.bool)
-            chosen[known.indices] = split == "val"
+            chosen[held_out] = split == "val"
             images, labels = images[chosen], labels[chosen]
         super().__init__(self.known_classes, images, labels, transforms, seed)
+
+    @staticmethod
+    def _held_out(labels: Tensor, validation: int) -> Tensor:
+        """Positions of the validation images."""
+        known = {split: fashion_mnist.read_embedded(split).indices for split in ("train", "val")}
+        free = torch.ones_like(labels, dtype=torch.bool)
+        free[torch.cat(list(known.values()))] = False
+        others, least = free.nonzero().flatten(), len(known["val"])
+        if not least <= validation <= least + len(others):
+            raise ConfigError(f"FashionMNIST: validation is {least} to {least + len(others)}, got {validation}")
+        if validation == least:
+            return known["val"]
+        order = torch.tensor(stratified_order(labels[others].tolist()))
+        return torch.cat([known["val"], others[order[: validation - least]]])
 
 
 @DATASETS.register_module()

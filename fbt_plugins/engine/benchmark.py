@@ -15,12 +15,13 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distiller import STUDENT, TEACHER, Distiller, start_of
 from ..edge import weighted
 from ..errors import ConfigError
 from ..knowledge import Batch, Knowledge
+from ..schedule import Schedule
 from ..staged import StagedModel
 from .runner import DistillRunner
 from .screen import console, describe_device
@@ -125,7 +126,7 @@ class BareLoop:
 
 
 def benchmark(config: Config, rounds: int = 20, after: int = 0) -> dict[str, Any]:
-    """Times a config's training step and its parts, all kinds of step in turn, in one process.
+    """Times a config's training step and its parts, all kinds of step in turn, in one process, with all losses on.
 
     Args:
         config: of a run; its folder must be one that may be written to.
@@ -163,6 +164,7 @@ def benchmark(config: Config, rounds: int = 20, after: int = 0) -> dict[str, Any
 
 def _measure(runner: DistillRunner, loop: Any, rounds: int, after: int) -> dict[str, Any]:
     distiller: Distiller = runner.model
+    distiller.schedules = nn.ModuleDict({name: Schedule() for name in distiller.schedules})  # type: ignore[assignment]
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     runner.optim_wrapper.period = len(loop.dataloader)
     for group in runner.optim_wrapper.param_groups:

@@ -29,8 +29,10 @@ from ..distiller import Distiller
 from ..edge import SLOTS, parse_edges
 from ..errors import ConfigError, FBTError, nearest
 from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line, value_problem
+from ..schedule import TIMES
 from ..weights import SUFFIX, misfit
 from .checkpoints import find_resume
+from .cka import StageSimilarity
 from .config import DEFAULT_HOOKS
 from .device import resolve_device
 from .ema import EMAHook
@@ -40,7 +42,7 @@ from .teacher_cache import TeacherCacheHook, refusals
 from .teachers import TeacherRun, missing_teacher
 
 OURS = (
-    *("device", "custom_imports", "compile", "channels_last", "ema", "teacher_cache", "cell", "reference"),
+    *("device", "custom_imports", "compile", "channels_last", "ema", "cka", "teacher_cache", "cell", "reference"),
     *("command", "teacher_run", "publish"),
 )
 _NO_SHARDS = (
@@ -107,8 +109,9 @@ class _Check:
         self._kernels()
         if (reference := self.config.get("reference")) is not None:
             self._signature(_reference, reference, "reference")
-        if (ema := self.config.get("ema")) is not None:
-            self._built(EMAHook, ema, "ema")
+        for key, factory in (("ema", EMAHook), ("cka", StageSimilarity)):
+            if (options := self.config.get(key)) is not None:
+                self._built(factory, options, key)
         self._publish()
         if (teacher_run := self.config.get("teacher_run")) is not None:
             self.config["teacher_run"] = teacher_run if self._built(TeacherRun, teacher_run, "teacher_run") else None
@@ -116,7 +119,8 @@ class _Check:
         self._teacher_run(distiller)
         if (cache := self.config.get("teacher_cache")) is not None:
             self._built(TeacherCacheHook, cache, "teacher_cache")
-            self.problems += refusals(distiller, self.config.get("data_preprocessor"))
+            if not isinstance(cache, Mapping) or cache.get("required", True):
+                self.problems += refusals(distiller, self.config.get("data_preprocessor"))
         return distiller
 
     def _top_level(self) -> None:
@@ -323,8 +327,9 @@ class _Check:
             for name, strategy in {"": fusion}.items() if "type" in fusion else fusion.items():
                 self._typed(FUSIONS, strategy, f"model.fusion{'.' * bool(name)}{name}", extra=("splice", "tail"))
         defaults = {slot: options.get(f"{slot}_loss") for slot in SLOTS}
-        for slot, config in {**defaults, "task": options.get("task_loss")}.items():
+        for slot, config in defaults.items():
             self._typed(LOSSES, config, f"model.{slot}_loss", extra=("weight",))
+        self._typed(LOSSES, options.get("task_loss"), "model.task_loss", extra=("weight", *TIMES))
         edges = self._collect("model.edges", parse_edges, options.get("edges", ()), defaults) or []
         for edge in edges:
             for slot, loss in edge["losses"].items():

@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "publish": None,
     "teacher_cache": None,
     "ema": None,
+    "cka": None,
     "compile": None,
     "channels_last": False,
 }

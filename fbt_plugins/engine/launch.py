@@ -113,4 +113,8 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
 
     freeze_unreached(model)
     ids = [device.index] if device.type == "cuda" else None
-    return MMDistributedDataParallel(module=model, device_ids=ids, broadcast_buffers=False)
+    # What only losses that are off would reach has no gradient then, as in one process; it costs a look at the graph.
+    waits = any(schedule.begin > 0 or schedule.end < 1 for schedule in model.schedules.values())  # type: ignore[union-attr, operator]
+    return MMDistributedDataParallel(
+        module=model, device_ids=ids, broadcast_buffers=False, find_unused_parameters=waits
+    )

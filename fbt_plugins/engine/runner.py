@@ -55,8 +55,9 @@ class DistillRunner(Runner):
 
     A config says what mmengine's Runner takes, and besides: ``device`` ("cpu", "cuda", "cuda:1"; by default the first
     GPU if there is one), ``resume`` (True, the path of a checkpoint, or "auto", which begins where there is none),
-    ``teacher_cache`` and ``ema`` (the arguments of :class:`TeacherCacheHook` and :class:`EMAHook`; None is off),
-    ``compile`` (True, or the arguments of ``torch.compile``), ``channels_last``.
+    ``teacher_cache``, ``ema`` and ``cka`` (the arguments of :class:`TeacherCacheHook`, :class:`EMAHook` and
+    :class:`StageSimilarity`; None is off), ``compile`` (True, or the arguments of ``torch.compile``),
+    ``channels_last``.
     """
 
     model: Any
@@ -170,7 +171,8 @@ class DistillRunner(Runner):
 
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
         """Registers ``DEFAULT_HOOKS`` as the config changes them."""
-        for hook in merge(DEFAULT_HOOKS, hooks or {}).values():
+        defaults = merge(DEFAULT_HOOKS, {"summary": {"cka": self.cfg.get("cka")}})
+        for hook in merge(defaults, hooks or {}).values():
             if hook is not None:
                 self.register_hook(dict(hook))
         if (cache := self.cfg.get("teacher_cache")) is not None:

@@ -16,9 +16,10 @@ from ..data.randomness import derive_seed
 
 @HOOKS.register_module()
 class StepSeedHook(Hook):
-    """Seeds dropout, stochastic depth and batch mixing before each training step, and tells the model its seed.
+    """Seeds dropout, stochastic depth and batch mixing before each training step, and tells the model where it is.
 
-    What the model draws is the same in all processes, for they train its parameters together.
+    What the model draws is the same in all processes, for they train its parameters together; and so is its progress,
+    the fraction of all iterations that are done.
     """
 
     priority = "VERY_HIGH"
@@ -32,7 +33,8 @@ class StepSeedHook(Hook):
         seed_all(seed)
         if self._model.data_preprocessor.mixing is not None:
             self._model.data_preprocessor.step_seed = seed
-        self._model.begin_step(derive_seed(runner.seed, self._loop.iter))
+        done = self._loop.iter
+        self._model.begin_step(derive_seed(runner.seed, done), done / self._loop.max_iters)
 
 
 def seed_all(seed: int) -> None:

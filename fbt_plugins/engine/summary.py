@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mmengine.registry import HOOKS
 from .. import __version__
 from ..distiller import Distiller
 from .checkpoints import read_checkpoint, save_student
+from .cka import StageSimilarity
 from .files import write_atomic
 from .metrics import evaluate
 from .publish import publish
@@ -34,12 +36,14 @@ class SummaryHook(Hook):
     Args:
         timing_batch: images per forward pass in the timing of each model.
         timing_runs: forward passes, of which the median counts.
+        cka: arguments of :class:`StageSimilarity`, None for no such maps; the runner passes on the config's ``cka``.
     """
 
     priority = "LOWEST"
 
-    def __init__(self, timing_batch: int = 64, timing_runs: int = 5) -> None:
+    def __init__(self, timing_batch: int = 64, timing_runs: int = 5, cka: Mapping[str, Any] | None = None) -> None:
         self.timing_batch, self.timing_runs = timing_batch, timing_runs
+        self.similarity = None if cka is None else StageSimilarity(**cka)
 
     def before_train(self, runner: Any) -> None:
         self._started = time.perf_counter()
@@ -98,6 +102,7 @@ class SummaryHook(Hook):
             "command": runner.cfg.get("command"),
             "cell": runner.cfg.get("cell"),
             "reference": runner.cfg.get("reference"),
+            "cka": self._cka(runner, distiller),
             "seed": runner.seed,
             "device": str(runner.device),
             "world_size": runner.world_size,
@@ -114,6 +119,13 @@ class SummaryHook(Hook):
         if target := runner.cfg.get("publish"):
             publish(path.parent, Path(target))
             say(f"teacher  {target}, {metrics['student_top1']:.2f} % top-1 ({split})")
+
+    def _cka(self, runner: Any, distiller: Distiller) -> dict[str, Any] | None:
+        """On validation images; the test split is for accuracies alone."""
+        if self.similarity is None or runner.val_loop is None:
+            return None
+        with console.status("comparing the stages"):
+            return self.similarity.maps(distiller, runner.val_dataloader.dataset)
 
     def _milliseconds(self, distiller: Distiller, name: str, batch: dict[str, Any]) -> float:
         """Median time per image of a model's forward pass from the image, alone."""

@@ -43,10 +43,15 @@ class TeacherCacheHook(Hook):
     here is state: what a step gets depends on its images' views and positions only. The runner registers it where the
     config has ``teacher_cache``; as one of ``custom_hooks`` it would come too late.
 
+    A comparison wants the same images for all its methods, those that files cannot serve too: with ``required=False``
+    every run shows the fixed views, and the teacher, where there is one, is run on them if it must be.
+
     Args:
         views: augmented versions of each image.
         seed: of their augmentation, in place of the run's, so that runs of other seeds share the files.
-        path: the cache's folder; None is one under ``teacher_cache`` beside the run's, named after what it holds.
+        path: the cache's folder; None is one under ``teacher_cache`` beside the run's, named after what it holds. All
+            runs of a matrix share it: it is beside their pairs' folders.
+        required: whether a run that cannot take the teacher's outputs from files is refused.
 
     Raises:
         ConfigError: if there is no view at all.
@@ -54,10 +59,11 @@ class TeacherCacheHook(Hook):
 
     priority = "NORMAL"  # after the teacher was looked at, before the progress bar
 
-    def __init__(self, views: int = 4, seed: int = 0, path: str | None = None) -> None:
+    def __init__(self, views: int = 4, seed: int = 0, path: str | None = None, required: bool = True) -> None:
         if views < 1:
             raise ConfigError(f"teacher_cache: views must be 1 or more, not {views}; teacher_cache=None is off")
-        self.views, self.seed, self.path = int(views), int(seed), path
+        self.views, self.seed, self.path, self.required = int(views), int(seed), path, required
+        self._unread: list[str] = []
         self._arrays: dict[str, np.ndarray] = {}
 
     def fix_views(self, runner: Any) -> None:
@@ -66,7 +72,8 @@ class TeacherCacheHook(Hook):
         Raises:
             ConfigError: if the run cannot have a cache.
         """
-        problems = refusals(getattr(runner.model, "module", runner.model), runner.cfg.get("data_preprocessor"))
+        self._unread = refusals(getattr(runner.model, "module", runner.model), runner.cfg.get("data_preprocessor"))
+        problems = list(self._unread) if self.required else []
         dataset: Any = getattr(runner._train_dataloader, "dataset", None)
         if not hasattr(dataset, "fix_views"):  # mmengine's slice of a data set hands attributes on, and is none itself
             problems.append(f"teacher_cache: the training data must be an ImageDataset, not {type(dataset).__name__}")
@@ -75,8 +82,12 @@ class TeacherCacheHook(Hook):
         dataset.fix_views(self.views, self.seed)
 
     def before_train(self, runner: Any) -> None:
-        dataset = runner.train_dataloader.dataset
+        what = f"{self.views} fixed view{'s' * (self.views > 1)} per image instead of fresh augmentation"
         teacher = getattr(runner.model, "module", runner.model).teacher
+        if self._unread:
+            say(f"teacher cache: {what} ({'the teacher runs on them' if teacher else 'no teacher'})")
+            return
+        dataset = runner.train_dataloader.dataset
         key = cache_key(runner, dataset, teacher)
         folder = Path(self.path).expanduser() if self.path else default_folder(runner, key)
         widths = {"features": teacher.num_features, "logits": teacher.num_classes}
@@ -88,10 +99,11 @@ class TeacherCacheHook(Hook):
             note = f"built in {time.perf_counter() - start:.0f} s"
         self._arrays = open_cache(folder, key, shapes)
         size = sum(array.nbytes for array in self._arrays.values()) / 1e6
-        what = f"{self.views} fixed view{'s' * (self.views > 1)} per image instead of fresh augmentation"
         say(f"teacher cache: {what} ({relative(folder)}, {size:.1f} MB, {note})")
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if not self._arrays:
+            return
         where = data_batch["view"].cpu().numpy(), data_batch["index"].cpu().numpy()
         for part, array in self._arrays.items():
             data_batch[f"teacher_{part}"] = torch.from_numpy(np.asarray(array[where]))
@@ -123,7 +135,7 @@ def refusals(distiller: Distiller | None, preprocessor: Mapping[str, Any] | None
         if stages := edge.needs.get(TEACHER):
             why = f"{name} needs the teacher's stages {sorted(stages)}, and only features and logits are stored"
             problems.append(f"{where}: {why}; choose other losses, {off}")
-    if TEACHER not in {edge.giver for edge in distiller.edges.values()}:
+    if not any(TEACHER in edge.ends for edge in distiller.edges.values()):
         problems.append(f"{where}: no edge takes anything from the teacher itself; add 'teacher_to_student', {off}")
     return problems
 
@@ -151,10 +163,13 @@ def cache_key(runner: Any, dataset: ImageDataset, teacher: StagedModel) -> dict[
 
 
 def default_folder(runner: Any, key: Mapping[str, Any]) -> Path:
-    """Beside the run's folder, under a name that no other key has."""
+    """Beside the run's folder, or, for a matrix's PAIR/METHOD/RUN, beside the pairs'; no other key has its name."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "_", f"{key['data set']['name']}-{key['teacher']['name']}-{digest}")
-    return Path(runner.work_dir).absolute().parent / "teacher_cache" / name
+    beside = Path(runner.work_dir).absolute().parent
+    if (cell := runner.cfg.get("cell")) and beside.parts[-2:] == (cell["pair"], cell["method"]):
+        beside = beside.parents[1]
+    return beside / "teacher_cache" / name
 
 
 def _build_once(runner: Any, folder: Path, key: Mapping[str, Any], shapes: Shapes) -> None:

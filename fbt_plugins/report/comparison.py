@@ -29,6 +29,7 @@ class Row:
         published: the published figure, and where it is from; None where there is none.
         cost: of a training step relative to KD's on the same hardware; None where that is not known.
         configs: how many different configs its seeds were run with; more than 1 is a mistake.
+        cka: the first seed that has maps (see :class:`Trial`), and these; None where no seed has.
     """
 
     method: str
@@ -39,6 +40,7 @@ class Row:
     published: dict[str, Any] | None
     cost: float | None
     configs: int
+    cka: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def _row(method: str, trials: Sequence[Trial]) -> Row:
     top1 = interval([ours[seed] for seed in sorted(ours)])
     assert top1 is not None
     reference = own[0].reference
+    mapped = min((trial for trial in own if trial.cka), key=lambda trial: trial.seed, default=None)
     return Row(
         method=method,
         about=own[0].about,
@@ -133,6 +136,7 @@ def _row(method: str, trials: Sequence[Trial]) -> Row:
         published=dict(reference) if reference else None,
         cost=_cost(own, [t for t in trials if t.method == COST]),
         configs=len({trial.config for trial in own}),
+        cka={"seed": mapped.seed, **(mapped.cka or {})} if mapped else None,
     )
 
 

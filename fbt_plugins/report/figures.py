@@ -1,16 +1,19 @@
-"""Pictures as SVG text: differences with their intervals, and how T, F and S went."""
+"""Pictures as SVG text: differences with their intervals, and how T, F and S went, how alike they are."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from math import isnan
 from statistics import fmean
 from typing import Any
 
 from .comparison import BASELINES, Pair
 from .trials import Trial
+from .words import NONE
 
 COLORS = {"student": "#0b6fb8", "fusion": "#c2410c", "teacher": "#555555"}
+STYLES = {"student": "-", "fusion": "-", "teacher": "--"}
 _RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "fbt", "font.family": "sans-serif", "font.size": 9}
 
 
@@ -21,7 +24,7 @@ def differences(pair: Pair) -> str | None:
     if not panels:
         return None
     most = max(len(rows) for _, rows in panels)
-    figure, axes = _subplots(1, len(panels), (4.4 * len(panels), 0.9 + 0.24 * most))
+    figure, axes = _subplots(1, len(panels), (5.2 * len(panels), 0.7 + 0.22 * most))
     for ax, (baseline, rows) in zip(axes, panels, strict=True):
         for y, (_, value) in enumerate(reversed(rows)):
             color = COLORS["student"] if value.is_clear else "#888888"
@@ -30,11 +33,12 @@ def differences(pair: Pair) -> str | None:
             ax.plot(value.mean, y, "o", color=color, markersize=4)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set_yticks(range(len(rows)), [method for method, _ in reversed(rows)])
-        ax.set_xlabel(f"difference to {BASELINES[baseline]}, points of top-1")
+        ax.set_ylim(-0.6, most - 0.4)
+        ax.set_xlabel(f"difference to {BASELINES[baseline]}, points of top-1 %")
     return _svg(figure)
 
 
-def curves(pair: Pair, columns: int = 4) -> str | None:
+def curves(pair: Pair, columns: int = 6) -> str | None:
     """Validation accuracy of T, F and S of each method, the mean over its seeds and their range."""
     groups = {row.method: [t for t in pair.trials if t.method == row.method and t.curve] for row in pair.rows}
     groups = {method: trials for method, trials in groups.items() if trials}
@@ -42,25 +46,73 @@ def curves(pair: Pair, columns: int = 4) -> str | None:
         return None
     columns = min(columns, len(groups))
     rows = -(-len(groups) // columns)
-    figure, axes = _subplots(rows, columns, (2.6 * columns, 2.0 * rows + 0.3), sharex=True, sharey=True)
+    figure, axes = _subplots(rows, columns, (2.05 * columns, 1.65 * rows + 0.4), sharex=True, sharey=True)
     for ax, (method, trials) in zip(axes, groups.items(), strict=False):
         for model, color in COLORS.items():
             epochs, values = _aligned(trials, model)
             if not epochs:
                 continue
             means = [fmean(column) for column in values]
-            ax.plot(epochs, means, color=color, linestyle="--" if model == "teacher" else "-", linewidth=1.3)
+            ax.plot(epochs, means, color=color, linestyle=STYLES[model], linewidth=1.3)
             ax.fill_between(epochs, list(map(min, values)), list(map(max, values)), color=color, alpha=0.2, linewidth=0)
         ax.set_title(method, fontsize=9)
+        ax.xaxis.get_major_locator().set_params(integer=True)
     for ax in axes[len(groups) :]:
         ax.set_visible(False)
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("validation top-1 %", fontsize=9)
     lines = [
-        axes[0].plot([], [], color=color, label=f"{model[0].upper()} ({model})")[0] for model, color in COLORS.items()
+        axes[0].plot([], [], STYLES[model], color=color, label=f"{model[0].upper()} ({model})")[0]
+        for model, color in COLORS.items()
     ]
-    figure.legend(handles=lines, loc="outside upper right", ncols=3, frameon=False)
+    figure.legend(handles=lines, loc="outside upper left", ncols=3, frameon=False)
     return _svg(figure)
+
+
+def similarities(pair: Pair, of: str, columns: int = 6) -> str | None:
+    """Heat maps of CKA, one per method: how alike each stage of one model is to each of another.
+
+    Args:
+        pair: whose methods are shown, each with its first seed's map.
+        of: two of "T", "F" and "S", such as "TF".
+        columns: maps side by side.
+    """
+    panels = []
+    for row in pair.rows:
+        for found in (row.cka or {}).get("maps", {}).values():
+            fusions = [model for model in found["models"] if model not in ("teacher", "student")]
+            kind = "".join("F" if model in fusions else model[0].upper() for model in found["models"])
+            if kind == of:
+                panels.append((", ".join([row.method, *(name for name in fusions if name != "fusion")]), found))
+    if not panels:
+        return None
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    height = max(len(found["rows"]) for _, found in panels)
+    figure, axes = _subplots(rows, columns, (1.9 * columns, (0.32 * height + 0.75) * rows))
+    for ax, (title, found) in zip(axes, panels, strict=False):
+        values = [[float("nan") if v is None else v for v in line] for line in found["values"]]
+        ax.imshow(values, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
+        for y, line in enumerate(values):
+            for x, value in enumerate(line):
+                color = "white" if value > 0.6 else "#1a1a1a"
+                ax.text(
+                    x, y, NONE if isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=color
+                )
+        for axis, names in ((ax.xaxis, found["columns"]), (ax.yaxis, found["rows"])):
+            axis.set_ticks(range(len(names)), [_short(name) for name in names], fontsize=8)
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(length=0)
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    return _svg(figure)
+
+
+def _short(stage: str) -> str:
+    """ "→T4" for the output of a junction, "S3_T4"."""
+    return "→" + stage.partition("_")[2] if "_" in stage else stage
 
 
 def _aligned(trials: Sequence[Trial], model: str) -> tuple[list[float], list[list[float]]]:

@@ -18,15 +18,21 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-.table { overflow-x: auto; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e2e2e2; }
-th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal; }
-th.text, td.text { text-align: left; } td.text { white-space: normal; min-width: 7rem; }
-td.clear { font-weight: 600; } td.none { color: #999; }
-.warning { border-left: 4px solid #c2410c; padding: .3rem .8rem; background: #fff7ed; }
-img { max-width: 100%; height: auto; margin: .5rem 0; }
-dt { font-weight: 600; } dd { margin: 0 0 .4rem; overflow-wrap: anywhere; }
+th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e2e2e2; }
+th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal; min-width: 4.5rem; }
+th.text, td.text { text-align: left; } td.text + td.text { white-space: normal; min-width: 15rem; }
+td.clear { font-weight: 600; } td.none { color: #767676; }
+tbody tr:hover { background: #f4f6f8; }
+.warning { border-left: 4px solid #c2410c; padding: .3rem .8rem; background: #fff7ed; overflow-wrap: anywhere; }
+figure { margin: 1.5rem 0; } figcaption { font-size: .87rem; color: #444; max-width: 60rem; }
+.row { display: flex; flex-wrap: wrap; column-gap: 2.5rem; } .row figure { max-width: 100%; min-width: 15rem; }
+.row figcaption { contain: inline-size; }
+img { display: block; margin-bottom: .3rem; }
+@media (min-width: 60rem) { img { max-width: 100%; height: auto; } }
+p, dd { max-width: 60rem; } dt { font-weight: 600; } dd { margin: 0 0 .4rem; } code, dd { overflow-wrap: anywhere; }
+nav a { color: #0b5a99; margin-right: 1rem; white-space: nowrap; }
 """
 
 
@@ -56,7 +62,7 @@ def markdown(comparison: Comparison, command: str) -> str:
     lines += [f"**{warning}**\n" for warning in words.warnings(comparison)]
     for pair in comparison.pairs:
         rows = [words.cells(row) for row in pair.rows]
-        lines += [f"## {words.title(pair)}", "", _pipes(words.COLUMNS, rows), ""]
+        lines += [f"## {words.title(pair)}", "", _pipes(words.COLUMNS, rows, texts=2), ""]
     lines += ["## All pairs", "", _pipes(*words.gains(comparison)), "", "## How to read this", ""]
     lines += [f"{paragraph}\n" for paragraph in words.how_to_read(comparison)]
     lines += [f"- {name}: {value}" for name, value in words.provenance(comparison)]
@@ -64,8 +70,9 @@ def markdown(comparison: Comparison, command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pipes(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return tabulate(rows, headers=list(head), tablefmt="pipe", disable_numparse=True)
+def _pipes(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    align = ["left" if column < texts else "right" for column in range(len(head))]
+    return tabulate(rows, headers=list(head), tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def page(comparison: Comparison, command: str) -> str:
@@ -74,16 +81,20 @@ def page(comparison: Comparison, command: str) -> str:
     parts = [f"<h1>{name}</h1>", f"<p><code>{html.escape(command)}</code></p>"]
     parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in words.warnings(comparison)]
     if len(comparison.pairs) > 1:
+        names = [html.escape(pair.name) for pair in comparison.pairs]
+        parts += ["<nav>", *(f'<a href="#{name}">{name.replace("_", " → ", 1)}</a>' for name in names), "</nav>"]
         parts += ["<h2>All pairs: mean differences</h2>", _table(*words.gains(comparison))]
     for pair in comparison.pairs:
         clear = [
             {4 + i for i, d in enumerate(words.BASELINES) if (v := row.differences.get(d)) is not None and v.is_clear}
             for row in pair.rows
         ]
-        parts += [f"<h2>{html.escape(words.title(pair))}</h2>"]
+        parts += [f'<h2 id="{html.escape(pair.name)}">{html.escape(words.title(pair))}</h2>']
         parts += [_table(words.COLUMNS, [words.cells(row) for row in pair.rows], clear, texts=(0, 1))]
-        parts += [_picture(figures.differences(pair), f"Differences to the baselines, {pair.name}")]
-        parts += [_picture(figures.curves(pair), f"Validation accuracy of T, F and S by epoch, {pair.name}")]
+        parts += [_picture(figures.differences(pair), words.DIFFERENCES)]
+        parts += [_picture(figures.curves(pair), words.CURVES)]
+        maps = [_picture(figures.similarities(pair, of), words.similarity(pair, of)) for of in ("TS", "TF", "FS")]
+        parts += ['<div class="row">', *maps, "</div>"]
     parts += ["<h2>How to read this</h2>"]
     parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in words.how_to_read(comparison)]
     parts += ["<p>In bold: intervals that leave out 0.</p>", "<h2>Where it comes from</h2>", "<dl>"]
@@ -110,12 +121,13 @@ def _table(
     lines += [
         "<tr>" + "".join(cell("td", i, text, n) for i, text in enumerate(row)) + "</tr>" for n, row in enumerate(rows)
     ]
-    return "\n".join(['<div class="table"><table>', *lines, "</table></div>"])
+    return "\n".join(['<div class="wide"><table>', *lines, "</table></div>"])
 
 
 def _picture(svg: str | None, text: str) -> str:
     """As an image of its own: names inside one SVG then mean nothing to the next."""
     if svg is None:
         return ""
-    data = base64.b64encode(svg.encode()).decode()
-    return f'<p><img alt="{html.escape(text)}" src="data:image/svg+xml;base64,{data}"></p>'
+    data, caption = base64.b64encode(svg.encode()).decode(), html.escape(text)
+    image = f'<img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
+    return f'<figure><div class="wide">{image}</div><figcaption>{caption}</figcaption></figure>'

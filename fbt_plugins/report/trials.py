@@ -27,6 +27,8 @@ class Trial:
         config: hash of the run's config, the same for all seeds.
         hardware: what it ran on, in words.
         about_run: best epoch, seconds, versions, git state.
+        cka: how many images, and by pair of models ("teacher_student") a map with the names of its rows and columns;
+            None where the run made none.
     """
 
     pair: str
@@ -41,6 +43,7 @@ class Trial:
     config: str
     hardware: str
     about_run: Mapping[str, Any]
+    cka: Mapping[str, Any] | None = None
 
     @property
     def student(self) -> float:
@@ -90,6 +93,7 @@ def trial_of_run(folder: str | Path, config: str, hardware: str) -> Trial:
         config=config,
         hardware=hardware,
         about_run={key: summary.get(key) for key in kept},
+        cka=summary.get("cka"),
     )
 
 
@@ -108,7 +112,7 @@ def read_trials(folder: str | Path) -> list[Trial]:
     for path in sorted(Path(folder).glob("*.json")):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            trials.append(Trial(**{field.name: values[field.name] for field in fields(Trial)}))
+            trials.append(Trial(**{field.name: values[field.name] for field in fields(Trial) if field.name in values}))
         except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
             raise FBTError(f"{path}: not a trial ({type(error).__name__}: {error})") from error
     return trials

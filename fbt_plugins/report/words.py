@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from .comparison import BASELINES, COST, Comparison, Pair, Row
 from .intervals import Interval
@@ -13,10 +14,10 @@ COLUMNS = (
     "what",
     "top-1 %",
     "n",
-    *(f"difference to {what}" for what in BASELINES.values()),
-    "published %",
-    "F, top-1 %",
-    "step / KD's",
+    *(f"difference to {what}, points" for what in BASELINES.values()),
+    "published, top-1 %",
+    "F, top-1\u00a0%",
+    "time per step, KD\u00a0=\u00a01",
 )
 
 
@@ -55,14 +56,41 @@ def title(pair: Pair) -> str:
     return f"{pair.name.replace('_', ' → ', 1)}{teacher}"
 
 
+DIFFERENCES = "Differences with their 95 % confidence intervals; grey where the interval holds 0, or is not known."
+CURVES = "Top-1 accuracy on validation images by epoch: mean over the seeds, and in a lighter shade all seeds' range."
+
+
+def similarity(pair: Pair, of: str) -> str:
+    """What a figure of CKA maps shows; ``of`` is two of "T", "F" and "S"."""
+    seeds, images = ([row.cka[key] for row in pair.rows if row.cka] for key in ("seed", "images"))
+    return (
+        f"Linear CKA between the stages of {of[0]} (rows) and {of[1]} (columns) on {_either(images)} validation "
+        f"images; one run of each method, seed {_either(seeds)}."
+    )
+
+
+def _either(numbers: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(set(numbers))))
+
+
 def gains(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of mean differences over all pairs."""
-    head = ["method", *(f"difference to {what}" for what in BASELINES.values())]
+    head = ["method", *(f"difference to {what}, points" for what in BASELINES.values())]
     rows = []
     for method in comparison.methods:
         found = [comparison.gain(method, baseline) for baseline in BASELINES]
         rows.append([method, *(f"{g[0]:+.2f} ({g[1]} pair{'s' * (g[1] > 1)})" if g else NONE for g in found)])
     return head, rows
+
+
+_CKA = (
+    "CKA maps (in report.html) say how alike two stages are: 1 where the images lie alike in both up to rotation and "
+    "scale, 0 where neither tells of the other. It is linear CKA of whole activations, of the best epoch's weights, by "
+    "the unbiased estimator of HSIC averaged over batches (arXiv 1905.00414, 2010.15327), which may fall a little "
+    "below 0. F's stages are named after their owners; →T4 is the output of the junction in front of T4 (→T5, where T "
+    "has four stages: in front of its head). The stages with which F starts are their owner's own: there, activations "
+    "are compared with themselves. That a student's stages are more like the teacher's does not say that it is better."
+)
 
 
 def how_to_read(comparison: Comparison) -> list[str]:
@@ -75,23 +103,30 @@ def how_to_read(comparison: Comparison) -> list[str]:
         "n - 1 degrees of freedom). An interval that holds 0 shows no difference. It speaks of seeds, on these test "
         "images, and of one difference alone: of twenty methods that do nothing, one is expected to look as if it did.",
         "Published figures are others' runs with their own code, and not part of any difference.",
-        f"A step's cost is the time of a training step relative to {COST.upper()}'s, from images per second of runs on "
-        "the same hardware; other work on the machine disturbs it.",
+        f"Time per step is that of a training step relative to {COST.upper()}'s, from images per second of runs on the "
+        "same hardware, each the median over the run; other work on the machine disturbs it.",
+        *([_CKA] if any(trial.cka for trial in comparison.trials) else []),
     ]
 
 
 def warnings(comparison: Comparison) -> list[str]:
     """What a reader must know before believing the figures."""
     lines = []
-    few = [f"{pair.name}/{row.method}" for pair in comparison.pairs for row in pair.rows if row.top1.n < 5]
-    if few:
-        lines.append(f"Fewer than 5 seeds: {', '.join(few)}.")
-    mixed = [f"{pair.name}/{row.method}" for pair in comparison.pairs for row in pair.rows if row.configs > 1]
-    if mixed:
+    cells = {f"{pair.name}/{row.method}": row for pair in comparison.pairs for row in pair.rows}
+    if few := [cell for cell, row in cells.items() if row.top1.n < 5]:
+        lines.append(f"Fewer than 5 seeds: {_named(few, 'methods')}.")
+    if mixed := [cell for cell, row in cells.items() if row.configs > 1]:
         lines.append(f"Seeds of different configs are mixed: {', '.join(mixed)}.")
     if comparison.missing:
-        lines.append(f"Not finished ({len(comparison.missing)}): {', '.join(comparison.missing)}.")
+        lines.append(f"Not finished ({len(comparison.missing)}): {_named(comparison.missing, 'runs')}.")
     return lines
+
+
+def _named(names: Sequence[str], what: str, most: int = 8) -> str:
+    """Names such as "pair/method", or where there are many, how many of each pair."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return ", ".join(f"{pair} ({n} {what})" for pair, n in Counter(name.partition("/")[0] for name in names).items())
 
 
 def sources(comparison: Comparison) -> list[str]:

@@ -26,12 +26,18 @@ from ..report import Trial, read_trials, trial_of_run
 from .study import Claim, MatrixStudy, Run
 
 _LIBC = ctypes.CDLL(None)
-_NOT_RESULTS = ("work_dir", "launcher", "resume", "device", "randomness", "reference", "cell", "teacher_run", "publish")
+_NOT_RESULTS = (
+    *("work_dir", "launcher", "resume", "device", "randomness", "reference", "cell", "cka"),
+    *("teacher_run", "publish"),
+)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Of everything in a run's config that its result may depend on, but the seed."""
+    """Of everything in a run's config that its result may depend on, but the seed; not of where the data lie."""
     values = {key: value for key, value in config.items() if key not in _NOT_RESULTS}
+    for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        if loader := values.get(key):
+            values[key] = {**loader, "dataset": {k: v for k, v in loader["dataset"].items() if k != "root"}}
     others = {key: value for key, value in (config.get("randomness") or {}).items() if key != "seed"}
     text = json.dumps({**values, "randomness": others}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

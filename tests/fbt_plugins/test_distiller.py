@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -7,11 +8,12 @@ from conftest import CNN, CONVNEXT, RESMLP, SWIN, VIT
 from torch import nn
 
 from fbt_plugins.distiller import Distiller
-from fbt_plugins.errors import ConfigError
+from fbt_plugins.errors import ConfigError, PluginError
 from fbt_plugins.knowledge import Batch
 
 Make = Callable[..., Distiller]
 EDGES = ("teacher_to_student", "teacher_to_fusion", "fusion_to_student")
+TASK = dict(type="CrossEntropyLoss")
 
 
 def test_losses_are_named_by_edge_and_slot(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -72,6 +74,87 @@ def test_several_fusions_have_names(make: Make, images: torch.Tensor, labels: to
     assert model.names == ["student", "teacher", "late", "early"]
     assert "teacher_to_early/logit" in model.losses(images, Batch(labels))
     assert set(model.eval().predict(images, model.names)) == set(model.names)
+
+
+def warm(make: Make, **options: Any) -> Distiller:
+    """FBT in which T->F is alone for the first 13 % of training."""
+    edges = [dict(name=name, **({} if name == "teacher_to_fusion" else {"begin": 0.13})) for name in EDGES]
+    return make(edges=edges, task_loss=dict(TASK, begin=0.13), **options).train()
+
+
+def test_what_is_off_is_not_computed_trained_or_missing(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """Before 13 % stages 1 to 3 of the student and L2G learn from the teacher; the rest of the student waits."""
+    model, plain = warm(make, student=CNN), make(CNN).train()
+    ran: list[int] = []
+    for number, stage in enumerate(model.student.stages, 1):
+        stage.register_forward_hook(lambda *_, n=number: ran.append(n))
+    model.begin_step(0, 0.12)
+    losses = model(images, labels, mode="loss")
+    total, step = model.parse_losses(losses)
+    total.backward()
+    expected = plain(images, labels, mode="loss")
+    assert list(losses) == list(expected) and ran == [1, 2, 3]
+    on = {name for name in losses if name.startswith("teacher_to_fusion")}
+    assert all(torch.equal(losses[n], expected[n]) if n in on else losses[n] == 0 for n in losses)
+    assert step["loss"] == sum(losses[n] for n in on)
+    trained = {n for n, p in model.named_parameters() if p.grad is not None}
+    waiting = [model.student.stages[3], model.student.head, model.edges["fusion_to_student"]]
+    assert trained and all(p.grad is None for part in waiting for p in part.parameters())
+    assert all(p.grad is not None for n in (0, 1, 2) for p in model.student.stages[n].parameters())
+
+    model.begin_step(0, 0.13)
+    ran.clear()
+    later = model(images, labels, mode="loss")
+    model.parse_losses(later)[0].backward()
+    assert ran == [1, 2, 3, 4] and all(later[name] != 0 for name in later)
+    never = {n for n, p in model.named_parameters() if p.grad is None}
+    plain.parse_losses(expected)[0].backward()
+    assert never == {n for n, p in plain.named_parameters() if p.grad is None}
+
+
+def test_a_ramp_multiplies_and_does_not_touch_validation(
+    make: Make, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    model = make(edges=[*EDGES[:2], dict(name=EDGES[2], weight=2.0, begin=0.2, ramp=0.4)])
+    batch = Batch(labels)
+    whole, logits = model.losses(images, batch), model.predict(images, model.names)
+    model.begin_step(0, 0.3)
+    for name, value in model.losses(images, batch).items():
+        torch.testing.assert_close(value, (0.25 if name.startswith(EDGES[2]) else 1.0) * whole[name])
+    model.begin_step(0, 0.1)
+    assert model.on == ("task", *EDGES[:2])
+    assert all(torch.equal(value, logits[name]) for name, value in model.predict(images, model.names).items())
+
+
+def test_a_part_that_no_gradient_reaches_is_found_when_its_edge_begins(
+    make: Make, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    model = warm(make)
+    model.edges["fusion_to_student"].losses["logit"].spare = nn.Parameter(torch.zeros(1))
+    model.begin_step(0, 0.0)
+    model.parse_losses(model.losses(images, Batch(labels)))
+    model.begin_step(0, 0.2)
+    with pytest.raises(PluginError, match=r"has a parameter 'spare' that no loss's gradient reaches"):
+        model.parse_losses(model.losses(images, Batch(labels)))
+
+
+def test_a_gate_weighs_an_edge_by_its_givers_agreement_with_the_teacher(
+    make: Make, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    """The teacher runs for it even where no edge that is on starts there."""
+    edges = [dict(name="teacher_to_fusion", end=0.5), dict(name="fusion_to_student", gate="agreement", weight=3.0)]
+    gated, free = make(edges=edges), make(edges=["teacher_to_fusion", dict(name="fusion_to_student", weight=3.0)])
+    known = gated.know(images, {"teacher", "fusion"})
+    same = (known["teacher"].logits.argmax(1) == known["fusion"].logits.argmax(1)).float().mean()
+    given = dict(teacher_features=known["teacher"].features)
+    choices = known["fusion"].logits.detach().clone()
+    choices[:2] = -choices[:2]  # two of five images on which they do not agree
+    for logits, part in ((known["teacher"].logits, same), (choices, torch.tensor(0.6))):
+        model_losses = [m(images, labels, mode="loss", **given, teacher_logits=logits) for m in (gated, free)]
+        for name, value in model_losses[0].items():
+            torch.testing.assert_close(value, (part if name.startswith("fusion") else 1) * model_losses[1][name])
+    gated.begin_step(0, 0.6)
+    assert gated.in_losses == {"student", "teacher", "fusion"} and gated(images, labels, mode="loss")
 
 
 @pytest.mark.parametrize("student", [VIT, SWIN, CNN], ids=lambda c: c["name"])
@@ -144,6 +227,23 @@ def test_evaluation_gives_every_model_the_logits_it_has_alone(make: Make, images
         (dict(edges=["teacher_to_student"] * 2), ["is there twice"]),
         (dict(edges=[dict(name="teacher_to_student", wieght=2)]), ["no option 'wieght'; did you mean 'weight'"]),
         (dict(edges=["teacher_to_fusion"], task_loss=None), ["nothing trains the student"]),
+        (
+            dict(edges=[dict(name="teacher_to_fusion", begin=0.5, end=0.2)]),
+            ["model.edges: teacher_to_fusion: begin=0.5 must be less than end=0.2"],
+        ),
+        (dict(task_loss=dict(TASK, ramp=2)), ["model.task_loss: ramp is a fraction of training, from 0 to 1, not 2"]),
+        (
+            dict(edges=[dict(name="teacher_to_fusion", begin=0.2)], task_loss=dict(TASK, begin=0.13)),
+            ["model: no loss is on from 0 to 0.13 of training"],
+        ),
+        (
+            dict(edges=["teacher_to_fusion", dict(name="fusion_to_student", gate="agree")]),
+            ["fusion_to_student: no gate 'agree'; did you mean 'agreement'?"],
+        ),
+        (
+            dict(edges=[dict(name="teacher_to_student", gate="agreement")], splice=None),
+            ["gate='agreement' compares with the teacher, and the giver is the teacher itself"],
+        ),
         (dict(edges=[dict(name="teacher_to_fusion", feature_loss=None, logit_loss=None)]), ["has no loss"]),
         (dict(splice="S1-3+T9"), ["model.fusion: splice 'S1-3+T9': 'T9' is out of range"]),
         (
@@ -264,3 +364,22 @@ def test_the_losses_of_a_step_compile_to_one_graph(
     torch.manual_seed(1)
     found = torch.compile(distiller.losses, backend=count)(images, Batch(labels))
     assert len(graphs) == 1 and {k: v.item() for k, v in found.items()} == {k: v.item() for k, v in expected.items()}
+
+
+def test_a_compiled_step_has_a_graph_for_each_set_of_losses_and_none_for_a_weight(
+    make: Make, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    graphs: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    model = make(edges=[*EDGES[:2], dict(name=EDGES[2], begin=0.2, ramp=0.4, gate="agreement")]).train()
+    torch._dynamo.reset()
+    compiled, batch = torch.compile(model.losses, backend=count), Batch(labels)
+    for progress, known in ((0.0, 1), (0.1, 1), (0.3, 2), (0.4, 2), (0.7, 2), (0.1, 2)):
+        model.begin_step(0, progress)
+        found, expected = compiled(images, batch), model.losses(images, batch)
+        assert {k: v.item() for k, v in found.items()} == {k: v.item() for k, v in expected.items()}
+        assert len(graphs) == known

@@ -125,6 +125,8 @@ FILES = [
         "visualizer.vis_backends.0.type: no vis_backend 'WandVisBackend'; did you mean 'WandbVisBackend'",
     ),
     (BASE + "ema = dict(decay=1.5)\n", "ema: decay must be in [0, 1), not 1.5"),
+    (BASE + "cka = dict(images=100)\n", "cka: batch_size must be from 4 to images, not 256 of 100"),
+    (BASE + "cka = dict(image=100)\n", "cka: unknown key 'image'; did you mean 'images'"),
     (BASE + "compile = 'fast'\n", "compile must be True, False or torch.compile's arguments, not 'fast'"),
     (BASE + "compile = dict(mod='default')\n", "compile: unknown key 'mod'; did you mean 'mode'"),
     (BASE + "channels_last = 1\n", "channels_last must be True or False, not 1"),

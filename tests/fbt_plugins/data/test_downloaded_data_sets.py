@@ -86,6 +86,16 @@ def test_fashion_splits(fashion: Path) -> None:
     assert test[0]["inputs"].shape == (3, 28, 28) and test.image_size == (28, 28)
 
 
+def test_fashion_may_hold_out_more_but_nothing_that_mini_trains_on(fashion: Path) -> None:
+    train, val = (FashionMNIST(split, str(fashion), validation=2000) for split in ("train", "val"))
+    assert [len(train), len(val)] == [58_000, 2000]
+    assert train.images.any(dim=2).any(dim=1).sum() == 5000  # what is not blank is mini's, and none of it is held out
+    assert val.images.any(dim=2).any(dim=1).sum() == 1000
+    for wrong in (999, 55_001):
+        with pytest.raises(ConfigError, match=f"FashionMNIST: validation is 1000 to 55000, got {wrong}"):
+            FashionMNIST("val", str(fashion), validation=wrong)
+
+
 def test_fashion_unpacked_in_torchvisions_layout(fashion: Path, tmp_path: Path) -> None:
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)

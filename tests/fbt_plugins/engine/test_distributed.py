@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from runs import assert_equal
-from two_processes import BATCH_NORM, DRAWN, accuracy, build, gradients
+from two_processes import BATCH_NORM, DRAWN, SCHEDULED, accuracy, build, gradients
 
 from fbt_plugins.engine.checkpoints import find_resume, read_checkpoint
 from fbt_plugins.engine.launch import find_processes, freeze_unreached
@@ -39,16 +39,18 @@ def saved(folder: Path, name: str) -> list[Any]:
 
 
 def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path: Path) -> None:
-    """InfoNCE compares with the other process's images; unreached parameters are left out, and splices may change."""
+    """InfoNCE compares with the other process's images; unreached parameters are left out; splices and edges change."""
     done = two("check_gradients", tmp_path)
     assert done.returncode == 0, problems(done)
-    for name, options, draw in (
-        ("gradients", {}, None),
-        ("unreached", {"model.edges": ["teacher_to_student", "fusion_to_student"]}, None),
-        ("drawn", DRAWN, 1),
-        ("drawn_next", DRAWN, 2),
+    for name, options, draw, progress in (
+        ("gradients", {}, None, None),
+        ("unreached", {"model.edges": ["teacher_to_student", "fusion_to_student"]}, None, None),
+        ("drawn", DRAWN, 1, None),
+        ("drawn_next", DRAWN, 2, None),
+        ("off", SCHEDULED, None, 0.1),
+        ("rising", SCHEDULED, None, 0.5),
     ):
-        expected = gradients(build(tmp_path, "one", **{"train_dataloader.batch_size": 8}, **options), draw)
+        expected = gradients(build(tmp_path, "one", **{"train_dataloader.batch_size": 8}, **options), draw, progress)
         for found in saved(tmp_path, name):
             assert found.keys() == expected.keys() and len(found) > 20
             for key, value in expected.items():

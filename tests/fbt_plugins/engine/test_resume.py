@@ -23,6 +23,15 @@ ITERATIONS = {
     "default_hooks.checkpoint.interval": 3,
 }
 BANKS = {"model.feature_loss": dict(type="CRDLoss", dim=4, negatives=16), "ema": dict(decay=0.9)}
+_WAITING = dict(begin=0.3)
+SCHEDULES = {
+    "model.edges": [
+        dict(name="teacher_to_student", end=0.8, **_WAITING),
+        "teacher_to_fusion",
+        dict(name="fusion_to_student", gate="agreement", ramp=0.5, **_WAITING),
+    ],
+    "model.task_loss.begin": 0.3,
+}
 CASES: dict[str, dict[str, Any]] = {
     "epochs": {},
     "middle of an epoch": MIDDLE,
@@ -45,6 +54,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "mixup": {**MIDDLE, "data_preprocessor": dict(mixup_alpha=0.8, cutmix_alpha=1.0)},
     "memory banks": {**MIDDLE, **BANKS},
+    "edges that begin, rise and end": {**MIDDLE, **SCHEDULES, "optim_wrapper.accumulative_counts": 2},
+    "the same in iterations": {**ITERATIONS, **SCHEDULES},
     "clipping, and a loss interval that does not divide": {**MIDDLE, "default_hooks.progress.interval": 5},
 }
 

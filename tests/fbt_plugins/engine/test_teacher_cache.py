@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -215,6 +216,57 @@ def test_what_cannot_be_cached_is_refused(
         losses._module_dict.pop("StageLoss")
 
 
+def scratch(settings: Config) -> None:
+    settings.model.update(teacher=None, fusion=None, edges=[], feature_loss=None, logit_loss=None)
+
+
+def starts_in_the_teacher(settings: Config) -> None:
+    settings.model.fusion.splice = "T1-3+S4"
+
+
+def test_where_it_is_not_required_all_runs_show_the_same_views(
+    config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = {
+        "cached": (lambda settings: None, "built in"),
+        "scratch": (scratch, "instead of fresh augmentation (no teacher)"),
+        "T1-3+S4": (starts_in_the_teacher, "instead of fresh augmentation (the teacher runs on them)"),
+    }
+    shown: dict[str, list[torch.Tensor]] = {}
+    for name, (change, says) in cases.items():
+        settings = config(name, **{"teacher_cache.required": False})
+        change(settings)
+        check_config(settings)
+        runner = DistillRunner.from_cfg(settings)
+        step, images = runner.model.train_step, shown.setdefault(name, [])
+
+        def train_step(
+            data: dict[str, Any], *, step: Any = step, images: Any = images, cached: bool = name == "cached", **kw: Any
+        ) -> Any:
+            assert ("teacher_logits" in data) == cached
+            images.append(data["inputs"].clone())
+            return step(data, **kw)
+
+        runner.model.train_step = train_step
+        runner.train()
+        assert says in capsys.readouterr().out
+    assert len(shown["cached"]) == 9 and len(caches(tmp_path)) == 1
+    for name in ("scratch", "T1-3+S4"):
+        assert all(torch.equal(a, b) for a, b in zip(shown["cached"], shown[name], strict=True)), name
+
+
+def test_the_cells_of_a_matrix_share_it_wherever_their_runs_are(config: Make, tmp_path: Path) -> None:
+    key = {"data set": {"name": "a"}, "teacher": {"name": "b"}}
+    for folder, cell, beside in [
+        ("runs/a_b/kd/seed_0", dict(pair="a_b", method="kd"), "runs"),
+        ("runs/a_b/fbt/seed_1", dict(pair="a_b", method="fbt"), "runs"),
+        ("elsewhere/mine", dict(pair="a_b", method="fbt"), "elsewhere"),
+        ("runs/a_b/kd/seed_0", None, "runs/a_b/kd"),
+    ]:
+        runner = SimpleNamespace(work_dir=str(tmp_path / folder), cfg=dict(cell=cell))
+        assert teacher_cache.default_folder(runner, key).parent == tmp_path / beside / "teacher_cache"
+
+
 def test_unknown_keys_are_refused(config: Make) -> None:
     with pytest.raises(ConfigError, match="teacher_cache: unknown key 'veiws'; did you mean 'views'"):
         check_config(config(**{"teacher_cache.veiws": 3}))
@@ -283,6 +335,23 @@ def test_what_a_killed_builder_leaves_is_never_taken_for_a_cache(tmp_path: Path)
     assert open_cache(folder, KEY, SHAPES)["logits"].tolist() == [[[1.0, 1.0]] * 4]
     write_cache(folder, KEY, SHAPES, [Knowledge(torch.zeros(4, 3), torch.zeros(4, 2))])  # another was faster
     assert open_cache(folder, KEY, SHAPES)["logits"].all() and len(list((tmp_path / "caches").iterdir())) == 2
+
+
+def test_runs_that_build_it_at_the_same_time_leave_one_whole_cache(tmp_path: Path) -> None:
+    folder, together = tmp_path / "mine", threading.Barrier(4)
+
+    def build(value: int) -> None:
+        def batches() -> Any:
+            yield Knowledge(torch.full((4, 3), value), torch.full((4, 2), value))
+            together.wait(10)
+
+        write_cache(folder, KEY, SHAPES, batches())
+        arrays = open_cache(folder, KEY, SHAPES)
+        assert len({*np.unique(arrays["features"]), *np.unique(arrays["logits"])}) == 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(build, range(4)))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize("value", [1e5, float("nan")])

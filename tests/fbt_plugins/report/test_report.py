@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 
 from fbt_plugins.errors import FBTError
 from fbt_plugins.report import Trial, compare, interval, paired, read_trials, trial_of_run, write_report
+from fbt_plugins.report.words import warnings
 
 # student's top-1 by method and seed
 TOP1 = {
@@ -136,8 +138,43 @@ def test_the_pages_say_the_same_and_need_nothing_else(tmp_path: Path) -> None:
     assert "about &lt;fbt&gt;" in page and "<grid>" not in page
     row = json.loads(data)["pairs"][0]["rows"][3]
     assert row["differences"]["t_s"]["n"] == 3 and row["published"]["top1"] == 81.61
-    assert not re.search(r"(?:src|href)=\"(?!data:)|@import|url\(", page)
-    assert page.count("data:image/svg+xml;base64,") == 2
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)|@import|url\(", page)
+    assert page.count("data:image/svg+xml;base64,") == 2 and "CKA" not in page
+
+
+def cka(shift: float, **others: object) -> dict:
+    """A map of two by three stages."""
+    values = [[0.11 + shift, 0.22 + shift, None], [0.33 + shift, 0.44 + shift, -0.01]]
+    of = dict(models=["teacher", "student"], rows=["T1", "T2"], columns=["S1", "S2", "S3"], values=values)
+    return dict(images=512, maps=dict(teacher_student=of, **others))
+
+
+def pictures(page: str) -> list[str]:
+    return [base64.b64decode(data).decode() for data in re.findall(r"svg\+xml;base64,([^\"]+)", page)]
+
+
+def test_maps_are_those_of_the_first_seed_that_has_them(tmp_path: Path) -> None:
+    fusion = dict(models=["teacher", "fusion"], rows=["T1"], columns=["S1", "S1_T2", "T2"], values=[[0.7, 0.8, 0.9]])
+    other = dict(models=["second", "student"], rows=["S1"], columns=["S1"], values=[[0.66]])
+    made = [trial("scratch", 0), trial("kd", 2, cka=cka(0.05)), trial("kd", 1, cka=cka(0.0)), trial("kd", 0)]
+    made += [trial("fbt", 1, cka=cka(0.5, teacher_fusion=fusion, second_student=other))]
+    comparison = compare("grid", made, ORDER, [])
+    write_report(tmp_path, comparison, "x")
+    page, data = (tmp_path / "report.html").read_text(), json.loads((tmp_path / "report.json").read_text())
+    rows = {row["method"]: row["cka"] for row in data["pairs"][0]["rows"]}
+    assert rows["scratch"] is None and rows["kd"] == {"seed": 1, **cka(0.0)}
+    *_, to_student, to_fusion, from_second = pictures(page)
+    for text in ("kd", "fbt", "0.11", "0.61", "-0.01", "–", "T2", "S3"):
+        assert f">{text}</text>" in to_student, text
+    assert ">0.16</text>" not in to_student  # the second seed
+    assert ">→T2</text>" in to_fusion and ">0.80</text>" in to_fusion and ">fbt, second</text>" in from_second
+    for of in ("T (rows) and S (columns)", "T (rows) and F (columns)", "F (rows) and S (columns)"):
+        assert page.count(f"{of} on 512 validation images; one run of each method, seed 1.</figcaption>") == 1
+
+
+def test_many_unfinished_runs_are_counted() -> None:
+    missing = [f"{pair}/kd/seed {seed}" for pair, seeds in (("a_b", 6), ("a_c", 3)) for seed in range(seeds)]
+    assert "Not finished (9): a_b (6 runs), a_c (3 runs)." in warnings(compare("grid", TRIALS, ORDER, missing))
 
 
 def test_the_same_trials_make_the_same_page(tmp_path: Path) -> None:
@@ -163,6 +200,10 @@ def test_trials_come_back_as_they_were(tmp_path: Path) -> None:
         (tmp_path / made.name).write_text(made.text())
     assert sorted(read_trials(tmp_path), key=repr) == sorted(TRIALS, key=repr)
     assert read_trials(tmp_path / "nowhere") == []
+    old = json.loads(TRIALS[0].text())
+    del old["cka"]  # files of before there were maps
+    (tmp_path / TRIALS[0].name).write_text(json.dumps(old))
+    assert sorted(read_trials(tmp_path), key=repr) == sorted(TRIALS, key=repr)
     (tmp_path / "broken.json").write_text('{"pair": "a"}')
     with pytest.raises(FBTError, match=r"broken\.json: not a trial"):
         read_trials(tmp_path)
@@ -180,6 +221,7 @@ def test_a_runs_folder_becomes_a_trial(tmp_path: Path) -> None:
         teacher_top1=90.0,
         best_validation_student_top1=82.0,
         seconds=9.0,
+        cka=cka(0.0),
     )
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     records = [{"train/images_per_second": rate} for rate in (100.0, 300.0, 310.0)]
@@ -187,6 +229,7 @@ def test_a_runs_folder_becomes_a_trial(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     found = trial_of_run(tmp_path, "c0ffee", "a CPU")
     assert found.top1 == dict(student=81.0, teacher=90.0) and found.images == 300.0
+    assert found.cka == cka(0.0)
     assert found.curve == [dict(epoch=1, student=70.0, teacher=91.0)] and found.name == "a_b.kd.seed_3.json"
     (tmp_path / "summary.json").write_text(json.dumps(summary | dict(cell=None)))
     with pytest.raises(FBTError, match="a run of no matrix"):

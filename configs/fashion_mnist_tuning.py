@@ -1,0 +1,30 @@
+# The study's tuning, on its first pair: four settings of each method as four pairs, judged by validation alone.
+#   python tools/compare.py configs/fashion_mnist_tuning.py --workers 2 && python tools/choose.py \
+#     configs/fashion_mnist_tuning.py --out configs/_base_/fashion_mnist_tuned.json
+# Validation has 10,000 images here, after the last epoch: 1,000 would leave the choice to chance. None of them is among
+# the study's training images, and there is no test split. t_s_x2 is no method but a control, and takes t_s's setting.
+_base_ = ["fashion_mnist.py", "_base_/fashion_mnist_settings.py"]
+
+pairs = dict(
+    _delete_=True,
+    **{
+        f"convnext_resmlp.{n + 1}": dict(
+            _base_.pairs["convnext_resmlp"],
+            methods={method: _base_._settings.get(method, _base_._by_default)[n] for method in _base_.methods},
+        )
+        for n in range(4)
+    },
+)
+methods = dict(t_s_x2=dict(pairs=[]))
+seeds = [10, 11]  # none of the study's
+val_dataloader = dict(
+    dataset=dict(
+        type="FashionMNIST",
+        root="{{$FASHION_MNIST:data}}",
+        split="val",
+        validation=10_000,
+        transforms=_base_._pad,
+    )
+)
+train_cfg = dict(val_interval=16)
+test_dataloader = test_evaluator = test_cfg = None
