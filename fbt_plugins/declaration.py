@@ -203,12 +203,8 @@ class Declaration:
             owner, _, last = name.rpartition(".")
             holder = _attribute(net, owner) if owner else net
             if not hasattr(holder, last) or (getattr(holder, last) is None and not or_none):
-                known = [n for n, _ in net.named_modules() if n] + [
-                    n for n in dir(type(net)) if n not in dir(nn.Module)
-                ]
-                raise ConfigError(
-                    f"{type(net).__name__} has no module or method {name!r}{nearest(name, known, limit=24)}"
-                )
+                methods = [n for n in dir(type(net)) if n not in dir(nn.Module)]
+                raise _missing(net, "module or method", name, methods)
 
     def _present(self, net: nn.Module, names: str) -> list[str]:
         """The names whose part is not None: members of a family may lack some."""
@@ -234,9 +230,13 @@ def expand(net: nn.Module, names: Sequence[str]) -> list[str]:
 def _children(net: nn.Module, name: str) -> list[str]:
     found = _attribute(net, name) if name else net
     if not isinstance(found, nn.Module):
-        known = [n for n, _ in net.named_modules() if n]
-        raise ConfigError(f"{type(net).__name__} has no module {name!r}{nearest(name, known, limit=24)}")
+        raise _missing(net, "module", name)
     return [n for n, _ in found.named_children()]
+
+
+def _missing(net: nn.Module, what: str, name: str, methods: Sequence[str] = ()) -> ConfigError:
+    known = [*(n for n, _ in net.named_modules() if n), *methods]
+    return ConfigError(f"{type(net).__name__} has no {what} {name!r}{nearest(name, known, limit=24)}")
 
 
 def _one_of(feature: str) -> str:

@@ -26,6 +26,7 @@ from .edge import (
     parse_edges,
     set_up,
     value_fault,
+    wanted_stages,
     weighted,
 )
 from .errors import ConfigError, FBTError, nearest
@@ -214,7 +215,7 @@ class Distiller(BaseModel):
         kind, student = self._types[TASK], self._info(STUDENT)
         with LOSSES.blame(kind):
             needs = loss_needs(self.task_loss, kind)
-            self._task_needs = {*needs.get("stages", ()), *needs.get("student_stages", ())}
+            self._task_needs, _ = wanted_stages(needs)
             check_stages(self._task_needs, kind, "model.task_loss", STUDENT, student)
             set_up(self.task_loss, student, None, data_info)
 

@@ -107,8 +107,7 @@ class Edge(nn.Module):
         """What a loss needs of the two models, and its own setup."""
         giver, receiver = models[self.giver], models[self.receiver]
         needs = loss_needs(loss, self.types[slot])
-        for model, keys in ((self.giver, ("stages",)), (self.receiver, ("stages", "student_stages"))):
-            wanted = {number for key in keys for number in needs.get(key, ())}
+        for model, wanted in zip((self.receiver, self.giver), wanted_stages(needs), strict=True):
             check_stages(wanted, self.types[slot], f"model.edges: {self.name}", model, models[model])
             self.needs[model] |= wanted
         if needs.get("same_width") and giver.num_features != receiver.num_features:
@@ -163,6 +162,12 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
 
 def _is_stage(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+
+
+def wanted_stages(needs: Mapping[str, Any]) -> tuple[set[int], set[int]]:
+    """The stages that a loss looks at: of the receiver, and of the giver."""
+    both = set(needs.get("stages", ()))
+    return both | set(needs.get("student_stages", ())), both
 
 
 def check_stages(wanted: Iterable[int], kind: str, where: str, model: str, info: ModelInfo) -> None:

@@ -187,7 +187,7 @@ class PluginRegistry(Registry):
 
 def _place(error: BaseException, package: str) -> str:
     """Where in a package an exception came from: the innermost of its own lines."""
-    frames = [(f, line) for f, line in traceback.walk_tb(error.__traceback__)]
+    frames = traceback.walk_tb(error.__traceback__)
     own = [(f, n) for f, n in frames if package and f.f_globals.get("__name__", "").partition(".")[0] == package]
     if not own:
         return ""

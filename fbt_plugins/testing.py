@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .edge import ModelInfo, check_stages, loss_needs, set_up, value_fault
+from .edge import ModelInfo, check_stages, loss_needs, set_up, value_fault, wanted_stages
 from .errors import FBTError
 from .fusion import FusionStrategy, ends, junction_problem
 from .knowledge import Batch, Knowledge
@@ -202,13 +202,13 @@ class _LossCheck:
         self.loss, self.task, self.who = copy.deepcopy(loss), task, type(loss).__name__
         with _refused(self.who):
             needs = loss_needs(loss, self.who)
-        both, own = (set(needs.get(key, ())) for key in ("stages", "student_stages"))
+        of_student, of_teacher = wanted_stages(needs)
         self.widths = (6, 6) if needs.get("same_width") else (6, 8)
         specs = MODELS["maps"], MODELS["tokens and two prefix tokens"]
         student, teacher = (ModelInfo(*pair) for pair in zip(specs, self.widths, strict=True))
         with _refused(self.who):
-            check_stages(both | own, self.who, "check_loss", "student", student)
-        self.shown = {i: specs[0][i - 1] for i in both | own}, {i: specs[1][i - 1] for i in both}
+            check_stages(of_student, self.who, "check_loss", "student", student)
+        self.shown = {i: specs[0][i - 1] for i in of_student}, {i: specs[1][i - 1] for i in of_teacher}
         with _refused(f"{self.who}.setup"):
             info, giver = {"num_classes": CLASSES, "num_samples": 32}, None if task else teacher
             set_up(self.loss, student, giver, info)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from mmengine.registry import (
     PARAM_SCHEDULERS,
     VISBACKENDS,
     VISUALIZERS,
-    Registry,
 )
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from torch.utils.data import DataLoader
@@ -28,7 +27,7 @@ from ..data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, bu
 from ..distiller import Distiller
 from ..edge import SLOTS, parse_edges
 from ..errors import ConfigError, FBTError, nearest
-from ..registry import FUSIONS, LOSSES, PluginRegistry, one_line, value_problem
+from ..registry import FUSIONS, LOSSES, one_line
 from ..schedule import TIMES
 from ..weights import SUFFIX, misfit
 from .checkpoints import find_resume
@@ -37,7 +36,7 @@ from .config import DEFAULT_HOOKS
 from .device import resolve_device
 from .ema import EMAHook
 from .runner import DistillRunner
-from .signatures import parameters_of
+from .signatures import SignatureCheck
 from .teacher_cache import TeacherCacheHook, refusals
 from .teachers import TeacherRun, missing_teacher
 
@@ -80,10 +79,10 @@ def check_config(config: Config) -> Distiller | None:
     return distiller
 
 
-class _Check:
+class _Check(SignatureCheck):
     def __init__(self, config: Config) -> None:
+        super().__init__()
         self.config: dict[str, Any] = config.to_dict()
-        self.problems: list[str] = []
 
     def run(self) -> Distiller | None:
         for section in (self._top_level, self._data, self._loops, self._optimizer, self._hooks):
@@ -350,69 +349,6 @@ class _Check:
         except FBTError:
             return {}  # what is wrong with the transforms is reported where they are checked
         return {"image_size": size, "data_info": {"num_samples": 1} | ({"num_classes": classes} if classes else {})}
-
-    # ---- tools ----------------------------------------------------------------------------------------------------
-
-    def _typed(
-        self, registry: Registry, config: Any, where: str, given: Iterable[str] = (), extra: Iterable[str] = ()
-    ) -> None:
-        """A dict with a ``type`` (or a list of them) against the signature of what the registry has for it."""
-        if isinstance(config, list | tuple):
-            for i, item in enumerate(config):
-                self._typed(registry, item, f"{where}.{i}", given, extra)
-            return
-        if config is None:
-            return
-        if not isinstance(config, Mapping) or not isinstance(config.get("type"), str):
-            self.problems.append(f"{where}: expected a dict with a 'type', got {config!r}")
-            return
-        name = config["type"]
-        if isinstance(registry, PluginRegistry):
-            factory = self._collect(where, registry.get, name)
-        else:
-            registry.import_from_location()
-            factory = registry.module_dict.get(name)
-            if factory is None:
-                dotted = " (dotted import paths are not accepted)" if "." in name else ""
-                self.problems.append(
-                    f"{where}.type: no {registry.name} {name!r}{dotted}{nearest(name, registry.module_dict)}"
-                )
-        if factory is not None:
-            self._signature(factory, {k: v for k, v in config.items() if k != "type"}, where, given, extra)
-
-    def _signature(
-        self,
-        factory: Callable[..., Any],
-        options: Any,
-        where: str,
-        given: Iterable[str] = (),
-        extra: Iterable[str] = (),
-    ) -> None:
-        if not isinstance(options, Mapping):
-            self.problems.append(f"{where}: expected a dict, got {options!r}")
-            return
-        accepted, complete = parameters_of(factory)
-        if complete:
-            self._known_keys(options, [*(a for a in accepted if a not in given), *extra], where)
-        for name, parameter in accepted.items():
-            if name in options:
-                if problem := value_problem(where, parameter, options[name]):
-                    self.problems.append(problem)
-            elif parameter.default is parameter.empty and name not in given:
-                self.problems.append(f"{where}: {name!r} is missing")
-
-    def _known_keys(self, options: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-        names = list(known)
-        for key in options:
-            if key not in names:
-                self.problems.append(f"{where}: unknown key {key!r}{nearest(key, names, limit=12)}")
-
-    def _collect(self, where: str, function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return function(*args)
-        except FBTError as error:
-            self.problems += [f"{where}: {line}" if where else line for line in str(error).splitlines()]
-        return None
 
 
 def _reference(top1: float, source: str) -> None:
