@@ -1,6 +1,6 @@
 # The study: what does the fusion model itself add? Small models, 5,000 training images, minutes per run.
 #   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/compare.py configs/fashion_mnist.py --workers 2
-# One pair gets every method, three more across architectures and two within one get the main ones and the controls.
+# One pair gets the full grid, three more across architectures and two within one get the main methods and the controls.
 # The test split is all 10,000 images. docs/study.md has all commands in order: teachers, tuning, study. Teachers that
 # are missing are made on the way with --cfg-options teacher_run.if_missing=train
 _base_ = [
@@ -24,19 +24,30 @@ _made_by = dict(
     swin=dict(config="{{ fileDirname }}/teachers/swin_fashion_mnist.py"),
     mixer=dict(config="{{ fileDirname }}/teachers/mixer_fashion_mnist.py"),
 )
+_everywhere = ("scratch", "kd", "ofa", "t_s", "t_s_x2", "fbt")
+_ablations = (*(f"fbt_{letter}" for letter in "abcdefg"), "fbt_warm", "fbt_ramp", "fbt_gate")
+_first_pair = ("fitnet", "crd", "fbt_t1-3_s4", *_ablations)
+methods = dict(
+    _delete_=True,
+    **{
+        name: dict(_base_.methods[name], pairs="convnext_resmlp*" if name in _first_pair else "*")
+        for name in (*_everywhere, *_first_pair)
+    },
+)
+# tools/choose.py's; what differs from a tuned method in one thing has that method's setting
+_like = dict(t_s_x2="t_s", **dict.fromkeys(_ablations, "fbt"))
+_tuned = {
+    name: _base_._tuned.get(_like.get(name, name), {}).get("settings", {}) for name in (*_everywhere, *_first_pair)
+}
 pairs = {
     pair: dict(
         teacher_run=_made_by[pair.split("_")[0]],
         model=dict(teacher=_teachers[pair.split("_")[0]], student=_base_._students[pair.split("_")[1]]),
         optim_wrapper=dict(optimizer=dict(lr=_rates[pair.split("_")[1]])),
+        methods=_tuned,
     )
     for pair in _grid
 }
-_everywhere = ("scratch", "kd", "ofa", "t_s", "t_s_x2", "fbt")
-_tuned = dict(_base_._tuned, t_s_x2=_base_._tuned.get("t_s", {}))  # tools/choose.py's, see fashion_mnist_tuning.py
-methods = {name: dict(_tuned.get(name, {}).get("settings", {})) for name in _base_.methods}
-for _name in set(methods) - {*_everywhere, "deit"}:
-    methods[_name].update(pairs="convnext_resmlp*")
 
 train_dataloader = dict(in_memory=True)
 teacher_cache = dict(views=4, required=False)  # all methods see the same views
@@ -44,8 +55,8 @@ test_dataloader = dict(
     dataset=dict(type="FashionMNIST", root="{{$FASHION_MNIST:data}}", split="test", transforms=_base_._pad)
 )
 optim_wrapper = dict(precision="bf16")  # two thirds of the time, where the CPU has avx512_bf16
-train_cfg = dict(by_epoch=True, max_epochs=16, val_interval=2)
+train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=2)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=1, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=1, T_max=15, end=16, eta_min=1e-5, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, T_max=11, end=12, eta_min=1e-5, convert_to_iter_based=True),
 ]

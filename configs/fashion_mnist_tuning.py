@@ -2,7 +2,8 @@
 #   python tools/compare.py configs/fashion_mnist_tuning.py --workers 2 && python tools/choose.py \
 #     configs/fashion_mnist_tuning.py --out configs/_base_/fashion_mnist_tuned.json
 # Validation has 10,000 images here, after the last epoch: 1,000 would leave the choice to chance. None of them is among
-# the study's training images, and there is no test split. t_s_x2 is no method but a control, and takes t_s's setting.
+# the study's training images, and there is no test split. The control and the ablations take the setting of what they
+# belong to.
 _base_ = ["fashion_mnist.py", "_base_/fashion_mnist_settings.py"]
 
 pairs = dict(
@@ -15,8 +16,8 @@ pairs = dict(
         for n in range(4)
     },
 )
-methods = dict(t_s_x2=dict(pairs=[]))
-seeds = [10, 11]  # none of the study's
+methods = {name: dict(pairs=[]) for name in _base_._like}
+seeds = [10]  # none of the study's
 val_dataloader = dict(
     dataset=dict(
         type="FashionMNIST",
@@ -26,5 +27,5 @@ val_dataloader = dict(
         transforms=_base_._pad,
     )
 )
-train_cfg = dict(val_interval=16)
+train_cfg = dict(val_interval=12)
 test_dataloader = test_evaluator = test_cfg = None

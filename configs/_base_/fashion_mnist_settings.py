@@ -7,6 +7,6 @@ _tempered = [
     for temperature in (1.0, 4.0)
 ]
 _settings = dict(
-    dict.fromkeys(("kd", "dkd", "dist", "fcfd"), _tempered),
+    kd=_tempered,
     scratch=[dict(model=dict(task_loss=dict(label_smoothing=value))) for value in (0.1, 0.0, 0.05, 0.2)],
 )

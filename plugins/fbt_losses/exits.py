@@ -84,6 +84,8 @@ class TokenExit(nn.Module):
         self.fit = nn.Linear(spec.channels, width) if narrow else nn.Identity()
         heads = next(h for h in (4, 3, 2, 1) if width % h == 0)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(max(left, 1))))
+        for block in self.blocks:  # on CPUs torch's fused attention goes back six times slower in bf16 than matmuls do
+            block.attn.fused_attn = False
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

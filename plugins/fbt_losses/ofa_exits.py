@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fbt_plugins import Batch, ConfigError, Knowledge, StageSpec
 
 from .exits import make_exit
-from .numerics import full_precision, the_teacher
+from .numerics import the_teacher
 from .ofa import OFALoss
 from .stage_loss import stage_numbers
 
@@ -71,6 +71,6 @@ class OFAExitsLoss(nn.Module):
         given = the_teacher("OFAExitsLoss", teacher)
         values = []
         for n in self.stages:
-            with full_precision(student.stages[n]) as (x,):
-                values.append(self.loss(Knowledge(student.features, self.exits[str(n)](x)), given, batch))
+            exit_logits = self.exits[str(n)](student.stages[n])  # in the run's precision, as all of the student is
+            values.append(self.loss(Knowledge(student.features, exit_logits), given, batch))
         return torch.stack(values).sum()
