@@ -64,7 +64,7 @@ def splice_rows(
     """A row for each splice of two models, by how often it switches.
 
     Args:
-        student, teacher: the models, with equal numbers of stages.
+        student, teacher: the models.
         strategy: builds the junctions.
         image_size: (height, width) of the images that a model without an ``input_size`` is given.
         switches: how often a splice may switch models.
@@ -72,9 +72,6 @@ def splice_rows(
     Returns:
         Rows of "splice", "junctions" (their trained parameters), "macs" (what the fusion model computes for one image
         besides what student or teacher have computed anyway) and "refused" (why it does not fit, or "").
-
-    Raises:
-        ConfigError: if the models have different numbers of stages.
     """
     models = {"S": student, "T": teacher}
     sizes = {owner: model.input_size or image_size for owner, model in models.items()}

@@ -169,26 +169,27 @@ def default(count: dict[str, int]) -> str:
 def enumerate_splices(student_stages: int = 4, teacher_stages: int = 4, switches: int = 1) -> Iterator[Splice]:
     """All splices that keep the order of depth and switch exactly ``switches`` times, heads alone included.
 
-    A stage is entered at the depth at which the other model was left, so both models must have the same number of
-    stages.
+    A stage is entered at the depth at which the other model was left; where the two have different numbers of stages,
+    the first that begins there or deeper.
 
-    Raises:
-        ConfigError: if they have not.
+    Args:
+        student_stages, teacher_stages: how many stages the two models have.
+        switches: how many junctions, 1 or more.
     """
-    if student_stages != teacher_stages:
-        raise ConfigError(
-            f"splices are enumerated for equal numbers of stages, not {student_stages} and {teacher_stages}"
-        )
+    count = {"S": student_stages, "T": teacher_stages}
 
     def grow(pieces: tuple[Piece, ...], left: int) -> Iterator[Splice]:
-        start = pieces[-1].last + 1 if pieces else 1
-        owners = ["T" if pieces[-1].owner == "S" else "S"] if pieces else ["S", "T"]
-        for owner in owners:
+        for owner in "ST":
+            first = 1
+            if pieces:
+                other = pieces[-1]
+                if owner == other.owner:
+                    continue
+                first = -(-other.last * count[owner] // count[other.owner]) + 1
             if left == 0:
-                yield Splice((*pieces, Piece(owner, start, student_stages)))
+                yield Splice((*pieces, Piece(owner, first, count[owner])))
                 continue
-            for last in range(start, student_stages + 1):
-                if start <= student_stages:
-                    yield from grow((*pieces, Piece(owner, start, last)), left - 1)
+            for last in range(first, count[owner] + 1):
+                yield from grow((*pieces, Piece(owner, first, last)), left - 1)
 
     yield from grow((), switches)

@@ -54,7 +54,7 @@ def main() -> int:
 
         from fbt_plugins.search.matrix_runs import Runs, config_hash
         from fbt_plugins.search.screen import Screen
-        from fbt_plugins.search.study import FAILURES, MatrixStudy, Run, hidden, in_one_line
+        from fbt_plugins.search.study import FAILURES, Run, SharedStudy, hidden, in_one_line
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
     from fbt_plugins import load_plugins
@@ -77,7 +77,7 @@ def main() -> int:
                 raise
     seeds = dict.fromkeys(args.seeds or matrix.seeds)
     wanted = [Run(*cell, seed, hashes[cell]) for seed in seeds for cell in cells]
-    study = MatrixStudy(name, args.storage or f"sqlite:///{folder / 'study.db'}")
+    study = SharedStudy(name, args.storage or f"sqlite:///{folder / 'study.db'}", Run)
     train = [sys.executable, str(Path(__file__).with_name("train.py")), args.config]
     train += ["--device", args.device] if args.device else []
     train += ["--cfg-options", *args.cfg_options_typed] if args.cfg_options else []

@@ -42,7 +42,7 @@ from .teachers import TeacherRun, missing_teacher
 
 OURS = (
     *("device", "custom_imports", "compile", "channels_last", "ema", "cka", "teacher_cache", "cell", "reference"),
-    *("command", "teacher_run", "publish"),
+    *("command", "teacher_run", "publish", "search"),
 )
 _NO_SHARDS = (
     "FSDP and DeepSpeed are not supported: they take parameters apart, and a fusion model runs stages that it shares "

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 
 from ..errors import ConfigError, FBTError, Interrupted, nearest
 from ..weights import EMBEDDED
@@ -113,12 +114,13 @@ def missing_teacher(config: Mapping[str, Any]) -> TeacherRun | None:
     return TeacherRun(**options)
 
 
-def train(config: Config, on_the_way: bool = False) -> None:
+def train(config: Config, on_the_way: bool = False, hooks: Sequence[Hook] = ()) -> None:
     """Trains a config; before that its teacher, where that is missing and the config says so.
 
     Args:
         config: checked.
         on_the_way: whether another run waits for the teacher that this one makes.
+        hooks: that no config can name, in addition to the config's.
 
     Raises:
         FBTError: for whatever stops a run.
@@ -136,7 +138,10 @@ def train(config: Config, on_the_way: bool = False) -> None:
         gc.collect()  # its model and optimizer, which a GPU may need the room of
     with _making(config.get("publish"), config.launcher, on_the_way) as needed:
         if needed:
-            DistillRunner.from_cfg(config).train()
+            runner = DistillRunner.from_cfg(config)
+            for hook in hooks:
+                runner.register_hook(hook)
+            runner.train()
 
 
 @contextmanager

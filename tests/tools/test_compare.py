@@ -147,7 +147,7 @@ def test_a_database_that_goes_away_is_one_line(compare: Callable, monkeypatch: p
     def gone(self: object, wanted: object) -> None:
         raise optuna.exceptions.StorageInternalError("it is hidden") from OSError("connection lost")
 
-    monkeypatch.setattr("fbt_plugins.search.study.MatrixStudy.claim", gone)
+    monkeypatch.setattr("fbt_plugins.search.study.SharedStudy.claim", gone)
     code, _, err = compare("grid.py", "--pairs", "a_b", "--methods", "t_s")
     assert code == 2 and err == ["error: --storage: OSError: connection lost; the same command goes on"]
 

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from fbt_plugins.report import Trial
 from fbt_plugins.search import screen
-from fbt_plugins.search.matrix_runs import Process, Runs
-from fbt_plugins.search.study import Claim, MatrixStudy, Run
+from fbt_plugins.search.matrix_runs import Runs
+from fbt_plugins.search.study import Claim, Run, SharedStudy
+from fbt_plugins.search.workers import Process
 
 RUNS = [Run("a_b", method, seed, "c0ffee") for method in ("kd", "t_s", "fbt") for seed in range(2)]
 TRIAL = Trial("a_b", "kd", 0, "", {"student": 80.0}, "test", None, [], None, "c0ffee", "a CPU", {"seconds": 1800.0})
@@ -31,7 +32,7 @@ def shown(runs: Runs, monkeypatch: pytest.MonkeyPatch, height: int) -> str:
 def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for trial in (TRIAL, replace(TRIAL, seed=1, top1={"student": 81.0})):
         (tmp_path / trial.name).write_text(trial.text())
-    runs = Runs(MatrixStudy("grid", f"sqlite:///{tmp_path / 'study.db'}"), RUNS, [], tmp_path / "runs", tmp_path)
+    runs = Runs(SharedStudy("grid", f"sqlite:///{tmp_path / 'study.db'}", Run), RUNS, [], tmp_path / "runs", tmp_path)
     runs.failed[RUNS[2]] = "no teacher"
     runs.running = [Process(Claim(RUNS[4], 1), tmp_path, SimpleNamespace())]  # type: ignore[arg-type]
     lines = shown(runs, monkeypatch, height=40).splitlines()

@@ -18,19 +18,19 @@ pytest.importorskip("optuna")
 from optuna.trial import TrialState
 
 from fbt_plugins.errors import FBTError
-from fbt_plugins.search.study import MatrixStudy, Run, hidden
+from fbt_plugins.search.study import Run, SharedStudy, hidden
 
 RUNS = [Run("a_b", method, seed, "c0ffee") for method in ("kd", "fbt") for seed in range(3)]
 WORKER = """
 import sys
-from fbt_plugins.search.study import MatrixStudy, Run
+from fbt_plugins.search.study import Run, SharedStudy
 url, count = sys.argv[1], int(sys.argv[2])
 runs = [Run("a_b", "kd", seed, "c0ffee") for seed in range(count)]
-study = MatrixStudy("grid", url)
+study = SharedStudy("grid", url, Run)
 study.add(runs)
 while claim := study.claim(set(runs)):
     print(claim.run.seed, flush=True)
-    study.finish(claim, 80.0, "{}")
+    study.finish(claim, [80.0], "{}")
 """
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 
@@ -40,7 +40,7 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'study.db'}"
 
 
-def take_all(study: MatrixStudy, wanted: list[Run]) -> list[Run]:
+def take_all(study: SharedStudy[Run], wanted: list[Run]) -> list[Run]:
     taken = []
     while claim := study.claim(set(wanted)):
         taken.append(claim.run)
@@ -50,7 +50,7 @@ def take_all(study: MatrixStudy, wanted: list[Run]) -> list[Run]:
 def check_workers(url: str, workers: int, count: int) -> None:
     """Several processes begin at once, add the same runs and take them: each run is taken by exactly one."""
     command = [sys.executable, "-c", WORKER, url, str(count)]
-    MatrixStudy("grid", url)  # so that they race for runs, not for tables
+    SharedStudy("grid", url, Run)  # so that they race for runs, not for tables
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(workers)
     ]
@@ -61,7 +61,7 @@ def check_workers(url: str, workers: int, count: int) -> None:
 
 
 def test_each_run_is_taken_once(url: str) -> None:
-    first, second = MatrixStudy("grid", url), MatrixStudy("grid", url)
+    first, second = SharedStudy("grid", url, Run), SharedStudy("grid", url, Run)
     first.add(RUNS)
     second.add(RUNS)
     assert len(first.trials()) == len(RUNS)
@@ -70,14 +70,14 @@ def test_each_run_is_taken_once(url: str) -> None:
 
 
 def test_a_run_that_was_added_twice_is_taken_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = MatrixStudy("grid", url)
+    study = SharedStudy("grid", url, Run)
     study.add(RUNS)
     with monkeypatch.context() as patch:  # two machines looked before either had added anything
         patch.setattr(study, "trials", lambda states=None: [])
         study.add(RUNS)
     assert len(study.trials()) == 2 * len(RUNS)
     assert sorted(take_all(study, RUNS)) == sorted(RUNS)
-    assert len(study.trials([TrialState.PRUNED])) == len(RUNS)
+    assert len(study.trials([TrialState.FAIL])) == len(RUNS)
 
 
 def test_processes_that_race_on_sqlite(url: str) -> None:
@@ -85,7 +85,7 @@ def test_processes_that_race_on_sqlite(url: str) -> None:
 
 
 def test_nobody_takes_a_run_between_anothers_look_and_grasp(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = MatrixStudy("grid", url), MatrixStudy("grid", url)
+    first, second = SharedStudy("grid", url, Run), SharedStudy("grid", url, Run)
     first.add(RUNS[:1])
     taken: list = []
     other = threading.Thread(target=lambda: taken.append(second.claim(set(RUNS))))
@@ -103,11 +103,11 @@ def test_nobody_takes_a_run_between_anothers_look_and_grasp(url: str, monkeypatc
 
 
 def test_a_run_whose_owner_died_is_free_again(url: str) -> None:
-    dead = MatrixStudy("grid", url, heartbeat=1, grace=1)
+    dead = SharedStudy("grid", url, Run, heartbeat=1, grace=1)
     dead.add(RUNS[:2])
     lost, kept = dead.claim(set(RUNS)), dead.claim(set(RUNS))
     assert lost is not None and kept is not None
-    alive = MatrixStudy("grid", url, heartbeat=1, grace=1)
+    alive = SharedStudy("grid", url, Run, heartbeat=1, grace=1)
     assert alive.claim(set(RUNS)) is None
     for _ in range(5):
         time.sleep(0.6)
@@ -115,12 +115,12 @@ def test_a_run_whose_owner_died_is_free_again(url: str) -> None:
     again = alive.claim(set(RUNS))
     assert again is not None and again.run == lost.run
     assert alive.claim(set(RUNS)) is None  # the other's owner has sent heartbeats
-    dead.finish(lost, 80.0, "{}")  # it was only slow: its result is not counted twice
+    dead.finish(lost, [80.0], "{}")  # it was only slow: its result is not counted twice
     assert not dead.trials([TrialState.COMPLETE])
 
 
 def test_what_failed_is_tried_by_the_next_command_only(url: str) -> None:
-    study = MatrixStudy("grid", url)
+    study = SharedStudy("grid", url, Run)
     study.add(RUNS[:1])
     claim = study.claim(set(RUNS))
     assert claim is not None
@@ -132,7 +132,7 @@ def test_what_failed_is_tried_by_the_next_command_only(url: str) -> None:
 
 
 def test_a_run_can_be_given_back(url: str) -> None:
-    study = MatrixStudy("grid", url)
+    study = SharedStudy("grid", url, Run)
     study.add(RUNS[:1])
     claim = study.claim(set(RUNS))
     assert claim is not None
@@ -142,7 +142,7 @@ def test_a_run_can_be_given_back(url: str) -> None:
 
 
 def test_another_config_is_another_run(url: str) -> None:
-    study = MatrixStudy("grid", url)
+    study = SharedStudy("grid", url, Run)
     study.add(RUNS[:1])
     changed = Run("a_b", "kd", 0, "decaf")
     study.add([changed])
@@ -152,7 +152,7 @@ def test_another_config_is_another_run(url: str) -> None:
 @pytest.mark.parametrize("url", ["sqlite:////proc/nowhere/study.db", "postgres:/x", "mysql+none://host/db"])
 def test_a_database_that_is_not_there_is_one_line(url: str) -> None:
     with pytest.raises(FBTError, match=r"--storage .*") as caught:
-        MatrixStudy("grid", url)
+        SharedStudy("grid", url, Run)
     assert len(caught.value.lines()) == 1
 
 

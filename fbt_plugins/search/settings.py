@@ -1,0 +1,104 @@
+"""What a config's ``search`` says."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+
+from ..errors import ConfigError, nearest
+from .study import Direction
+
+OBJECTIVES: dict[str, Direction] = {
+    "student_top1": "maximize",
+    "fusion_top1": "maximize",
+    "step_ms": "minimize",
+    "extra_parameters": "minimize",
+}
+"""Top-1 of validation in percent, milliseconds of a training step, parameters that a fusion model adds."""
+
+SAMPLERS = ("tpe", "random", "grid")
+PRUNERS = ("asha", "hyperband", "median")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A search.
+
+    Attributes:
+        space: what is chosen from, by dotted key of the config; see :class:`fbt_plugins.search.space.Space`.
+        objectives: of ``OBJECTIVES``; with several there is no best trial but a Pareto front.
+        sampler: "tpe", "random", or "grid" for every combination once.
+        pruner: "asha", "hyperband" or "median", by the first objective after each validation; None lets all trials end.
+        trials: how many at most; None for a grid is all of it.
+        seed: of the sampler, and of every trial's training.
+    """
+
+    space: Mapping[str, Any]
+    objectives: Sequence[str] = ("student_top1",)
+    sampler: str = "tpe"
+    pruner: str | None = None
+    trials: int | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Settings:
+        """Reads a config.
+
+        Raises:
+            ConfigError: with a line for each thing that is wrong.
+        """
+        options = config.get("search")
+        if not isinstance(options, Mapping) or not isinstance(options.get("space"), Mapping) or not options["space"]:
+            raise ConfigError("it has no search=dict(space={...}): there is nothing to choose from")
+        known = list(inspect.signature(cls).parameters)
+        problems = [f"search: unknown argument {name!r}{nearest(name, known)}" for name in options if name not in known]
+        settings = cls(**{name: options[name] for name in known if name in options})
+        for name, value, allowed in (("sampler", settings.sampler, SAMPLERS), ("pruner", settings.pruner, PRUNERS)):
+            if value not in allowed and not (name == "pruner" and value is None):
+                problems.append(f"search.{name}: {value!r}{nearest(value, allowed)}")
+        objectives = settings.objectives
+        if isinstance(objectives, str) or not objectives or len(set(objectives)) < len(objectives):
+            problems.append(f"search.objectives: a list of different names, not {objectives!r}")
+        else:
+            problems += [f"search.objectives: {n!r}{nearest(n, OBJECTIVES)}" for n in objectives if n not in OBJECTIVES]
+        if settings.pruner and list(objectives) not in (["student_top1"], ["fusion_top1"]):
+            problems.append("search.pruner: trials are pruned by one top-1; take one objective, or pruner=None")
+        if settings.pruner and not (config.get("train_cfg") or {}).get("by_epoch", True):
+            problems.append("search.pruner: it counts epochs, and this config trains by iterations; set pruner=None")
+        trials = settings.trials
+        if (trials is None and settings.sampler != "grid") or not isinstance(trials, int | None) or trials == 0:
+            problems.append(f"search.trials: a number of trials, not {trials!r}")
+        if type(settings.seed) is not int:
+            problems.append(f"search.seed: a whole number, not {settings.seed!r}")
+        for split in ("val_dataloader", "val_evaluator"):
+            if not config.get(split):
+                problems.append(f"{split} is missing: splices are chosen by validation")
+        if problems:
+            raise ConfigError(problems)
+        return settings
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Of each objective."""
+        return [OBJECTIVES[name] for name in self.objectives]
+
+    def make_sampler(self, number: int) -> BaseSampler:
+        """For one trial: what it draws depends on the seed, its number and what is known, not on who asks."""
+        seed = (self.seed * 1_000_003 + number) % 2**32
+        if self.sampler == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    def make_pruner(self, epochs: int) -> BasePruner:
+        """Optuna's, for trainings of so many epochs."""
+        if self.pruner == "asha":
+            return optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, epochs // 9), reduction_factor=3)
+        if self.pruner == "hyperband":
+            return optuna.pruners.HyperbandPruner(min_resource=max(1, epochs // 9), max_resource=epochs)
+        return optuna.pruners.MedianPruner() if self.pruner else optuna.pruners.NopPruner()

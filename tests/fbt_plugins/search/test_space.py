@@ -1,0 +1,123 @@
+"""What a search may choose from: all that can be built, nothing else, third parties' parts among it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("optuna")
+import optuna
+from mmengine.config import Config
+from runs import builder
+from torch import nn
+
+from fbt_plugins import FUSIONS, StageSpec
+from fbt_plugins.engine.check import check_config
+from fbt_plugins.errors import ConfigError
+from fbt_plugins.search.searches import space_of
+from fbt_plugins.search.space import Choice, Fusions, Range
+from fbt_plugins.splice import Splice
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return builder(tmp_path)()
+
+
+def space(config: Config, **entries: Any) -> Any:
+    keys = {key.replace("__", "."): value for key, value in entries.items()}
+    config.search = dict(space=keys, trials=3)
+    return space_of(config)
+
+
+def test_every_splice_that_is_proposed_can_be_built(config: Config) -> None:
+    found = space(config, model__fusion=dict(switches=(1, 2), strategies="all"))
+    fusions = found.parameters["model.fusion"]
+    assert isinstance(fusions, Fusions) and len(fusions.fitting) == 8 + 12
+    assert len(found.grid()) == sum(map(len, fusions.fitting.values()))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(8):
+        config.model.fusion = found.suggest(study.ask())["model.fusion"]
+        assert check_config(config) is not None
+
+
+def test_models_of_other_numbers_of_stages_are_joined_at_the_same_depth(tmp_path: Path) -> None:
+    config = builder(tmp_path)(**{"model.teacher.depths": (1, 2, 2, 1), "model.teacher.stages": 6})
+    found = space(config, model__fusion=dict(switches=1, strategies=[dict(type="L2GFusion")]))
+    splices = list(found.parameters["model.fusion"].fitting)
+    assert splices == [
+        *("S1+T3-6", "S1-2+T4-6", "S1-3+T6", "S1-4+Thead"),
+        *("T1+S2-4", "T1-2+S3-4", "T1-3+S3-4", "T1-4+S4", "T1-5+Shead", "T1-6+Shead"),
+    ]
+    config.model.fusion = dict(type="L2GFusion", splice="T1-4+S4")
+    assert check_config(config) is not None
+
+
+class Narrow:
+    """A third party's strategy that joins one pair of stages only."""
+
+    def build(self, student: Sequence[StageSpec], teacher: Sequence[StageSpec], splice: Splice) -> nn.ModuleDict:
+        if str(splice) != "S1-3+T4":
+            raise ConfigError("only S1-3+T4")
+        (junction,) = splice.junctions
+        return nn.ModuleDict(
+            {junction.name: FUSIONS.build(dict(type="ConvL2G")).build(student, teacher, splice)[junction.name]}
+        )
+
+
+@pytest.fixture
+def narrow() -> Iterator[None]:
+    FUSIONS.register_module(name="Narrow", module=Narrow)
+    yield
+    FUSIONS._module_dict.pop("Narrow")
+
+
+def test_a_third_partys_strategy_is_there_without_a_change(config: Config, narrow: None) -> None:
+    fusions = space(config, model__fusion=dict(switches=1)).parameters["model.fusion"]
+    assert [splice for splice, labels in fusions.fitting.items() if "Narrow" in labels] == ["S1-3+T4"]
+    rows = fusions.grid()
+    assert {"model.fusion.splice": "S1-3+T4", "model.fusion.type of S1-3+T4": "Narrow"} in rows
+    assert not any(row.get("model.fusion.type") == "Narrow" for row in rows)  # where most splices are asked
+
+
+def test_strategies_with_arguments_are_told_apart(config: Config) -> None:
+    strategies = [dict(type="L2GFusion"), dict(type="L2GFusion", mlp_ratio=1.0)]
+    fusions = space(config, model__fusion=dict(switches=1, strategies=strategies)).parameters["model.fusion"]
+    assert fusions.fitting["S1-3+T4"] == ["L2GFusion", "L2GFusion(mlp_ratio=1.0)"]
+    trial = optuna.trial.FixedTrial({"model.fusion.splice": "T1-3+S4", "model.fusion.type": "L2GFusion(mlp_ratio=1.0)"})
+    assert fusions.suggest(trial) == dict(type="L2GFusion", mlp_ratio=1.0, splice="T1-3+S4")
+
+
+def test_lists_and_ranges(config: Config) -> None:
+    edges = [["teacher_to_student"], ["teacher_to_student", "teacher_to_fusion", "fusion_to_student"]]
+    found = space(config, model__edges=edges, model__logit_loss__gamma=dict(low=1.0, high=2.0, step=0.5))
+    assert found.parameters["model.edges"] == Choice("model.edges", edges)
+    assert [tuple(row.values())[1] for row in found.grid()] == [1.0, 1.5, 2.0] * 2
+    trial = optuna.trial.FixedTrial({"model.edges": '["teacher_to_student"]', "model.logit_loss.gamma": 1.5})
+    assert found.suggest(trial) == {"model.edges": edges[0], "model.logit_loss.gamma": 1.5}
+    assert Range("n", 1, 4).grid() == [{"n": n} for n in (1, 2, 3, 4)]
+    with pytest.raises(ConfigError, match="set a step"):
+        Range("x", 0.1, 1.0).grid()
+
+
+@pytest.mark.parametrize(
+    ("entries", "line"),
+    [
+        (dict(model__fusoin=[1]), "search.space: model.fusoin=1: model: unknown argument 'fusoin'; did you mean"),
+        (dict(model__fusion=dict(swiches=1)), "search.space: model.fusion: unknown argument 'swiches'; did you mean"),
+        (
+            dict(model__fusion=dict(strategies=[dict(type="L2G")])),
+            "search.space: model.fusion.strategies: 'L2G' is not",
+        ),
+        (dict(model__logit_loss__gamma=dict(low=2.0, high=1.0)), "search.space: model.logit_loss.gamma: "),
+        (dict(model__logit_loss__gamma=1.0), "search.space: model.logit_loss.gamma: a list of values"),
+        (dict(model__edges=[]), "search.space: model.edges: a list of different values"),
+    ],
+)
+def test_what_is_wrong_is_one_line(config: Config, entries: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        space(config, **entries)
+    assert len(refused.value.problems) == 1 and refused.value.problems[0].startswith(line), refused.value

@@ -1,0 +1,108 @@
+"""Searches for a better splice of a fusion model, and for its settings, as an Optuna study that can go on any time."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+from fbt_plugins.cli import CfgOptions, Parser, run
+from fbt_plugins.errors import FBTError
+
+EXAMPLES = """\
+examples:
+  python tools/search.py configs/search/fusion_ratio.py --workers 2
+  python tools/search.py configs/search/fusion_ratio.py --list
+  python tools/search.py configs/search/fusion_ratio.py --cfg-options search.sampler=random search.trials=20
+  python tools/search.py configs/search/fusion_ratio.py --storage postgresql+psycopg://me@db.example.org/searches
+  python tools/train.py work_dirs/search/fusion_ratio/best.py
+
+The config's search=dict(space={...}, ...) says what is chosen from; docs/search.md explains it. The same command goes
+on after a stop or a crash: no trial is lost, none is run twice. Trials look at validation alone, never at the test.
+"""
+
+
+def parse() -> Parser:
+    parser = Parser(prog="tools/search.py", description=__doc__, epilog=EXAMPLES)
+    parser.add_argument("config", help="config file with search=dict(...)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at the same time (default: 1)")
+    parser.add_argument(
+        "--storage", metavar="URL", help="database of the study (default: sqlite:///work_dirs/search/NAME/study.db)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of trials and results (default: work_dirs/search/NAME)"
+    )
+    parser.add_argument("--list", action="store_true", help="only show what is chosen from")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change values of the config"
+    )
+    return parser
+
+
+def main() -> int:
+    parser = parse()
+    args = parser.parse_args()
+    if args.workers < 1:
+        parser.error("--workers is 1 or more")
+    try:  # imported late: --help and usage errors must not wait for the engine
+        import matplotlib  # noqa: F401
+
+        from fbt_plugins.search.matrix_runs import config_hash
+        from fbt_plugins.search.results import write_results
+        from fbt_plugins.search.search_screen import SearchScreen
+        from fbt_plugins.search.searches import Search, space_of
+        from fbt_plugins.search.settings import Settings
+        from fbt_plugins.search.study import FAILURES, SharedStudy, Slot, hidden, in_one_line
+    except ModuleNotFoundError as error:
+        raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
+    from fbt_plugins import load_plugins
+    from fbt_plugins.engine.config import apply_arguments, load_config
+    from fbt_plugins.engine.screen import relative, say
+
+    load_plugins()
+    config = load_config(args.config, args.cfg_options)
+    apply_arguments(config, None, device=args.device)
+    settings, space = Settings.of(config), space_of(config)
+    if args.list:
+        print("\n".join(space.lines()))
+        return 0
+    name = Path(args.config).stem
+    out = args.out or Path("work_dirs") / "search" / name
+    # Other runs, or another space, are another study; more trials of the same are not.
+    part = config_hash({**config.to_dict(), "search": {**config.search, "trials": None}})[:8]
+    url = args.storage or f"sqlite:///{out / 'study.db'}"
+    study = SharedStudy(f"{name}-{part}", url, Slot, settings.directions)
+    search, stopped = Search(study, config, out / f"trials-{part}", args.workers), False
+    screen = SearchScreen(search)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with screen.live():
+            while search.step():
+                screen.update()
+                time.sleep(0.2)
+            screen.update()
+    except KeyboardInterrupt:
+        say("stopping: each trial saves what it has")
+        search.stop()
+        stopped = True
+    except FAILURES as error:  # trials are told to save when this process ends, and are free when heartbeats stop
+        raise FBTError(f"--storage: {in_one_line(error)}; the same command goes on") from error
+    if search.best():
+        command = hidden(shlex.join(["python", "tools/search.py", *sys.argv[1:]]))
+        paths = write_results(search, out, command)
+        say(f"results  {', '.join(relative(path) for path in paths)}")
+        say(f"train it python tools/train.py {relative(out / 'best.py')}")
+    if stopped:
+        say(f"stopped  {len(search.tried)} of {len(search.wanted)} trials are done; the same command goes on")
+        return 130
+    for failed, reason in search.failed.items():
+        print(f"failed   {failed}: {reason}", file=sys.stderr)
+    return 1 if search.failed else 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.cwd()))  # plugins beside the config's project
+    run(main)
