@@ -83,9 +83,10 @@ class TokenExit(nn.Module):
         narrow = spec.channels != width and (spec.prefix_tokens or not merges)  # no merging changes these tokens' width
         self.fit = nn.Linear(spec.channels, width) if narrow else nn.Identity()
         heads = next(h for h in (4, 3, 2, 1) if width % h == 0)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(max(left, 1))))
-        for block in self.blocks:  # on CPUs torch's fused attention goes back six times slower in bf16 than matmuls do
-            block.attn.fused_attn = False
+        blocks = [Block(width, heads) for _ in range(max(left, 1))]
+        for block in blocks:  # on CPUs torch's fused attention goes back six times slower in bf16 than matmuls do
+            block.attn.fused_attn = False  # type: ignore[assignment]
+        self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

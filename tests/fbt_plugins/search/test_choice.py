@@ -72,7 +72,8 @@ def test_nothing_is_chosen_by_the_test_split() -> None:
 
 def test_every_method_of_the_study_has_as_many_tries_and_no_test_split() -> None:
     tuning, study = (load_matrix(CONFIGS / f"fashion_mnist{name}.py") for name in ("_tuning", ""))
-    of_study = {method for pair, method in study.cells() if pair == "convnext_resmlp"} - {"t_s_x2"}
+    others = {"t_s_x2", *(f"fbt_{letter}" for letter in "abcdefg"), "fbt_warm", "fbt_ramp", "fbt_gate"}
+    of_study = {method for pair, method in study.cells() if pair == "convnext_resmlp"} - others
     assert {method for _, method in tuning.cells()} == of_study
     assert len(tuning.cells()) == 4 * len(of_study) and not set(tuning.seeds) & set(study.seeds)
     for method in of_study:
@@ -92,10 +93,12 @@ def test_what_was_chosen_reaches_the_study_and_leaves_the_tuning_as_it_was(tmp_p
     tuned = {method: {"settings": own} for method, own in before.pairs[last]["methods"].items() if method != "t_s_x2"}
     (tmp_path / "_base_" / "fashion_mnist_tuned.json").write_text(json.dumps({"_tuned": tuned}))
     study, after = (load_matrix(tmp_path / f"fashion_mnist{name}.py") for name in ("", "_tuning"))
-    for method in ("scratch", "kd", "fbt_t1-3_s4"):
+    for method in ("scratch", "kd", "fbt", "fbt_t1-3_s4"):
         kept, given = (m.cell(pair, method) for m, pair in ((after, last), (study, "convnext_resmlp")))
         assert given["model"] == kept["model"], method
-    assert study.cell("mixer_resnet", "t_s_x2")["model"]["task_loss"] == after.cell(last, "t_s")["model"]["task_loss"]
+    for method, whose in (("t_s_x2", "t_s"), ("fbt_c", "fbt"), ("fbt_gate", "fbt")):
+        task_loss = study.cell("convnext_resmlp", method)["model"]["task_loss"]
+        assert task_loss == after.cell(last, whose)["model"]["task_loss"], method
     for cell in before.cells():
         assert config_hash(complete(before.cell(*cell), {})) == config_hash(complete(after.cell(*cell), {})), cell
 
