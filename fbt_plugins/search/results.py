@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -99,19 +100,23 @@ def _plots(search: Search, out: Path) -> Iterator[Path]:
     complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
     varied = {name for t in complete for name in t.params if len({u.params.get(name) for u in complete}) > 1}
     first: dict[str, Any] = {"target_name": names[0]}
+    low = first  # what importance is of: it takes low values for good ones, if it is told which
     if len(names) > 1:
-        first["target"] = lambda trial: trial.values[0]
+        sign = -1 if search.settings.directions[0] == "maximize" else 1
+        first, low = first | {"target": lambda trial: trial.values[0]}, first | {"target": lambda t: sign * t.values[0]}
     drawn: dict[str, Any] = {"history": lambda: plots.plot_optimization_history(study, **first)}
     if len(complete) > 3 and varied:
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        drawn["importance"] = lambda: plots.plot_param_importances(study, evaluator=evaluator, **first)
+        drawn["importance"] = lambda: plots.plot_param_importances(study, evaluator=evaluator, **low)
         drawn["slices"] = lambda: plots.plot_slice(study, params=_in_all(complete, varied) or None, **first)
     if 1 < len(names) < 4:
         drawn["front"] = lambda: plots.plot_pareto_front(study, target_names=names)
     for name, draw in drawn.items():
         plt.close("all")
         try:
-            draw()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                draw()
         except (ValueError, RuntimeError):  # Optuna's way to say that there is nothing to be drawn
             continue
         path = out / f"{name}.png"

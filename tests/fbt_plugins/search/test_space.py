@@ -92,11 +92,13 @@ def test_strategies_with_arguments_are_told_apart(config: Config) -> None:
 
 
 def test_lists_and_ranges(config: Config) -> None:
-    edges = [["teacher_to_student"], ["teacher_to_student", "teacher_to_fusion", "fusion_to_student"]]
+    edges = [["teacher_to_fusion", "fusion_to_student"], ["teacher_to_student", "teacher_to_fusion"]]
     found = space(config, model__edges=edges, model__logit_loss__gamma=dict(low=1.0, high=2.0, step=0.5))
     assert found.parameters["model.edges"] == Choice("model.edges", edges)
     assert [tuple(row.values())[1] for row in found.grid()] == [1.0, 1.5, 2.0] * 2
-    trial = optuna.trial.FixedTrial({"model.edges": '["teacher_to_student"]', "model.logit_loss.gamma": 1.5})
+    trial = optuna.trial.FixedTrial(
+        {"model.edges": found.parameters["model.edges"].labels[0], "model.logit_loss.gamma": 1.5}
+    )
     assert found.suggest(trial) == {"model.edges": edges[0], "model.logit_loss.gamma": 1.5}
     assert Range("n", 1, 4).grid() == [{"n": n} for n in (1, 2, 3, 4)]
     with pytest.raises(ConfigError, match="set a step"):
@@ -106,7 +108,7 @@ def test_lists_and_ranges(config: Config) -> None:
 @pytest.mark.parametrize(
     ("entries", "line"),
     [
-        (dict(model__fusoin=[1]), "search.space: model.fusoin=1: model: unknown argument 'fusoin'; did you mean"),
+        (dict(model__fusoin=[1]), "search.space: model.fusoin=1: model: unknown key 'fusoin'; did you mean"),
         (dict(model__fusion=dict(swiches=1)), "search.space: model.fusion: unknown argument 'swiches'; did you mean"),
         (
             dict(model__fusion=dict(strategies=[dict(type="L2G")])),
@@ -114,6 +116,10 @@ def test_lists_and_ranges(config: Config) -> None:
         ),
         (dict(model__logit_loss__gamma=dict(low=2.0, high=1.0)), "search.space: model.logit_loss.gamma: "),
         (dict(model__logit_loss__gamma=1.0), "search.space: model.logit_loss.gamma: a list of values"),
+        (
+            dict(model__edges=[["teacher_to_student"]]),
+            "search.space: model.edges=['teacher_to_student']: model.fusion: no",
+        ),
         (dict(model__edges=[]), "search.space: model.edges: a list of different values"),
     ],
 )
