@@ -36,6 +36,8 @@ class OFAExitsLoss(nn.Module):
         ValueError: if an argument is out of range.
     """
 
+    autocast = True  # exits are the larger part of a step
+
     def __init__(
         self,
         stages: Sequence[int] = (1, 2, 3, 4),
@@ -71,6 +73,6 @@ class OFAExitsLoss(nn.Module):
         given = the_teacher("OFAExitsLoss", teacher)
         values = []
         for n in self.stages:
-            exit_logits = self.exits[str(n)](student.stages[n])  # in the run's precision, as all of the student is
+            exit_logits = self.exits[str(n)](student.stages[n])
             values.append(self.loss(Knowledge(student.features, exit_logits), given, batch))
         return torch.stack(values).sum()
