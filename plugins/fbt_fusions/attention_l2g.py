@@ -19,12 +19,13 @@ class AttentionL2G(ProjectorFusion):
     Args:
         head_dim: width of one attention head; the number of heads is the nearest that divides the width.
         mlp_ratio: hidden width of the block's MLP, relative to its width.
+        depth: how many blocks.
     """
 
-    def __init__(self, head_dim: int = 32, mlp_ratio: float = 4.0) -> None:
-        check_positive(head_dim=head_dim, mlp_ratio=mlp_ratio)
-        self.head_dim, self.mlp_ratio = head_dim, mlp_ratio
+    def __init__(self, head_dim: int = 32, mlp_ratio: float = 4.0, depth: int = 1) -> None:
+        check_positive(head_dim=head_dim, mlp_ratio=mlp_ratio, depth=depth)
+        self.head_dim, self.mlp_ratio, self.depth = head_dim, mlp_ratio, depth
 
-    def block(self, target: StageSpec) -> nn.Module:
+    def block(self, target: StageSpec, number: int) -> nn.Module:
         heads = heads_for(target.channels, self.head_dim)
         return OnTokens(Block(target.channels, heads, mlp_ratio=self.mlp_ratio, qkv_bias=True))

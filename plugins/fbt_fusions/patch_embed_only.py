@@ -15,5 +15,5 @@ class PatchEmbedOnly(ProjectorFusion):
     With the splice ``S1-3+Thead`` it is what we take row A of the paper's ablations to be ("without MSA and S_m^4").
     """
 
-    def block(self, target: StageSpec) -> nn.Module:
+    def block(self, target: StageSpec, number: int) -> nn.Module:
         return nn.Identity()

@@ -41,13 +41,17 @@ class PatchEmbedding(nn.Module):
 
 
 class ProjectorFusion:
-    """A patch embedding and a block at every junction; subclasses say which block."""
+    """A patch embedding and blocks of one kind at every junction; subclasses say which kind."""
 
-    def block(self, target: StageSpec) -> nn.Module:
+    depth = 1
+    """How many blocks, one after another."""
+
+    def block(self, target: StageSpec, number: int) -> nn.Module:
         """What follows the patch embedding: maps (N, h, w, c) of the target's grid and width to such maps.
 
         Args:
             target: what the next stage takes.
+            number: which of the junction's blocks, from 0.
 
         Raises:
             ValueError: if there is no such block for this grid and width.
@@ -67,8 +71,8 @@ class ProjectorFusion:
         )
 
     def _projector(self, source: StageSpec, target: StageSpec, into_head: bool) -> nn.Sequential:
-        block = self.block(target)
-        return nn.Sequential(ToMap(source), PatchEmbedding(source, target), block, FromMap(target, pooled=into_head))
+        blocks = [self.block(target, number) for number in range(self.depth)]
+        return nn.Sequential(ToMap(source), PatchEmbedding(source, target), *blocks, FromMap(target, pooled=into_head))
 
 
 class OnTokens(nn.Module):

@@ -28,8 +28,10 @@ MAP = StageSpec("NCHW", 24, (8, 8))
 TOKENS = StageSpec("NLC", 16, (4, 3), 2)
 
 
-def junction(name: str, source: StageSpec, target: StageSpec, splice: str = "S1-3+T4") -> torch.nn.Module:
-    junctions = FUSIONS.build(dict(type=name)).build([source] * 4, [target] * 4, Splice.parse(splice))
+def junction(
+    name: str, source: StageSpec, target: StageSpec, splice: str = "S1-3+T4", **options: float
+) -> torch.nn.Module:
+    junctions = FUSIONS.build(dict(type=name, **options)).build([source] * 4, [target] * 4, Splice.parse(splice))
     return next(iter(junctions.values()))
 
 
@@ -109,11 +111,25 @@ def test_identity_refuses_unequal_ends_with_both_shapes(source: StageSpec, targe
         (dict(type="ConvL2G", mlp_ratio=-1.0), "mlp_ratio must be positive, not -1.0"),
         (dict(type="MixerL2G", token_ratio=0.0), "token_ratio must be positive, not 0.0"),
         (dict(type="PatchEmbedOnly", window=7), "no argument 'window'"),
+        (dict(type="L2GFusion", depth=0), "depth must be positive, not 0"),
     ],
 )
 def test_wrong_arguments_are_config_errors(options: dict, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         FUSIONS.build(options)
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "PatchEmbedOnly"])
+def test_depth_is_the_number_of_blocks(name: str) -> None:
+    target = StageSpec("NCHW", 40, (5, 5))
+    one, three = junction(name, MAP, target), junction(name, MAP, target, depth=3)
+    assert [type(m) for m in three] == [*map(type, one[:2]), *[type(one[2])] * 3, type(one[3])]
+    assert three(torch.randn(2, 24, 8, 8)).shape == (2, 40, 5, 5)
+
+
+def test_every_second_block_of_l2g_shifts_its_windows() -> None:
+    module = junction("L2GFusion", MAP, StageSpec("NCHW", 40, (8, 8)), window=4, depth=4)
+    assert [m.shift_size for m in module if hasattr(m, "shift_size")] == [(0, 0), (2, 2), (0, 0), (2, 2)]
 
 
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name != "L2GFusion"])
