@@ -26,19 +26,15 @@ _made_by = dict(
 )
 _everywhere = ("scratch", "kd", "ofa", "t_s", "t_s_x2", "fbt")
 _ablations = (*(f"fbt_{letter}" for letter in "abcdefg"), "fbt_warm", "fbt_ramp", "fbt_gate")
-_first_pair = ("fitnet", "crd", "fbt_t1-3_s4", *_ablations)
+_first_pair = ("crd", "fbt_t1-3_s4", *_ablations)
+_for = {"fitnet": "convnext_*", **dict.fromkeys(_first_pair, "convnext_resmlp*")}
 methods = dict(
     _delete_=True,
-    **{
-        name: dict(_base_.methods[name], pairs="convnext_resmlp*" if name in _first_pair else "*")
-        for name in (*_everywhere, *_first_pair)
-    },
+    **{name: dict(_base_.methods[name], pairs=_for.get(name, "*")) for name in (*_everywhere, *_for)},
 )
 # tools/choose.py's; what differs from a tuned method in one thing has that method's setting
 _like = dict(t_s_x2="t_s", **dict.fromkeys(_ablations, "fbt"))
-_tuned = {
-    name: _base_._tuned.get(_like.get(name, name), {}).get("settings", {}) for name in (*_everywhere, *_first_pair)
-}
+_tuned = {name: _base_._tuned.get(_like.get(name, name), {}).get("settings", {}) for name in (*_everywhere, *_for)}
 pairs = {
     pair: dict(
         teacher_run=_made_by[pair.split("_")[0]],

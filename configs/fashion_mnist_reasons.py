@@ -1,0 +1,69 @@
+# Why the fusion model adds little in the study: likely reasons, one at a time, each beside its own T->S only.
+#   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/compare.py configs/fashion_mnist_reasons.py \
+#     --results docs/results/fashion_mnist/trials --workers 2
+# The study's files are read as well: what it has run of the first pair is not run again. What changes T->S only too is
+# a pair of its own here; what changes the fusion model alone is a method of the first pair. The weak teacher is made,
+# in minutes, with --cfg-options teacher_run.if_missing=train
+_base_ = "fashion_mnist.py"
+
+_fbt = _base_.methods["fbt"]["model"]
+_t_s, _t_f, _f_s = _fbt["edges"]
+_l2g = dict(type="L2GFusion", splice="auto")
+_variants = {
+    "fbt_fs_0.5": ("FBT, F->S at half weight", dict(edges=[_t_s, _t_f, dict(name=_f_s, weight=0.5)])),
+    "fbt_fs_2": ("FBT, F->S at double weight", dict(edges=[_t_s, _t_f, dict(name=_f_s, weight=2.0)])),
+    "fbt_tf_2": ("FBT, T->F at double weight", dict(edges=[_t_s, dict(name=_t_f, weight=2.0), _f_s])),
+    "fbt_flat": ("FBT, L2G without its block", dict(fusion=dict(type="PatchEmbedOnly", splice="auto"))),
+    "fbt_deep": ("FBT, L2G of three blocks", dict(fusion=dict(_l2g, depth=3))),
+    "fbt_copied": ("FBT, a trained copy of T's stage 4", dict(fusion=dict(_l2g, tail="copied"))),
+    "fbt_fitnet": ("FBT, and FitNet's loss on T->S", dict(stage_loss=dict(type="FitNetLoss"))),
+}
+methods = dict(
+    _delete_=True,
+    **{name: _base_.methods[name] for name in ("t_s", "t_s_x2", "fbt", "fitnet")},
+    **{
+        name: dict(about=about, pairs="convnext_resmlp", model={**_fbt, **changes})
+        for name, (about, changes) in _variants.items()
+    },
+)
+methods["fitnet"] = dict(methods["fitnet"], pairs="convnext_resmlp")
+
+_students = {pair: _base_.pairs[f"convnext_{pair}"] for pair in ("resmlp", "resnet")}
+_settings = _students["resmlp"]["methods"]
+_resmlp = dict(_students["resmlp"], methods=dict(_settings, **dict.fromkeys(_variants, _settings["fbt"])))
+_tau = {
+    f"convnext_resmlp.tau_{tau}": dict(
+        _resmlp,
+        model=dict(_resmlp["model"], feature_loss=dict(type="InfoNCELoss", temperature=tau, learnable=False)),
+    )
+    for tau in (0.1, 0.5)
+}
+_cosine = dict(type="CosineAnnealingLR", begin=1, eta_min=1e-5, convert_to_iter_based=True)
+_epochs = {
+    epochs: dict(
+        train_cfg=dict(max_epochs=epochs),
+        param_scheduler=[_base_.param_scheduler[0], dict(_cosine, T_max=epochs - 1, end=epochs)],
+    )
+    for epochs in (24, 36)
+}
+_weak = {
+    f"convnext_{name}.weak": dict(
+        pair,
+        teacher_run=dict(config="{{ fileDirname }}/teachers/convnext_weak_fashion_mnist.py"),
+        model=dict(
+            pair["model"],
+            teacher=dict(
+                pair["model"]["teacher"], checkpoint="teachers/fashion_mnist/convnext_weak/student.safetensors"
+            ),
+        ),
+    )
+    for name, pair in _students.items()
+}
+pairs = {
+    "_delete_": True,
+    "convnext_resmlp": _resmlp,
+    **_tau,
+    "convnext_resmlp.batch_256": dict(_resmlp, **_epochs[24], train_dataloader=dict(batch_size=256)),
+    "convnext_resmlp.epochs_36": dict(_resmlp, **_epochs[36]),
+    **_weak,
+}
