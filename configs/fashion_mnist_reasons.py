@@ -27,6 +27,7 @@ methods = dict(
     },
 )
 methods["fitnet"] = dict(methods["fitnet"], pairs="convnext_resmlp")
+controls = {"_delete_": True, **{name: _base_.controls[name] for name in ("t_s", "t_s_x2")}}
 
 _students = {pair: _base_.pairs[f"convnext_{pair}"] for pair in ("resmlp", "resnet")}
 _settings = _students["resmlp"]["methods"]

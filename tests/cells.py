@@ -12,7 +12,7 @@ from fbt_plugins.engine.config import complete, load_matrix
 from fbt_plugins.engine.matrix import Matrix
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-MATRICES = ("cifar100", "imagenet1k", "sakd", "fashion_mnist", "fashion_mnist_tuning")
+MATRICES = ("cifar100", "imagenet1k", "sakd", "fashion_mnist", "fashion_mnist_tuning", "fashion_mnist_reasons")
 IMAGE = 32
 _TOKEN = dict(img_size=IMAGE, patch_size=8, embed_dim=24, depth=4, num_heads=3)
 SMALL = {

@@ -82,7 +82,7 @@ def main() -> int:
     train += ["--device", args.device] if args.device else []
     train += ["--cfg-options", *args.cfg_options_typed] if args.cfg_options else []
     runs = Runs(study, wanted, train, folder / "runs", results, args.workers)
-    if others := [run for run in runs.done if hashes.get((run.pair, run.method)) != run.config]:
+    if others := [run for run in runs.done if hashes.get((run.pair, run.method), run.config) != run.config]:
         say(f"{len(others)} files in {relative(results)} are of other configs than today's: they do not count")
     screen, stopped = Screen(runs), False
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -102,7 +102,7 @@ def main() -> int:
     # All that is finished of the matrix, not only what this command asked for.
     done = [trial for run, trial in runs.done.items() if hashes.get((run.pair, run.method)) == run.config]
     missing = [str(run) for run in wanted if run not in runs.done]
-    paths = write_report(out, compare(name, done, matrix.cells(), missing), hidden(command_line()))
+    paths = write_report(out, compare(name, done, matrix.cells(), missing, matrix.controls), hidden(command_line()))
     say(f"report   {', '.join(relative(path) for path in paths)}")
     if stopped:
         say(f"stopped  {len(wanted) - len(missing)} of {len(wanted)} runs are done; the same command goes on")

@@ -8,6 +8,7 @@ _fbt = dict(fusion=dict(type="L2GFusion", splice="auto"), edges=_triangle, featu
 
 _late = dict(begin=0.13)  # fraction of training
 
+controls = dict(scratch="the student alone", t_s="T→S only", t_s_x2="T→S only, doubled")
 model = dict(type="Distiller", task_loss=dict(type="CrossEntropyLoss", label_smoothing=0.1))
 methods = {
     "scratch": dict(about="the student alone", model=dict(teacher=None)),

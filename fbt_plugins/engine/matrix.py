@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConfigError, nearest
 from .merging import merge
 
-KEYS = ("pairs", "methods", "seeds")
+KEYS = ("pairs", "methods", "seeds", "controls")
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class Matrix:
         methods: by name, overrides, and besides: ``about``, a line for readers; ``pairs``, a pattern or several of the
             pairs that it is for ("*_deit-t"; default: all).
         seeds: of each cell's runs.
+        controls: methods that all others are compared with, and in words; a step of the first one costs 1.
     """
 
     base: Mapping[str, Any]
     pairs: Mapping[str, Mapping[str, Any]]
     methods: Mapping[str, Mapping[str, Any]]
     seeds: Sequence[int]
+    controls: Mapping[str, str]
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Matrix | None:
@@ -51,10 +53,16 @@ class Matrix:
         seeds = config.get("seeds", (0,))
         if not isinstance(seeds, list | tuple) or not seeds or not all(type(seed) is int for seed in seeds):
             problems.append(f"seeds: expected a list of whole numbers, got {seeds!r}")
+        controls = config.get("controls", {})
+        if not isinstance(controls, Mapping) or not all(isinstance(about, str) for about in controls.values()):
+            problems.append(f"controls: expected a dict of words by method, got {controls!r}")
+        elif not problems:
+            known = config["methods"]
+            problems += [f"controls: no method {name!r}{_near(name, known)}" for name in controls if name not in known]
         if problems:
             raise ConfigError(problems)
         base = {key: value for key, value in config.items() if key not in KEYS}
-        return cls(base, config["pairs"], config["methods"], tuple(dict.fromkeys(seeds)))
+        return cls(base, config["pairs"], config["methods"], tuple(dict.fromkeys(seeds)), controls)
 
     def suits(self, pair: str, method: str) -> bool:
         """Whether a method is for a pair."""

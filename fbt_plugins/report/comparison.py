@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
 from .intervals import Interval, interval, paired
 from .trials import Trial
-
-BASELINES = {"scratch": "the student alone", "t_s": "T→S only"}
-"""What each method is compared with: no teacher, and the same losses without a fusion model."""
-
-COST = "kd"
-"""The method whose step costs 1."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +19,9 @@ class Row:
         method, about: its name, and in words.
         top1: of the student.
         fusion: of the fusion model, where there is one.
-        differences: by baseline, seed by seed.
+        differences: by control, seed by seed.
         published: the published figure, and where it is from; None where there is none.
-        cost: of a training step relative to KD's on the same hardware; None where that is not known.
+        cost: of a training step relative to the first control's on the same hardware; None where that is not known.
         configs: how many different configs its seeds were run with; more than 1 is a mistake.
         cka: the first seed that has maps (see :class:`Trial`), and these; None where no seed has.
     """
@@ -68,11 +62,13 @@ class Comparison:
         name: of the matrix.
         pairs: those with at least one finished run.
         missing: runs that are not finished, by name.
+        controls: what each method is compared with, in words, by method.
     """
 
     name: str
     pairs: list[Pair]
     missing: list[str]
+    controls: dict[str, str]
 
     @property
     def trials(self) -> list[Trial]:
@@ -83,19 +79,25 @@ class Comparison:
         """All that occur, in the order of the matrix."""
         return list(dict.fromkeys(row.method for pair in self.pairs for row in pair.rows))
 
-    def gain(self, method: str, baseline: str) -> tuple[float, int] | None:
+    def gain(self, method: str, control: str) -> tuple[float, int] | None:
         """The mean difference over all pairs that have both, and how many these are."""
         rows = [row for pair in self.pairs for row in pair.rows if row.method == method]
-        found = [d.mean for row in rows if (d := row.differences.get(baseline)) is not None]
+        found = [d.mean for row in rows if (d := row.differences.get(control)) is not None]
         return (fmean(found), len(found)) if found else None
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the trials themselves, which have files of their own."""
         pairs = [{"name": p.name, "teacher": p.teacher, "rows": [asdict(row) for row in p.rows]} for p in self.pairs]
-        return {"name": self.name, "pairs": pairs, "missing": self.missing}
+        return {"name": self.name, "controls": self.controls, "pairs": pairs, "missing": self.missing}
 
 
-def compare(name: str, trials: Sequence[Trial], order: Sequence[tuple[str, str]], missing: Sequence[str]) -> Comparison:
+def compare(
+    name: str,
+    trials: Sequence[Trial],
+    order: Sequence[tuple[str, str]],
+    missing: Sequence[str],
+    controls: Mapping[str, str],
+) -> Comparison:
     """Puts the trials of a matrix together.
 
     Args:
@@ -103,25 +105,27 @@ def compare(name: str, trials: Sequence[Trial], order: Sequence[tuple[str, str]]
         trials: finished runs, each (pair, method, seed) once.
         order: (pair, method) as the matrix has them; trials of other cells are left out.
         missing: names of the runs that are not finished.
+        controls: what each method is compared with, in words, by method; a step of the first one that was run costs 1.
     """
     pairs = []
+    controls = {method: about for method, about in controls.items() if any(trial.method == method for trial in trials)}
     for pair in dict.fromkeys(pair for pair, _ in order):
         methods = [method for p, method in order if p == pair]
         own = [trial for trial in trials if trial.pair == pair and trial.method in methods]
-        rows = [_row(method, own) for method in methods if any(t.method == method for t in own)]
+        rows = [_row(method, own, list(controls)) for method in methods if any(t.method == method for t in own)]
         teachers = [t.top1["teacher"] for t in own if "teacher" in t.top1]
         if rows:
             pairs.append(Pair(pair, fmean(teachers) if teachers else None, rows, own))
-    return Comparison(name, pairs, list(missing))
+    return Comparison(name, pairs, list(missing), controls)
 
 
-def _row(method: str, trials: Sequence[Trial]) -> Row:
+def _row(method: str, trials: Sequence[Trial], controls: Sequence[str]) -> Row:
     own = [trial for trial in trials if trial.method == method]
     ours = {trial.seed: trial.student for trial in own}
     differences = {
-        baseline: paired(ours, {t.seed: t.student for t in trials if t.method == baseline})
-        for baseline in BASELINES
-        if baseline != method
+        control: paired(ours, {t.seed: t.student for t in trials if t.method == control})
+        for control in controls
+        if control != method
     }
     top1 = interval([ours[seed] for seed in sorted(ours)])
     assert top1 is not None
@@ -134,17 +138,17 @@ def _row(method: str, trials: Sequence[Trial]) -> Row:
         fusion=interval([t.top1["fusion"] for t in own if "fusion" in t.top1]),
         differences=differences,
         published=dict(reference) if reference else None,
-        cost=_cost(own, [t for t in trials if t.method == COST]),
+        cost=_cost(own, [t for t in trials if t.method in controls[:1]]),
         configs=len({trial.config for trial in own}),
         cka={"seed": mapped.seed, **(mapped.cka or {})} if mapped else None,
     )
 
 
-def _cost(own: Sequence[Trial], kd: Sequence[Trial]) -> float | None:
-    """How much longer a step takes than KD's, where both were run on one kind of hardware."""
+def _cost(own: Sequence[Trial], control: Sequence[Trial]) -> float | None:
+    """How much longer a step takes than a control's, where both were run on one kind of hardware."""
     ratios = []
     for hardware in {trial.hardware for trial in own}:
-        ours, theirs = ([t.images for t in group if t.hardware == hardware and t.images] for group in (own, kd))
+        ours, theirs = ([t.images for t in group if t.hardware == hardware and t.images] for group in (own, control))
         if ours and theirs:
             ratios.append(median(theirs) / median(ours))
     return fmean(ratios) if ratios else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from statistics import fmean
 from typing import Any
 
-from .comparison import BASELINES, Pair
+from .comparison import Pair
 from .trials import Trial
 from .words import NONE
 
@@ -17,15 +17,17 @@ STYLES = {"student": "-", "fusion": "-", "teacher": "--"}
 _RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "fbt", "font.family": "sans-serif", "font.size": 9}
 
 
-def differences(pair: Pair) -> str | None:
-    """Each method's differences to the baselines, with their intervals; None where there are none."""
-    panels = [(b, [(r.method, d) for r in pair.rows if (d := r.differences.get(b))]) for b in BASELINES]
-    panels = [(baseline, rows) for baseline, rows in panels if rows]
+def differences(pair: Pair, controls: Mapping[str, str]) -> str | None:
+    """Each method's differences to the controls, with their intervals; None where there are none."""
+    panels = [
+        (about, [(r.method, d) for r in pair.rows if (d := r.differences.get(c))]) for c, about in controls.items()
+    ]
+    panels = [(about, rows) for about, rows in panels if rows]
     if not panels:
         return None
     most = max(len(rows) for _, rows in panels)
-    figure, axes = _subplots(1, len(panels), (5.2 * len(panels), 0.7 + 0.22 * most))
-    for ax, (baseline, rows) in zip(axes, panels, strict=True):
+    figure, axes = _subplots(1, len(panels), (4.4 * len(panels), 0.7 + 0.22 * most))
+    for ax, (about, rows) in zip(axes, panels, strict=True):
         for y, (_, value) in enumerate(reversed(rows)):
             color = COLORS["student"] if value.is_clear else "#888888"
             if value.low is not None:
@@ -34,12 +36,15 @@ def differences(pair: Pair) -> str | None:
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set_yticks(range(len(rows)), [method for method, _ in reversed(rows)])
         ax.set_ylim(-0.6, most - 0.4)
-        ax.set_xlabel(f"difference to {BASELINES[baseline]}, points of top-1 %")
+        ax.set_xlabel(f"difference to {about}, points of top-1 %")
     return _svg(figure)
 
 
 def curves(pair: Pair, columns: int = 6) -> str | None:
-    """Validation accuracy of T, F and S of each method, the mean over its seeds and their range."""
+    """Validation accuracy of T, F and S of each method, the mean over its seeds and their range.
+
+    The axis is that of all students and teachers; a fusion model that stays below it is named in a line.
+    """
     groups = {row.method: [t for t in pair.trials if t.method == row.method and t.curve] for row in pair.rows}
     groups = {method: trials for method, trials in groups.items() if trials}
     if not groups:
@@ -47,6 +52,10 @@ def curves(pair: Pair, columns: int = 6) -> str | None:
     columns = min(columns, len(groups))
     rows = -(-len(groups) // columns)
     figure, axes = _subplots(rows, columns, (2.05 * columns, 1.65 * rows + 0.4), sharex=True, sharey=True)
+    shown = [v for g in groups.values() for model in ("student", "teacher") for c in _aligned(g, model)[1] for v in c]
+    low, high = min(shown, default=0.0), max(shown, default=100.0)
+    margin = 0.05 * (high - low) or 1.0
+    axes[0].set_ylim(low - margin, high + margin)
     for ax, (method, trials) in zip(axes, groups.items(), strict=False):
         for model, color in COLORS.items():
             epochs, values = _aligned(trials, model)
@@ -55,6 +64,9 @@ def curves(pair: Pair, columns: int = 6) -> str | None:
             means = [fmean(column) for column in values]
             ax.plot(epochs, means, color=color, linestyle=STYLES[model], linewidth=1.3)
             ax.fill_between(epochs, list(map(min, values)), list(map(max, values)), color=color, alpha=0.2, linewidth=0)
+            if max(means) < low:
+                text = f"{model[0].upper()} below: {means[-1]:.1f} %"
+                ax.text(0.97, 0.05, text, color=color, fontsize=7.5, ha="right", transform=ax.transAxes)
         ax.set_title(method, fontsize=9)
         ax.xaxis.get_major_locator().set_params(integer=True)
     for ax in axes[len(groups) :]:

@@ -61,8 +61,8 @@ def markdown(comparison: Comparison, command: str) -> str:
     lines = [f"# {comparison.name}", "", "```bash", command, "```", ""]
     lines += [f"**{warning}**\n" for warning in words.warnings(comparison)]
     for pair in comparison.pairs:
-        rows = [words.cells(row) for row in pair.rows]
-        lines += [f"## {words.title(pair)}", "", _pipes(words.COLUMNS, rows, texts=2), ""]
+        rows = [words.cells(comparison, row) for row in pair.rows]
+        lines += [f"## {words.title(pair)}", "", _pipes(words.columns(comparison), rows, texts=2), ""]
     lines += ["## All pairs", "", _pipes(*words.gains(comparison)), "", "## How to read this", ""]
     lines += [f"{paragraph}\n" for paragraph in words.how_to_read(comparison)]
     lines += [f"- {name}: {value}" for name, value in words.provenance(comparison)]
@@ -86,12 +86,17 @@ def page(comparison: Comparison, command: str) -> str:
         parts += ["<h2>All pairs: mean differences</h2>", _table(*words.gains(comparison))]
     for pair in comparison.pairs:
         clear = [
-            {4 + i for i, d in enumerate(words.BASELINES) if (v := row.differences.get(d)) is not None and v.is_clear}
+            {
+                len(words.BEFORE) + i
+                for i, control in enumerate(comparison.controls)
+                if (v := row.differences.get(control)) is not None and v.is_clear
+            }
             for row in pair.rows
         ]
         parts += [f'<h2 id="{html.escape(pair.name)}">{html.escape(words.title(pair))}</h2>']
-        parts += [_table(words.COLUMNS, [words.cells(row) for row in pair.rows], clear, texts=(0, 1))]
-        parts += [_picture(figures.differences(pair), words.DIFFERENCES)]
+        rows = [words.cells(comparison, row) for row in pair.rows]
+        parts += [_table(words.columns(comparison), rows, clear, texts=(0, 1))]
+        parts += [_picture(figures.differences(pair, comparison.controls), words.DIFFERENCES)]
         parts += [_picture(figures.curves(pair), words.CURVES)]
         maps = [_picture(figures.similarities(pair, of), words.similarity(pair, of)) for of in ("TS", "TF", "FS")]
         parts += ['<div class="row">', *maps, "</div>"]

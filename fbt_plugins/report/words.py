@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from .comparison import BASELINES, COST, Comparison, Pair, Row
+from .comparison import Comparison, Pair, Row
 from .intervals import Interval
 
 NONE = "–"
-COLUMNS = (
-    "method",
-    "what",
-    "top-1 %",
-    "n",
-    *(f"difference to {what}, points" for what in BASELINES.values()),
-    "published, top-1 %",
-    "F, top-1\u00a0%",
-    "time per step, KD\u00a0=\u00a01",
-)
+BEFORE = ("method", "what", "top-1 %", "n")
+
+
+def columns(comparison: Comparison) -> list[str]:
+    """Heads of a pair's table; those before the differences are as many as ``BEFORE``."""
+    return [
+        *BEFORE,
+        *_to_controls(comparison),
+        "published, top-1 %",
+        "F, top-1\u00a0%",
+        *(f"time per step, {what}\u00a0=\u00a01" for what in list(comparison.controls.values())[:1]),
+    ]
+
+
+def _to_controls(comparison: Comparison) -> list[str]:
+    return [f"difference to {what}, points" for what in comparison.controls.values()]
 
 
 def mean_sd(value: Interval | None) -> str:
@@ -36,17 +42,17 @@ def difference(value: Interval | None) -> str:
     return f"{value.mean:+.2f}{ends}" + (f" (n = {value.n})" if value.n < 2 else "")
 
 
-def cells(row: Row) -> list[str]:
-    """A row's cells, as many as ``COLUMNS``."""
+def cells(comparison: Comparison, row: Row) -> list[str]:
+    """A row's cells, as many as ``columns``."""
     return [
         row.method,
         row.about,
         mean_sd(row.top1),
         str(row.top1.n),
-        *(difference(row.differences.get(baseline)) for baseline in BASELINES),
+        *(difference(row.differences.get(control)) for control in comparison.controls),
         f"{row.published['top1']:.2f}" if row.published else NONE,
         mean_sd(row.fusion),
-        f"{row.cost:.2f}" if row.cost is not None else NONE,
+        *([f"{row.cost:.2f}" if row.cost is not None else NONE] if comparison.controls else []),
     ]
 
 
@@ -75,10 +81,10 @@ def _either(numbers: Iterable[int]) -> str:
 
 def gains(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of mean differences over all pairs."""
-    head = ["method", *(f"difference to {what}, points" for what in BASELINES.values())]
+    head = ["method", *_to_controls(comparison)]
     rows = []
     for method in comparison.methods:
-        found = [comparison.gain(method, baseline) for baseline in BASELINES]
+        found = [comparison.gain(method, control) for control in comparison.controls]
         rows.append([method, *(f"{g[0]:+.2f} ({g[1]} pair{'s' * (g[1] > 1)})" if g else NONE for g in found)])
     return head, rows
 
@@ -103,8 +109,8 @@ def how_to_read(comparison: Comparison) -> list[str]:
         "n - 1 degrees of freedom). An interval that holds 0 shows no difference. It speaks of seeds, on these test "
         "images, and of one difference alone: of twenty methods that do nothing, one is expected to look as if it did.",
         "Published figures are others' runs with their own code, and not part of any difference.",
-        f"Time per step is that of a training step relative to {COST.upper()}'s, from images per second of runs on the "
-        "same hardware, each the median over the run; other work on the machine disturbs it.",
+        "Time per step is relative to that of the control that has 1, from images per second of runs on the same "
+        "hardware, each the median over the run; other work on the machine disturbs it.",
         *([_CKA] if any(trial.cka for trial in comparison.trials) else []),
     ]
 

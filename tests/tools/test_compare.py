@@ -30,6 +30,7 @@ methods = dict(
     fbt=dict(model=dict()),
 )
 seeds = [0, 1]
+controls = dict(scratch="alone", t_s="T to S")
 """
 )
 # Stands for python and tools/train.py: takes the same arguments and leaves the same files.

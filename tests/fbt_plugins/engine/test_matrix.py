@@ -31,6 +31,7 @@ methods = dict(
     t_s=dict(pairs="*_c", model=dict(fusion=None, edges=["teacher_to_student"])),
 )
 seeds = [0, 5]
+controls = dict(kd="KD")
 """
 
 
@@ -49,7 +50,7 @@ def test_pair_then_method_then_what_the_pair_has_for_the_method(path: Path) -> N
     other = load_config(path, {"randomness.seed": 5}, pair="a_c", method="kd")
     assert other.model.logit_loss.temperature == 2.0 and other.train_dataloader.batch_size == 8
     assert other.reference is None
-    assert not {"pairs", "methods", "seeds"} & set(other)
+    assert not {"pairs", "methods", "seeds", "controls"} & set(other)
     assert default_work_dir(path, other) == "work_dirs/grid/a_c/kd/seed_5"
 
 
@@ -93,6 +94,8 @@ def test_a_plain_config_has_no_cells(path: Path) -> None:
         (dict(pairs={"a": {}}, methods={"m": 3}), "methods: expected a dict of dicts"),
         (dict(pairs={"a": {}}, methods={"m": {}}, seeds=["0"]), "seeds: expected a list of whole numbers"),
         (dict(seeds=[1]), "pairs: expected"),
+        (dict(pairs={"a": {}}, methods={"kd": {}}, controls=["kd"]), r"controls: expected a dict of words by method"),
+        (dict(pairs={"a": {}}, methods={"kd": {}}, controls={"kdd": "KD"}), "no method 'kdd'; did you mean 'kd'"),
     ],
 )
 def test_tables_of_another_form_are_refused(tables: dict, reason: str) -> None:

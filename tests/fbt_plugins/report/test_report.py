@@ -12,7 +12,8 @@ import pytest
 
 from fbt_plugins.errors import FBTError
 from fbt_plugins.report import Trial, compare, interval, paired, read_trials, trial_of_run, write_report
-from fbt_plugins.report.words import warnings
+from fbt_plugins.report.figures import curves
+from fbt_plugins.report.words import cells, columns, warnings
 
 # student's top-1 by method and seed
 TOP1 = {
@@ -22,6 +23,7 @@ TOP1 = {
     "fbt": {0: 83.0, 1: 83.5, 2: 82.0},
 }
 ORDER = [("a_b", method) for method in TOP1]
+CONTROLS = {"kd": "KD", "scratch": "the student alone", "t_s": "T→S only"}
 
 
 def trial(method: str, seed: int, pair: str = "a_b", **changes: object) -> Trial:
@@ -95,7 +97,7 @@ def test_differences_are_of_the_seeds_that_both_have() -> None:
 
 
 def test_a_comparison() -> None:
-    comparison = compare("grid", TRIALS, ORDER, [])
+    comparison = compare("grid", TRIALS, ORDER, [], CONTROLS)
     (pair,) = comparison.pairs
     rows = {row.method: row for row in pair.rows}
     assert list(rows) == list(TOP1) and pair.teacher == 90.0
@@ -109,9 +111,28 @@ def test_a_comparison() -> None:
     assert comparison.gain("fbt", "scratch") == (pytest.approx(2.8333, abs=1e-3), 1)
 
 
+def test_controls_are_those_that_were_run_and_the_first_of_them_costs_1() -> None:
+    """A step of T→S only is 1000 / 1100 of KD's, FBT's 1000 / 800."""
+    trials = [t for t in TRIALS if t.method != "kd"]
+    comparison = compare("grid", trials, ORDER, [], {"kd": "KD", "t_s": "T→S only", "nobody": "?"})
+    assert list(comparison.controls) == ["t_s"] and columns(comparison)[-1] == "time per step, T→S only\u00a0=\u00a01"
+    costs = {row.method: row.cost for row in comparison.pairs[0].rows}
+    assert costs == {"scratch": 1.0, "t_s": 1.0, "fbt": pytest.approx(1100 / 800)}
+    bare = compare("grid", TRIALS, ORDER, [], {})
+    assert len(columns(bare)) == len(cells(bare, bare.pairs[0].rows[0])) == 6
+
+
+def test_a_fusion_model_that_stays_far_below_does_not_squeeze_the_curves() -> None:
+    low = [replace(t, curve=[{**p, "fusion": 10.3} for p in t.curve]) if t.method == "fbt" else t for t in TRIALS]
+    one, other = (curves(compare("grid", trials, ORDER, [], {}).pairs[0]) for trials in (TRIALS, low))
+    assert one is not None and other is not None and "F below" not in one and ">F below: 10.3 %</text>" in other
+    ticks = [re.findall(r">(\d+)</text>", svg) for svg in (one, other)]
+    assert "20" not in ticks[1] and set(ticks[0]) == set(ticks[1])
+
+
 def test_a_cost_is_only_known_on_the_same_hardware() -> None:
     elsewhere = [replace(t, hardware="a GPU") if t.method == "fbt" else t for t in TRIALS]
-    rows = {row.method: row for row in compare("grid", elsewhere, ORDER, []).pairs[0].rows}
+    rows = {row.method: row for row in compare("grid", elsewhere, ORDER, [], CONTROLS).pairs[0].rows}
     assert rows["fbt"].cost is None and rows["t_s"].cost == pytest.approx(1 / 1.1)
 
 
@@ -119,7 +140,7 @@ def test_a_cost_is_only_known_on_the_same_hardware() -> None:
 
 
 def test_the_pages_say_the_same_and_need_nothing_else(tmp_path: Path) -> None:
-    comparison = compare("grid", TRIALS, ORDER, ["a_b/ofa/seed 0"])
+    comparison = compare("grid", TRIALS, ORDER, ["a_b/ofa/seed 0"], CONTROLS)
     paths = write_report(tmp_path / "out", comparison, "python tools/compare.py configs/<grid>.py")
     assert [p.name for p in paths] == ["report.md", "report.json", "report.html"]
     markdown, data, page = (p.read_text() for p in paths)
@@ -158,7 +179,7 @@ def test_maps_are_those_of_the_first_seed_that_has_them(tmp_path: Path) -> None:
     other = dict(models=["second", "student"], rows=["S1"], columns=["S1"], values=[[0.66]])
     made = [trial("scratch", 0), trial("kd", 2, cka=cka(0.05)), trial("kd", 1, cka=cka(0.0)), trial("kd", 0)]
     made += [trial("fbt", 1, cka=cka(0.5, teacher_fusion=fusion, second_student=other))]
-    comparison = compare("grid", made, ORDER, [])
+    comparison = compare("grid", made, ORDER, [], CONTROLS)
     write_report(tmp_path, comparison, "x")
     page, data = (tmp_path / "report.html").read_text(), json.loads((tmp_path / "report.json").read_text())
     rows = {row["method"]: row["cka"] for row in data["pairs"][0]["rows"]}
@@ -174,21 +195,23 @@ def test_maps_are_those_of_the_first_seed_that_has_them(tmp_path: Path) -> None:
 
 def test_many_unfinished_runs_are_counted() -> None:
     missing = [f"{pair}/kd/seed {seed}" for pair, seeds in (("a_b", 6), ("a_c", 3)) for seed in range(seeds)]
-    assert "Not finished (9): a_b (6 runs), a_c (3 runs)." in warnings(compare("grid", TRIALS, ORDER, missing))
+    assert "Not finished (9): a_b (6 runs), a_c (3 runs)." in warnings(
+        compare("grid", TRIALS, ORDER, missing, CONTROLS)
+    )
 
 
 def test_the_same_trials_make_the_same_page(tmp_path: Path) -> None:
     pages = []
     for name in ("one", "two"):
-        write_report(tmp_path / name, compare("grid", TRIALS, ORDER, []), "x")
+        write_report(tmp_path / name, compare("grid", TRIALS, ORDER, [], CONTROLS), "x")
         pages.append((tmp_path / name / "report.html").read_bytes())
     assert pages[0] == pages[1]
 
 
 def test_a_single_run_is_a_report_too(tmp_path: Path) -> None:
-    write_report(tmp_path, compare("grid", [trial("kd", 0)], ORDER, []), "x")
+    write_report(tmp_path, compare("grid", [trial("kd", 0)], ORDER, [], CONTROLS), "x")
     assert "82" not in (tmp_path / "report.md").read_text().split("How to read")[0]
-    write_report(tmp_path, compare("grid", [], ORDER, ["a_b/kd/seed 0"]), "x")
+    write_report(tmp_path, compare("grid", [], ORDER, ["a_b/kd/seed 0"], CONTROLS), "x")
     assert "Not finished" in (tmp_path / "report.html").read_text()
 
 

@@ -29,6 +29,7 @@ MATRIX = Matrix(
     pairs={"a.1": dict(methods=dict(kd=weight(1.0), fbt=weight(1.0))), "a.2": dict(methods=dict(kd=weight(2.0)))},
     methods=dict(kd={}, fbt={}, other=dict(pairs=[])),
     seeds=(10, 11),
+    controls={},
 )
 
 
