@@ -17,7 +17,8 @@ from mmengine.runner import EpochBasedTrainLoop
 from rich.progress import track
 from torch import Tensor, nn
 
-from ..distiller import STUDENT, TEACHER, Distiller, start_of
+from ..assembly import STUDENT, TEACHER
+from ..distiller import Distiller, start_of
 from ..edge import weighted
 from ..errors import ConfigError
 from ..knowledge import Batch, Knowledge

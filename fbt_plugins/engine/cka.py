@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ..distiller import STUDENT, TEACHER, Distiller, start_of
+from ..assembly import STUDENT, TEACHER
+from ..distiller import Distiller, start_of
 from ..errors import ConfigError
 
 SMALLEST_BATCH = 4

@@ -20,8 +20,9 @@ from mmengine.hooks import Hook
 from rich.progress import track
 from torch.utils.data import DataLoader
 
+from ..assembly import TEACHER
 from ..data import ImageDataset, InMemoryLoader
-from ..distiller import TEACHER, Distiller
+from ..distiller import Distiller
 from ..errors import ConfigError, FBTError
 from ..knowledge import Knowledge
 from ..registry import one_line

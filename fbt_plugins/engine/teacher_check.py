@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ..distiller import TEACHER
+from ..assembly import TEACHER
 from .metrics import evaluate
 from .screen import say, warn
 

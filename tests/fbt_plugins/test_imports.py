@@ -13,6 +13,7 @@ FLOORS = [
     {"search", "report"},
     {"engine"},
     {"distiller", "data"},
+    {"assembly"},
     {"testing", "pytest_plugin", "coverage"},
     {"public"},
     {"inspection"},
