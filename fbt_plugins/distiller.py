@@ -116,6 +116,17 @@ class Distiller(BaseModel):
         """Stage outputs of student or teacher for the images that it is given."""
         return self._made.specs(role)
 
+    def state_of(self, fusion: str, number: int) -> dict[str, Tensor]:
+        """The state of a distiller whose fusion model has one of its splices alone.
+
+        Args:
+            fusion: name of the fusion model.
+            number: of the splice, from 0.
+        """
+        prefix = f"fusions.{fusion}."
+        rest = {key: value for key, value in self.state_dict().items() if not key.startswith(prefix)}
+        return rest | {prefix + key: value for key, value in self.fusions[fusion].state_of(number).items()}
+
     def culprit(self, error: BaseException) -> FBTError | None:
         """An exception as the fault of the plugin in whose model, junction or loss it was raised; None if in none."""
         return self._made.culprit(error)

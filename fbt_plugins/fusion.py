@@ -232,6 +232,21 @@ class FusionModel(nn.Module):
             parts += [self.junctions[junction.name], *map(self._part, steps)]
         return parts
 
+    def state_of(self, number: int) -> dict[str, Tensor]:
+        """The state of a fusion model that has one of the splices alone; its tail is borrowed.
+
+        Args:
+            number: of the splice, from 0.
+        """
+        own = {name: name for j in self.splices[number].junctions for name in [f"junctions.{j.name}"]}
+        own |= {f"statistics.{s.statistics}": f"statistics.{s.name}" for r in self._routes[number] for s in r}
+        state = {}
+        for key, value in self.state_dict().items():
+            part = ".".join(key.split(".")[:2])
+            if part in own:
+                state[own[part] + key.removeprefix(part)] = value
+        return state
+
     def forward(self, activations: Tensor, number: int | None = None) -> Knowledge:
         """What the fusion model knows.
 

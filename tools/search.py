@@ -15,6 +15,8 @@ EXAMPLES = """\
 examples:
   python tools/search.py configs/search/fusion_ratio.py --workers 2
   python tools/search.py configs/search/fusion_ratio.py --list
+  python tools/search.py configs/search/one_shot.py
+  python tools/search.py configs/search/study.py --pair convnext_resmlp --method fbt
   python tools/search.py configs/search/fusion_ratio.py --cfg-options search.sampler=random search.trials=20
   python tools/search.py configs/search/fusion_ratio.py --storage postgresql+psycopg://me@db.example.org/searches
   python tools/train.py work_dirs/search/fusion_ratio/best.py
@@ -27,6 +29,8 @@ on after a stop or a crash: no trial is lost, none is run twice. Trials look at 
 def parse() -> Parser:
     parser = Parser(prog="tools/search.py", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("config", help="config file with search=dict(...)")
+    parser.add_argument("--pair", help="which pair of a matrix (see docs/compare.md)")
+    parser.add_argument("--method", help="which of its methods")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at the same time (default: 1)")
     parser.add_argument(
         "--storage", metavar="URL", help="database of the study (default: sqlite:///work_dirs/search/NAME/study.db)"
@@ -51,6 +55,7 @@ def main() -> int:
         import matplotlib  # noqa: F401
 
         from fbt_plugins.search.matrix_runs import config_hash
+        from fbt_plugins.search.one_shot import Finish, make_ranking
         from fbt_plugins.search.results import write_results
         from fbt_plugins.search.search_screen import SearchScreen
         from fbt_plugins.search.searches import Search, space_of
@@ -63,21 +68,31 @@ def main() -> int:
     from fbt_plugins.engine.screen import relative, say
 
     load_plugins()
-    config = load_config(args.config, args.cfg_options)
+    config = load_config(args.config, args.cfg_options, args.pair, args.method)
     apply_arguments(config, None, device=args.device)
     settings, space = Settings.of(config), space_of(config)
     if args.list:
         print("\n".join(space.lines()))
         return 0
-    name = Path(args.config).stem
+    name = ".".join([Path(args.config).stem, *([args.pair] if args.pair else [])])
     out = args.out or Path("work_dirs") / "search" / name
     # Other runs, or another space, are another study; more trials of the same are not.
     part = config_hash({**config.to_dict(), "search": {**config.search, "trials": None}})[:8]
     url = args.storage or f"sqlite:///{out / 'study.db'}"
     study = SharedStudy(f"{name}-{part}", url, Slot, settings.directions)
-    search, stopped = Search(study, config, out / f"trials-{part}", args.workers), False
-    screen = SearchScreen(search)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    trials, stopped = out / f"trials-{part}", False
+    if settings.one_shot:
+        one_shot = out / f"one_shot-{part}"
+        try:
+            make_ranking(config, one_shot)
+        except KeyboardInterrupt:
+            say("stopped  the one-shot run has saved what it has; the same command goes on")
+            return 130
+        search: Search = Finish(study, config, trials, one_shot, args.workers)
+    else:
+        search = Search(study, config, trials, args.workers)
+    screen = SearchScreen(search)
     try:
         with screen.live():
             while search.step():

@@ -45,11 +45,12 @@ def write_results(search: Search, out: Path, command: str) -> list[Path]:
         "best": [tried.number for tried in best],
         "trials": [asdict(tried) for tried in trials],
         "failed": {str(slot): reason for slot, reason in search.failed.items()},
+        **search.about(),
     }
     paths = [out / "search.json", out / "search.md", *configs]
     write_atomic(paths[0], json.dumps(contents, indent=1) + "\n")
     plots = list(_plots(search, out))
-    text = [f"# {out.name}", "", f"`{command}`", "", *table(search, len(trials)), ""]
+    text = [f"# {out.name}", "", f"`{command}`", "", *table(search, len(trials)), "", *search.lines()]
     text += [line for path in plots for line in (f"![{path.stem}]({path.name})", "")]
     write_atomic(paths[1], "\n".join(text))
     return paths + plots

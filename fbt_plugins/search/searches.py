@@ -25,7 +25,7 @@ from .study import Claim, SharedStudy, Slot
 from .trial import PRUNED, STORAGE
 from .workers import Process, Workers, last_line
 
-_NO_TEST: dict[str, Any] = dict.fromkeys(("test_dataloader", "test_evaluator", "test_cfg"))
+NO_TEST: dict[str, Any] = dict.fromkeys(("test_dataloader", "test_evaluator", "test_cfg"))
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,14 @@ class Search(Workers[Slot]):
 
     Attributes:
         tried: trials that have ended, whoever has run them.
+        whole: config of what comes of the best trial.
 
     Raises:
         ConfigError: for what is wrong in the config.
     """
 
     def __init__(self, study: SharedStudy[Slot], config: Config, folder: Path, workers: int = 1) -> None:
-        self.config = config
+        self.config = self.whole = config
         self.settings = Settings.of(config)
         self.space = space_of(config)
         self.folder = folder
@@ -133,11 +134,11 @@ class Search(Workers[Slot]):
             folder: of its run.
             test: whether it has the test split; a search never looks at it.
         """
-        contents = merge_options(self.config.to_dict(), options)
+        contents = merge_options((self.whole if test else self.config).to_dict(), options)
         if test:
             contents.pop("search")
         else:
-            contents |= _NO_TEST
+            contents |= NO_TEST
         contents["randomness"] = {**contents["randomness"], "seed": self.settings.seed}
         if folder is not None:
             contents["work_dir"] = str(folder)
@@ -169,6 +170,14 @@ class Search(Workers[Slot]):
             ) from error
         self.tried[slot] = Tried(slot.number, options, "complete", figures, None, summary["seconds"], str(folder))
         self.study.finish(process.claim, values, self.tried[slot].text())
+
+    def about(self) -> dict[str, Any]:
+        """What ``search.json`` says besides its trials."""
+        return {}
+
+    def lines(self) -> list[str]:
+        """The same as Markdown."""
+        return []
 
     def best(self) -> list[Tried]:
         """The best trial; with several objectives the Pareto front, by the first of them."""

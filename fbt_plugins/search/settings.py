@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -27,6 +27,30 @@ PRUNERS = ("asha", "hyperband", "median")
 
 
 @dataclass(frozen=True)
+class OneShot:
+    """How a one-shot search ends; see :mod:`fbt_plugins.search.one_shot`.
+
+    Args:
+        best: how many splices get a finish.
+        epochs: of a finish.
+        rate: learning rate that a finish starts with, as a share of the config's own.
+
+    Raises:
+        ConfigError: for what cannot be.
+    """
+
+    best: int = 3
+    epochs: int = 3
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        if type(self.best) is not int or type(self.epochs) is not int or min(self.best, self.epochs) < 1:
+            raise ConfigError(f"search.one_shot: best={self.best!r}, epochs={self.epochs!r}: whole numbers from 1")
+        if not isinstance(self.rate, int | float) or self.rate <= 0:
+            raise ConfigError(f"search.one_shot: rate={self.rate!r}: a number above 0")
+
+
+@dataclass(frozen=True)
 class Settings:
     """A search.
 
@@ -37,6 +61,7 @@ class Settings:
         pruner: "asha", "hyperband" or "median", by the first objective after each validation; None lets all trials end.
         trials: how many at most; None for a grid is all of it.
         seed: of the sampler, and of every trial's training.
+        one_shot: arguments of :class:`OneShot` for a one-shot search, which has neither sampler nor pruner.
     """
 
     space: Mapping[str, Any]
@@ -45,6 +70,7 @@ class Settings:
     pruner: str | None = None
     trials: int | None = None
     seed: int = 0
+    one_shot: OneShot | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
@@ -59,6 +85,15 @@ class Settings:
         known = list(inspect.signature(cls).parameters)
         problems = [f"search: unknown argument {name!r}{nearest(name, known)}" for name in options if name not in known]
         settings = cls(**{name: options[name] for name in known if name in options})
+        if (finish := options.get("one_shot")) is not None:
+            names = list(inspect.signature(OneShot).parameters)
+            given = [name for name in ("sampler", "pruner", "trials") if name in options]
+            problems += [f"search.{name}: search.one_shot trains all splices in one run; drop it" for name in given]
+            if not isinstance(finish, Mapping) or not finish.keys() <= set(names):
+                problems.append(f"search.one_shot: a dict of {', '.join(names)}, not {finish!r}")
+            if problems:
+                raise ConfigError(problems)
+            settings = replace(settings, one_shot=OneShot(**finish), sampler="grid")
         for name, value, allowed in (("sampler", settings.sampler, SAMPLERS), ("pruner", settings.pruner, PRUNERS)):
             if value not in allowed and not (name == "pruner" and value is None):
                 problems.append(f"search.{name}: {value!r}{nearest(value, allowed)}")
@@ -69,8 +104,9 @@ class Settings:
             problems += [f"search.objectives: {n!r}{nearest(n, OBJECTIVES)}" for n in objectives if n not in OBJECTIVES]
         if settings.pruner and list(objectives) not in (["student_top1"], ["fusion_top1"]):
             problems.append("search.pruner: trials are pruned by one top-1; take one objective, or pruner=None")
-        if settings.pruner and not (config.get("train_cfg") or {}).get("by_epoch", True):
-            problems.append("search.pruner: it counts epochs, and this config trains by iterations; set pruner=None")
+        if (settings.pruner or settings.one_shot) and not (config.get("train_cfg") or {}).get("by_epoch", True):
+            which = "pruner" if settings.pruner else "one_shot"
+            problems.append(f"search.{which}: it counts epochs, and this config trains by iterations")
         trials = settings.trials
         if (trials is None and settings.sampler != "grid") or not isinstance(trials, int | None) or trials == 0:
             problems.append(f"search.trials: a number of trials, not {trials!r}")

@@ -140,7 +140,7 @@ class Workers(ABC, Generic[J]):
                 stderr=subprocess.STDOUT,
                 env=self._environment(),
                 start_new_session=True,  # Ctrl-C is for this process, which passes it on once
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent,
             )
 
     def _environment(self) -> dict[str, str]:
@@ -164,9 +164,10 @@ class Workers(ABC, Generic[J]):
         self.running = []
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Runs in the child: it is told to save and stop when this process is killed, so that no run goes on unowned."""
-    _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if sys.platform == "linux":
+        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def last_line(output: Path, code: int) -> str:

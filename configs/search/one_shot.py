@@ -1,0 +1,10 @@
+# Which splice, for little more than one run: all of them are trained at once, ranked, and the best three finished.
+#   python tools/search.py configs/search/one_shot.py
+#   python tools/train.py work_dirs/search/one_shot/best.py
+_base_ = "../fbt_convnext_resmlp.py"
+
+train_dataloader = dict(in_memory=True)
+search = dict(
+    space={"model.fusion": dict(switches=(1, 2), strategies=[dict(type="L2GFusion")])},
+    one_shot=dict(best=3, epochs=3),
+)

@@ -1,0 +1,9 @@
+# The study of one-shot search (docs/search.md): the pairs, data and recipe of configs/fashion_mnist.py.
+#   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/search.py configs/search/study.py \
+#     --pair convnext_resmlp --method fbt
+_base_ = "../fashion_mnist.py"
+
+search = dict(
+    space={"model.fusion": dict(switches=(1, 2), strategies=[dict(type="L2GFusion")])},
+    one_shot=dict(best=3, epochs=3),
+)

@@ -1,0 +1,251 @@
+"""One-shot search: one run that trains all splices at once, a ranking of them, and a short finish for the best.
+
+A step of that run draws one splice, so that all of them share the student, the teacher and one junction for each pair
+of stages between which they switch (weight sharing as in one-shot architecture search, arXiv 1904.00420). At its end
+each splice's fusion model is validated, and the students of the best few train on, each with its own splice alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from tabulate import tabulate
+
+from .. import load_plugins
+from ..assembly import FUSION
+from ..cli import run
+from ..distiller import Distiller
+from ..engine.check import check_config
+from ..engine.config import load_config
+from ..engine.files import locked, write_atomic
+from ..engine.merging import merge_options
+from ..engine.metrics import evaluate
+from ..engine.screen import relative, say
+from ..engine.teachers import train
+from ..errors import ConfigError, FBTError
+from ..fusion import BORROWED
+from .searches import NO_TEST, Search, space_of
+from .settings import Settings
+from .space import Fusions
+from .study import SharedStudy, Slot
+from .workers import die_with_parent
+
+RANKING = "splices.json"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a one-shot run found.
+
+    Attributes:
+        top1: validation top-1 of each splice's fusion model, best first.
+        starts: files in the run's folder, with the weights of the best.
+        seconds: of the run, from its first step, or from where it went on, to this ranking.
+    """
+
+    top1: Mapping[str, float]
+    starts: Mapping[str, str]
+    seconds: float
+
+    @classmethod
+    def read(cls, folder: Path) -> Ranking:
+        """From the folder of a one-shot run."""
+        return cls(**json.loads((folder / RANKING).read_text(encoding="utf-8")))
+
+
+class RankingHook(Hook):
+    """Validates each splice at the end of a run, and keeps the weights that the best of them ended with.
+
+    Args:
+        fusion: name of the fusion model that has the splices.
+        best: of how many splices the weights are kept.
+    """
+
+    priority = "LOW"  # before the summary, which loads the epoch that was best for the student
+
+    def __init__(self, fusion: str, best: int) -> None:
+        self.fusion, self.best = fusion, best
+
+    def before_train(self, runner: Any) -> None:
+        self._started = time.perf_counter()
+
+    def after_train(self, runner: Any) -> None:
+        distiller: Distiller = getattr(runner.model, "module", runner.model)
+        splices = list(map(str, distiller.fusions[self.fusion].splices))
+        names = {splice: f"{self.fusion}@{splice}" for splice in splices}
+        loop = runner.val_loop
+        figures = evaluate(runner.model, loop.dataloader, loop.evaluator, names.values())
+        top1 = {splice: round(figures[f"{name}_top1"], 4) for splice, name in names.items()}
+        order = sorted(splices, key=lambda splice: -top1[splice])  # of equals, the first of the space
+        folder = Path(runner.work_dir)
+        starts = {}
+        for place, splice in enumerate(order[: self.best]):
+            buffer = io.BytesIO()
+            state = distiller.state_of(self.fusion, splices.index(splice))
+            torch.save({"meta": {"splice": splice}, "state_dict": state, "message_hub": {}}, buffer)
+            starts[splice] = f"start_{place + 1}.pth"
+            write_atomic(folder / starts[splice], buffer.getvalue())
+        ranking = Ranking({s: top1[s] for s in order}, starts, round(time.perf_counter() - self._started, 1))
+        write_atomic(folder / RANKING, json.dumps(asdict(ranking), indent=1) + "\n")
+
+
+def one_shot_config(config: Config, folder: Path) -> Config:
+    """The config of the run that trains all splices.
+
+    Args:
+        config: with a ``search``.
+        folder: of the run.
+
+    Raises:
+        ConfigError: if the search chooses between anything but the splices of one strategy.
+    """
+    fusion = _splices(config)
+    contents = _with_splice(config, fusion, list(fusion.fitting)) | NO_TEST
+    contents.pop("search")
+    contents["randomness"] = {**contents["randomness"], "seed": Settings.of(config).seed}
+    return Config(contents | {"work_dir": str(folder), "resume": "auto", "publish": None})
+
+
+def finish_config(config: Config, splices: Sequence[str]) -> Config:
+    """The config of the best splices' short trainings: each of them once, with a learning rate that only falls.
+
+    Args:
+        config: with a ``search``.
+        splices: the best.
+    """
+    fusion, settings = _splices(config), Settings.of(config)
+    assert settings.one_shot is not None
+    epochs, contents = settings.one_shot.epochs, _with_splice(config, fusion, splices[0])
+    contents["train_cfg"] = {**contents["train_cfg"], "max_epochs": epochs, "val_interval": 1}
+    wrapper = contents["optim_wrapper"]
+    optimizer = {**wrapper["optimizer"], "lr": wrapper["optimizer"]["lr"] * settings.one_shot.rate}
+    contents["optim_wrapper"] = {**wrapper, "optimizer": optimizer}
+    contents["param_scheduler"] = [
+        {"type": "CosineAnnealingLR", "T_max": epochs, "end": epochs, "eta_min": 0.0, "convert_to_iter_based": True}
+    ]
+    contents["search"] = {
+        "space": {f"{fusion.key}.splice": list(splices)},
+        "sampler": "grid",
+        "objectives": list(settings.objectives),
+        "seed": settings.seed,
+    }
+    return Config(contents)
+
+
+def _splices(config: Config) -> Fusions:
+    parameters = list(space_of(config).parameters.values())
+    fusion = parameters[0]
+    if len(parameters) > 1 or not isinstance(fusion, Fusions) or len(fusion.strategies) != 1:
+        raise ConfigError("search.one_shot: its space is model.fusion alone, with one strategy: strategies=[dict(...)]")
+    if fusion.base.get("tail", BORROWED) != BORROWED:
+        raise ConfigError(f"search.one_shot: {fusion.key}.tail: splices can share a borrowed tail only")
+    return fusion
+
+
+def _with_splice(config: Config, fusion: Fusions, splice: str | Sequence[str]) -> dict[str, Any]:
+    """A config's contents with a space's one strategy, and a splice or all."""
+    (strategy,) = fusion.strategies.values()
+    return merge_options(config.to_dict(), {fusion.key: {**fusion.base, **strategy, "splice": splice}})
+
+
+def make_ranking(config: Config, folder: Path) -> Ranking:
+    """A one-shot run's ranking; the run is made, or goes on, where it is not there yet.
+
+    Args:
+        config: with a ``search``.
+        folder: of the run.
+
+    Raises:
+        FBTError: if the run fails.
+        KeyboardInterrupt: where it was stopped; it has saved what it has.
+    """
+    contents, settings = one_shot_config(config, folder), Settings.of(config)
+    assert settings.one_shot is not None
+    with locked(folder / ".one_shot.lock", f"{relative(folder)} is another process's run", wait=True):
+        if not (folder / RANKING).is_file():
+            check_config(contents)
+            write_atomic(folder / "one_shot.py", contents.pretty_text)
+            say(f"one shot {relative(folder)}: one run for all splices")
+            fusion = next(iter(settings.space)).removeprefix("model.fusion").lstrip(".") or FUSION
+            module = [sys.executable, "-m", "fbt_plugins.search.one_shot"]
+            code = _wait([*module, str(folder / "one_shot.py"), fusion, str(settings.one_shot.best)])
+            if code:
+                raise FBTError(f"the one-shot run in {relative(folder)} has failed (exit code {code})")
+        return Ranking.read(folder)
+
+
+def _wait(command: list[str]) -> int:
+    """Runs a command on this terminal; its exit code. Ctrl-C is for this process, which lets the command save."""
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
+
+
+class Finish(Search):
+    """The short trainings of a ranking's best splices, each from the weights that it has in the one-shot run.
+
+    Args:
+        study: where they are.
+        config: of a whole training, complete, with the one-shot run's ``search``.
+        folder: of the trials' own folders.
+        one_shot: folder of the one-shot run.
+        workers: processes at the same time.
+    """
+
+    def __init__(
+        self, study: SharedStudy[Slot], config: Config, folder: Path, one_shot: Path, workers: int = 1
+    ) -> None:
+        self.one_shot, self.ranking = one_shot, Ranking.read(one_shot)
+        best = list(self.ranking.starts)
+        super().__init__(study, finish_config(config, best), folder, workers)
+        self.whole = Config(_with_splice(config, _splices(config), best[0]))
+
+    def config_of(self, options: Mapping[str, Any], folder: Path | None = None, test: bool = False) -> Config:
+        config = super().config_of(options, folder, test)
+        if not test:
+            (splice,) = options.values()
+            config.load_from = str(self.one_shot / self.ranking.starts[splice])
+        return config
+
+    def about(self) -> dict[str, Any]:
+        """How the best were found, for ``search.json``."""
+        seconds = [tried.seconds for tried in self.tried.values() if tried.seconds is not None]
+        return {"one_shot": {**asdict(self.ranking), "finish_seconds": round(sum(seconds), 1)}}
+
+    def lines(self) -> list[str]:
+        """The same as Markdown."""
+        rows = [(place, splice, top1) for place, (splice, top1) in enumerate(self.ranking.top1.items(), start=1)]
+        table = tabulate(rows, ("place", "splice", "fusion_top1, one shot"), tablefmt="github", floatfmt=".2f")
+        return ["All splices, as the one-shot run has trained them:", "", *table.splitlines(), ""]
+
+
+def main() -> None:
+    """A one-shot run's own process."""
+    parser = argparse.ArgumentParser(prog="python -m fbt_plugins.search.one_shot")
+    for name in ("config", "fusion"):
+        parser.add_argument(name)
+    parser.add_argument("best", type=int)
+    args = parser.parse_args()
+    load_plugins()
+    train(load_config(args.config), hooks=[RankingHook(args.fusion, args.best)])
+
+
+if __name__ == "__main__":
+    run(main)
