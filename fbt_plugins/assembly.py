@@ -164,16 +164,10 @@ class Assembly:
 
     def _add_edge(self, options: dict[str, Any], data_info: Mapping[str, int]) -> None:
         infos = {role: self._info(role) for role in self.models}
-        infos |= {n: ModelInfo((), f.owners[0].num_features) for n, f in self.fusions.items()}
+        for name, fusion in self.fusions.items():
+            infos[name] = ModelInfo((), *_widths(fusion))
         times = {key: options[key] for key in TIMES if key in options}
         edge = Edge(models=infos, data_info=data_info, **{k: v for k, v in options.items() if k not in times})
-        for name in {edge.giver, edge.receiver} & self.fusions.keys():
-            widths = sorted({owner.num_features for owner in self.fusions[name].owners})
-            if len(widths) > 1 and "feature" in edge.losses:
-                raise ConfigError(
-                    f"model.edges: {edge.name}: features of {name!r} are {widths[0]} or {widths[1]} wide, for its "
-                    "splices end in both models; set feature_loss=None, or make two fusions of them"
-                )
         try:
             self.schedules[edge.name] = Schedule(**times)
         except ConfigError as error:
@@ -253,6 +247,12 @@ class Assembly:
                         return ConfigError(f"{self.types[name]} ({name}): {one_line(error)}")
                     return registry.raised(self.types[name], error)
         return None
+
+
+def _widths(fusion: FusionModel) -> tuple[int, list[int]]:
+    """Of its first splice's features, and of the others' where they differ."""
+    first, *others = dict.fromkeys(owner.num_features for owner in fusion.owners)
+    return first, others
 
 
 def _named_fusions(fusion: Config | None) -> dict[str, Config]:

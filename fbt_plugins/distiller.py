@@ -123,9 +123,13 @@ class Distiller(BaseModel):
             fusion: name of the fusion model.
             number: of the splice, from 0.
         """
-        prefix = f"fusions.{fusion}."
-        rest = {key: value for key, value in self.state_dict().items() if not key.startswith(prefix)}
-        return rest | {prefix + key: value for key, value in self.fusions[fusion].state_of(number).items()}
+        model = self.fusions[fusion]
+        parts = {f"fusions.{fusion}.": model.state_of(number)}
+        for name, edge in self.edges.items():
+            if fusion in (edge.giver, edge.receiver):
+                parts[f"edges.{name}."] = edge.state_of(fusion, model.owners[number].num_features)
+        rest = {key: value for key, value in self.state_dict().items() if not key.startswith(tuple(parts))}
+        return rest | {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
 
     def culprit(self, error: BaseException) -> FBTError | None:
         """An exception as the fault of the plugin in whose model, junction or loss it was raised; None if in none."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, FBTError, nearest
 from .gate import GATES
+from .idle import with_idle
 from .knowledge import Batch, Knowledge
 from .registry import LOSSES, short
 from .schedule import TIMES
@@ -32,10 +33,17 @@ class ModelInfo:
     Attributes:
         specs: outputs of its stages; empty where it offers none to losses.
         num_features: width of its features.
+        others: further widths that they have in some steps: of a fusion model whose splices end in both models.
     """
 
     specs: Sequence[StageSpec]
     num_features: int
+    others: Sequence[int] = ()
+
+    @property
+    def widths(self) -> list[int]:
+        """All widths of its features."""
+        return [self.num_features, *self.others]
 
 
 class Edge(nn.Module):
@@ -110,9 +118,35 @@ class Edge(nn.Module):
         for model, wanted in zip((self.receiver, self.giver), wanted_stages(needs), strict=True):
             check_stages(wanted, self.types[slot], f"model.edges: {self.name}", model, models[model])
             self.needs[model] |= wanted
-        if needs.get("same_width") and giver.num_features != receiver.num_features:
-            self.projectors[slot] = nn.Linear(receiver.num_features, giver.num_features)
+        if slot == "feature" and hasattr(loss, "setup"):
+            for model in (self.giver, self.receiver):
+                self._one_width(model, models[model])
+        if needs.get("same_width") and {*receiver.widths, *giver.widths} != {giver.num_features}:
+            self.projectors[slot] = SameWidth(receiver.widths, giver.widths)
         set_up(loss, receiver, giver, data_info)
+
+    def _one_width(self, model: str, info: ModelInfo) -> None:
+        if info.others:
+            widths = " or ".join(map(str, sorted(info.widths)))
+            raise ConfigError(
+                f"model.edges: {self.name}: features of {model!r} are {widths} wide, for its splices end in both "
+                f"models, and {self.types['feature']} takes one width; make two fusions of them"
+            )
+
+    def state_of(self, model: str, width: int) -> dict[str, Tensor]:
+        """The state of this edge where one of its ends has features of one width alone.
+
+        Args:
+            model: which end.
+            width: of its features.
+        """
+        place = 0 if model == self.receiver else 1
+
+        def stays(key: str) -> bool:
+            names = key.split(".")
+            return names[0] != "projectors" or names[3].split("_to_")[place] == str(width)
+
+        return {key: value for key, value in self.state_dict().items() if stays(key)}
 
     def forward(self, knowledge: Mapping[str, Knowledge], batch: Batch) -> dict[str, Tensor]:
         """The edge's weighted losses by slot; none of a gate's gradient is in them.
@@ -129,11 +163,30 @@ class Edge(nn.Module):
         for slot, loss in self.losses.items():
             view = received
             if slot in self.projectors:
-                view = Knowledge(
-                    self.projectors[slot](received.features), received.logits, received.stages, received.extra
-                )
+                features = self.projectors[slot](received.features, given.features.shape[1])
+                view = Knowledge(features, received.logits, received.stages, received.extra)
             values[slot] = weighted(loss(view, given, batch), self.weight * self.weights[slot], *gates)
         return values
+
+
+class SameWidth(nn.Module):
+    """Features of one of some widths as wide as the giver's of the step: a linear map for each two that differ.
+
+    Args:
+        received, given: all widths that features of receiver and giver have.
+    """
+
+    def __init__(self, received: Sequence[int], given: Sequence[int]) -> None:
+        super().__init__()
+        pairs = [(width, wanted) for width in received for wanted in given if width != wanted]
+        self.maps = nn.ModuleDict({f"{width}_to_{wanted}": nn.Linear(width, wanted) for width, wanted in pairs})
+
+    def forward(self, features: Tensor, wanted: int) -> Tensor:
+        """(N, D) -> (N, wanted)."""
+        name = f"{features.shape[1]}_to_{wanted}"
+        if name in self.maps:
+            features = self.maps[name](features)
+        return with_idle(features, [layer for other, layer in self.maps.items() if other != name])
 
 
 def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from .errors import ConfigError
+from .idle import with_idle
 from .knowledge import Knowledge
 from .registry import described, one_line, short
 from .splice import Junction, Piece, Splice
@@ -255,8 +256,7 @@ class FusionModel(nn.Module):
             number: of the splice, from 0; None is the current one.
         """
         number = self.current if number is None else number
-        idle = [p for part in self._idle[number] for p in part.parameters() if p.requires_grad]
-        x: Any = _Reached.apply(activations, *idle) if idle and torch.is_grad_enabled() else activations
+        x: Any = with_idle(activations, self._idle[number])
         for junction, steps in zip(self.splices[number].junctions, self._routes[number], strict=True):
             x = self.junctions[junction.name](x)
             for step in steps:
@@ -326,19 +326,6 @@ class _Step:
     def copy(self) -> str:
         """What it is called, and where the fusion model keeps its copy, if it has one: "T4", "Shead"."""
         return self.owner + self.name
-
-
-class _Reached(torch.autograd.Function):
-    """A tensor as it is; behind it, parameters that had no part in it get zeros as their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient, *map(torch.zeros_like, ctx.saved_tensors)
 
 
 class _Statistics(nn.Module):

@@ -56,9 +56,26 @@ def test_the_giver_is_constant_unless_the_config_says_otherwise(
 
 def test_widths_that_differ_get_a_projector_and_equal_ones_none(make: Make) -> None:
     model = make()
-    projector = model.edges["teacher_to_student"].projectors["feature"]
+    (projector,) = model.edges["teacher_to_student"].projectors["feature"].maps.values()
     assert (projector.in_features, projector.out_features) == (model.student.num_features, model.teacher.num_features)
     assert not len(model.edges["teacher_to_fusion"].projectors)  # the fusion model ends in the teacher
+
+
+def test_a_fusion_model_that_ends_in_both_models_has_a_projector_for_each_width(
+    make: Make, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    """The student is 16 wide, the teacher 32; each step runs one map, and the others get gradients of zeros."""
+    model = make(splice=["S1-3+T4", "T1-3+S4"]).train()
+    maps = {name: list(model.edges[name].projectors["feature"].maps) for name in EDGES}
+    assert maps == dict(zip(EDGES, [["16_to_32"], ["16_to_32"], ["16_to_32"]], strict=True))
+    used = [{"teacher_to_student", "fusion_to_student"}, {"teacher_to_student", "teacher_to_fusion"}]
+    for drawn, edges in enumerate(used):
+        model.fusions["fusion"].drawn = drawn
+        model.zero_grad()
+        sum(model.losses(images, Batch(labels)).values()).backward()
+        for name in EDGES:
+            gradients = [p.grad for p in model.edges[name].projectors.parameters()]
+            assert all(g is not None and bool(g.any()) == (name in edges) for g in gradients)
 
 
 def test_plain_training_is_the_same_program_without_a_teacher(
@@ -257,8 +274,16 @@ def test_evaluation_gives_every_model_the_logits_it_has_alone(make: Make, images
         ),
         (dict(fusion={"a@b": dict(type="L2GFusion")}, edges=["teacher_to_a@b"]), ["'a@b' cannot be a fusion's name"]),
         (
-            dict(splice=["S1-3+T4", "T1-3+S4"], edges=["teacher_to_fusion"]),
-            ["teacher_to_fusion: features of 'fusion' are 16 or 32 wide, for its splices end in both models"],
+            dict(
+                splice=["S1-3+T4", "T1-3+S4"],
+                feature_loss=dict(type="CRDLoss"),
+                data_info=dict(num_samples=9),
+                edges=EDGES[1:],
+            ),
+            [
+                f"{name}: features of 'fusion' are 16 or 32 wide, for its splices end in both models, and CRDLoss takes"
+                for name in EDGES[1:]
+            ],
         ),
         (
             dict(student=dict(RESMLP, name="resmlp_s4_patch4_23"), teacher=dict(CNN, nmae=1)),

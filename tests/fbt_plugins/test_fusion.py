@@ -345,6 +345,25 @@ def test_any_splice_can_be_evaluated_and_the_first_stands_for_all(make: Make, im
     assert model.names == ["student", "teacher", "fusion"]
 
 
+@pytest.mark.parametrize("splice", ["S1-3+T4", "T1-3+S4", "T1-2+S3+T4", "T1-4+Shead"])
+def test_the_state_of_one_of_several_splices_is_that_of_a_model_that_has_it_alone(
+    make: Make, images: torch.Tensor, labels: torch.Tensor, splice: str
+) -> None:
+    """Loaded strictly, and bit-equal; the student has BatchNorm, whose statistics each splice has of its own."""
+    splices = ["S1-3+T4", "T1-3+S4", "T1-2+S3+T4", "T1-4+Shead"]
+    several = make(CNN, splice=splices).train()
+    for seed in range(8):
+        several.begin_step(seed)
+        several.losses(images, Batch(labels))
+    state = several.state_of("fusion", splices.index(splice))
+    alone = make(CNN, splice=splice)
+    alone.load_state_dict(state)
+    expected = several.eval().predict(images, [f"fusion@{splice}", "student"])
+    found = alone.eval().predict(images, ["fusion", "student"])
+    assert torch.equal(found["fusion"], expected[f"fusion@{splice}"])
+    assert torch.equal(found["student"], expected["student"])
+
+
 def test_stages_that_the_drawn_splice_does_not_need_are_not_run(
     make: Make, images: torch.Tensor, labels: torch.Tensor
 ) -> None:

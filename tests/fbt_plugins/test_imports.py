@@ -18,7 +18,7 @@ FLOORS = [
     {"public"},
     {"inspection"},
     {"edge", "gate", "fusion", "declaration", "weights", "layout"},
-    {"splice", "staged", "proof", "family", "knowledge", "precision", "schedule"},
+    {"splice", "staged", "proof", "family", "knowledge", "precision", "schedule", "idle"},
     {"plugins", "hookspecs", "cli"},
     {"registry"},
     {"errors"},

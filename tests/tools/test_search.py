@@ -234,6 +234,60 @@ def test_real_trials_one_of_them_pruned(search: Callable, tmp_path: Path) -> Non
             assert set(trial["figures"]) == {"student_top1", "fusion_top1", "step_ms", "extra_parameters"}
 
 
+ONE_SHOT = (
+    SEARCH[: SEARCH.index("search = ")]
+    + """
+search = dict(
+    space={"model.fusion": dict(switches=1, strategies=[dict(type="L2GFusion")])}, one_shot=dict(best=2, epochs=1)
+)
+"""
+)
+
+
+def test_one_shot_search(search: Callable, tmp_path: Path) -> None:
+    """One run for all splices, then the best two train on with theirs alone, from the weights of that run."""
+    (tmp_path / "ratio.py").write_text(ONE_SHOT)
+    code, _, err = search("--workers", "2", pretend=False)
+    assert code == 0, err
+    found = results(tmp_path)
+    top1, starts = found["one_shot"]["top1"], found["one_shot"]["starts"]
+    assert len(top1) == 8 and list(top1.values()) == sorted(top1.values(), reverse=True)
+    assert list(starts) == list(top1)[:2] == [t["options"]["model.fusion.splice"] for t in found["trials"]]
+    assert found["one_shot"]["seconds"] > 0 and found["one_shot"]["finish_seconds"] > 0
+    out = tmp_path / "work_dirs" / "search" / "ratio"
+    (one_shot,) = out.glob("one_shot-*")
+    assert load_config(one_shot / "one_shot.py").test_dataloader is None  # validation ranks
+    finish = load_config(next(out.glob("trials-*/0000/trial.py")))
+    assert Path(finish.load_from) == one_shot.relative_to(tmp_path) / "start_1.pth"
+    assert finish.train_cfg.max_epochs == 1 and finish.optim_wrapper.optimizer.lr == pytest.approx(1e-3)
+    assert f"{next(iter(top1))} " in (out / "search.md").read_text()
+    (best,) = found["best"]
+    whole = load_config(out / "best.py")
+    assert whole.model.fusion.to_dict() == {"type": "L2GFusion", "splice": list(starts)[best]}
+    assert whole.train_cfg.max_epochs == 3 and whole.test_dataloader is not None and "load_from" not in whole
+    # Again: nothing is run, and the same comes out.
+    assert search(pretend=False)[0] == 0
+    assert results(tmp_path)["trials"] == found["trials"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("best=2", "bets=2"), "search.one_shot: a dict of best, epochs, rate"),
+        (("best=2", "best=0"), "search.one_shot: best=0, epochs=1: whole numbers from 1"),
+        (("one_shot=", "trials=4, one_shot="), "search.trials: search.one_shot trains all splices in one run"),
+        (('[dict(type="L2GFusion")]', '"all"'), "its space is model.fusion alone, with one strategy"),
+        (("search = ", 'model["fusion"] = dict(tail="copied")\nsearch = '), "splices can share a borrowed tail only"),
+    ],
+)
+def test_what_is_wrong_with_a_one_shot_search_is_said(
+    search: Callable, tmp_path: Path, change: tuple[str, str], line: str
+) -> None:
+    (tmp_path / "ratio.py").write_text(ONE_SHOT.replace(*change))
+    code, _, err = search()
+    assert code == 2 and any(line in problem for problem in err), err
+
+
 def test_settings_of_a_config_without_validation(tmp_path: Path) -> None:
     (tmp_path / "ratio.py").write_text(SEARCH)
     config = load_config(tmp_path / "ratio.py").to_dict()
