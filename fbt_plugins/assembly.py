@@ -80,9 +80,9 @@ class Assembly:
         self.task_needs: set[int] = set()
         if self.task_loss is not None:
             _collect(problems, "", self._connect_task, data_info)
-        for name, config in _named_fusions(fusion).items():
+        for name, config in named_fusions(fusion).items():
             _collect(problems, f"model.fusion{'' if name == FUSION else '.' + name}", self._add_fusion, name, config)
-        failed = _named_fusions(fusion).keys() - self.fusions.keys()
+        failed = named_fusions(fusion).keys() - self.fusions.keys()
         for options in _collect(problems, "", parse_edges, edges, defaults) or ():
             if not failed & set(str(options["name"]).split("_to_")):  # what is wrong with those is said already
                 _collect(problems, "", self._add_edge, options, data_info)
@@ -255,7 +255,12 @@ def _widths(fusion: FusionModel) -> tuple[int, list[int]]:
     return first, others
 
 
-def _named_fusions(fusion: Config | None) -> dict[str, Config]:
+def named_fusions(fusion: Config | None) -> dict[str, Config]:
+    """A config's fusions by name; one that has none is called "fusion".
+
+    Raises:
+        ConfigError: if one of them is no strategy.
+    """
     if not fusion:
         return {}
     if "type" in fusion:

@@ -14,11 +14,13 @@ import optuna
 from mmengine.config import Config
 from optuna.trial import FrozenTrial, TrialState
 
+from ..assembly import named_fusions
 from ..distiller import Distiller
 from ..engine.check import check_config
 from ..engine.files import write_atomic
 from ..engine.merging import merge_options
 from ..errors import ConfigError, FBTError
+from .matrix_runs import config_hash
 from .settings import OBJECTIVES, Settings
 from .space import Space
 from .study import Claim, SharedStudy, Slot
@@ -106,8 +108,7 @@ class Search(Workers[Slot]):
         distiller = check_config(config)
         assert distiller is not None
         self._planned[claim.run] = options, _extra_parameters(distiller)
-        same = self._same(claim)
-        if same is not None:
+        if (same := self._same(options)) is not None:
             return same, None
         if (folder / "summary.json").is_file():
             return folder, None
@@ -117,13 +118,13 @@ class Search(Workers[Slot]):
             *(str(folder / "trial.py"), self.study.study.study_name, str(claim.trial)),
         ]
 
-    def _same(self, claim: Claim[Slot]) -> Path | None:
-        """The folder of a finished trial with the same values, which a run of the same seed would only repeat."""
-        mine = self.study.trial(claim).params
+    def _same(self, options: Mapping[str, Any]) -> Path | None:
+        """The folder of a finished trial with the same config, which a run of the same seed would only repeat."""
+        mine = config_hash(self.config_of(options))
         for trial in self.study.trials([TrialState.COMPLETE]):
-            folder = Path(Tried.of(trial).folder)
-            if trial.params == mine and (folder / "summary.json").is_file():
-                return folder
+            tried = Tried.of(trial)
+            if (Path(tried.folder) / "summary.json").is_file() and config_hash(self.config_of(tried.options)) == mine:
+                return Path(tried.folder)
         return None
 
     def config_of(self, options: Mapping[str, Any], folder: Path | None = None, test: bool = False) -> Config:
@@ -134,7 +135,7 @@ class Search(Workers[Slot]):
             folder: of its run.
             test: whether it has the test split; a search never looks at it.
         """
-        contents = merge_options((self.whole if test else self.config).to_dict(), options)
+        contents = without_unused(merge_options((self.whole if test else self.config).to_dict(), options))
         if test:
             contents.pop("search")
         else:
@@ -212,12 +213,22 @@ def space_of(config: Config) -> Space:
     for key, parameter in space.parameters.items():
         for value in parameter.probes():
             try:
-                check_config(Config(merge_options(contents, {key: value})))
+                check_config(Config(without_unused(merge_options(contents, {key: value}))))
             except ConfigError as error:
                 problems += [f"search.space: {key}={value!r}: {line}" for line in error.problems]
     if problems:
         raise ConfigError(problems)
     return space
+
+
+def without_unused(contents: dict[str, Any]) -> dict[str, Any]:
+    """A config without the fusion models that none of its edges mentions, which is how a search leaves them out."""
+    model = contents["model"]
+    names = [edge if isinstance(edge, str) else edge.get("name", "") for edge in model.get("edges") or ()]
+    ends = {end for name in names for end in name.split("_to_")}
+    fusions = named_fusions(model.get("fusion"))
+    used = {name: config for name, config in fusions.items() if name in ends}
+    return contents if used == fusions else {**contents, "model": {**model, "fusion": used or None}}
 
 
 def _extra_parameters(distiller: Distiller) -> int:

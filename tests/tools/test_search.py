@@ -234,6 +234,23 @@ def test_real_trials_one_of_them_pruned(search: Callable, tmp_path: Path) -> Non
             assert set(trial["figures"]) == {"student_top1", "fusion_top1", "step_ms", "extra_parameters"}
 
 
+def test_edges_may_be_left_out_and_with_them_the_fusion_model(search: Callable, tmp_path: Path) -> None:
+    """Without edges to the fusion model there is none, and every splice is the same run: it is made once."""
+    edges = ["teacher_to_student", "teacher_to_fusion", "fusion_to_student"]
+    text = SEARCH.replace('"model.logit_loss.gamma": dict(low=1.0, high=2.0)', f'"model.edges": [{edges}, {edges[:1]}]')
+    text = text.replace(', dict(type="ConvL2G")', "").replace("trials=5", 'sampler="grid"')
+    (tmp_path / "ratio.py").write_text(text)
+    script = (tmp_path / "python").read_text().replace("gamma = float", "gamma = 1 #")
+    (tmp_path / "python").write_text(script)
+    assert search()[0] == 0
+    trials = results(tmp_path)["trials"]
+    assert len(trials) == 16 and len({t["folder"] for t in trials if len(t["options"]["model.edges"]) == 3}) == 8
+    without = [t for t in trials if len(t["options"]["model.edges"]) == 1]
+    assert len(without) == 8 and len({t["folder"] for t in without}) == 1
+    assert all(t["figures"]["extra_parameters"] == 0 for t in without)
+    assert load_config(Path(without[0]["folder"]) / "trial.py").model.fusion is None
+
+
 ONE_SHOT = (
     SEARCH[: SEARCH.index("search = ")]
     + """
