@@ -12,7 +12,18 @@ from fbt_plugins.engine.config import complete, load_matrix
 from fbt_plugins.engine.matrix import Matrix
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-MATRICES = ("cifar100", "imagenet1k", "sakd", "fashion_mnist", "fashion_mnist_tuning", "fashion_mnist_reasons")
+MATRICES = (
+    "cifar100",
+    "imagenet1k",
+    "sakd",
+    "fashion_mnist",
+    "fashion_mnist_tuning",
+    "fashion_mnist_reasons",
+    "search/splices",
+)
+SAME_CELLS = ("search/study",)
+"""Matrices whose cells are another's."""
+
 IMAGE = 32
 _TOKEN = dict(img_size=IMAGE, patch_size=8, embed_dim=24, depth=4, num_heads=3)
 SMALL = {

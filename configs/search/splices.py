@@ -1,0 +1,25 @@
+# Each splice trained by itself, three seeds: what a one-shot search's ranking is held against (docs/search.md).
+#   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/compare.py configs/search/splices.py --workers 2
+#   python tools/agreement.py docs/results/splices --one-shot work_dirs/search/study.convnext_resmlp/search.json
+_base_ = "../fashion_mnist.py"
+
+_splices = (
+    *("S1+T2-4", "S1-2+T3-4", "S1-3+T4", "S1-4+Thead", "T1+S2-4", "T1-2+S3-4", "T1-3+S4", "T1-4+Shead"),
+    *("S1+T2+S3-4", "S1+T2-3+S4", "S1-2+T3+S4", "T1+S2+T3-4", "T1+S2-3+T4", "T1-2+S3+T4"),
+)
+_fbt, _pair = _base_.methods["fbt"]["model"], _base_.pairs["convnext_resmlp"]
+methods = dict(
+    _delete_=True,
+    t_s=_base_.methods["t_s"],
+    **{
+        splice: dict(about=f"FBT, {splice}", model=dict(_fbt, fusion=dict(type="L2GFusion", splice=splice)))
+        for splice in _splices
+    },
+)
+pairs = dict(
+    _delete_=True,
+    convnext_resmlp=dict(_pair, methods=dict.fromkeys(("t_s", *_splices), _pair["methods"]["fbt"])),
+)
+seeds = [0, 1, 2]
+controls = dict(_delete_=True, t_s="T→S only")
+train_cfg = dict(val_interval=1)  # the fusion model's accuracy after one epoch is one of the predictors

@@ -1,0 +1,56 @@
+"""tools/agreement.py as it is typed."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("scipy")
+
+from fbt_plugins.report.trials import Trial
+
+TOOL = Path(__file__).parents[2] / "tools" / "agreement.py"
+SPLICES = ["S1+T2-4", "S1-2+T3-4", "S1-3+T4", "T1-3+S4"]
+
+
+def agreement(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    return int(end.value.code or 0), *capsys.readouterr()
+
+
+def test_rankings_of_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "splices"
+    (folder / "trials").mkdir(parents=True)
+    code, _, err = agreement(monkeypatch, capsys, folder)
+    assert code == 2 and "trainings of one pair, not of none" in err
+    values = [[0.1 * (i + j) for j in range(4)] for i in range(4)]
+    names = dict(rows=[f"T{i + 1}" for i in range(4)], columns=[f"S{i + 1}" for i in range(4)], values=values)
+    cka = dict(images=8, maps=dict(teacher_student=names))
+    for place, method in enumerate(["t_s", *SPLICES]):
+        for seed in (0, 1):
+            top1 = {"student": 80.0 + place + seed}
+            made = Trial("a_b", method, seed, "", top1, "test", None, [], None, "", "", {}, cka=cka)
+            (folder / "trials" / made.name).write_text(made.text())
+    search = tmp_path / "search.json"
+    search.write_text(json.dumps(dict(one_shot=dict(top1={splice: -i for i, splice in enumerate(SPLICES)}))))
+    code, out, err = agreement(monkeypatch, capsys, folder, "--one-shot", search)
+    assert code == 0, err
+    found = {row["predictor"]: row for row in json.loads((folder / "agreement.json").read_text())}
+    assert found["another seed"]["one_seed"] == 1 and found["one shot 1"]["one_seed"] == -1
+    # Compared are S1 and T1, S2 and T2, S3 and T3, T3 and S3.
+    assert found["CKA at the junctions, of t_s"]["one_seed"] == pytest.approx(5 / 30**0.5)
+    assert found["one shot 1"]["best"] == 81.5 and "| one shot 1 " in out
+    assert (folder / "agreement.md").read_text() in out
+    search.write_text("{}")
+    code, _, err = agreement(monkeypatch, capsys, folder, "--one-shot", search)
+    assert code == 2 and "not the search.json of a one-shot search" in err

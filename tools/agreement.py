@@ -1,0 +1,102 @@
+"""Compares rankings of splices: one-shot search and cheap predictors against trainings of each splice by itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fbt_plugins.cli import Parser, run
+from fbt_plugins.errors import FBTError
+
+EXAMPLES = """\
+examples:
+  python tools/compare.py configs/search/splices.py --workers 2                                # the trainings
+  python tools/search.py configs/search/study.py --pair convnext_resmlp --method fbt           # the one-shot search
+  python tools/agreement.py docs/results/splices --one-shot work_dirs/search/study.convnext_resmlp/search.json
+
+Writes agreement.md and agreement.json into the folder of the trainings' results.
+"""
+
+
+def parse() -> Parser:
+    parser = Parser(prog="tools/agreement.py", description=__doc__, epilog=EXAMPLES)
+    parser.add_argument("results", type=Path, help="folder of a comparison whose methods are named after splices")
+    parser.add_argument(
+        "--one-shot", type=Path, nargs="+", default=[], metavar="FILE", help="search.json of one-shot searches"
+    )
+    parser.add_argument("--without-fusion", default="t_s", metavar="METHOD", help="whose CKA predicts (default: t_s)")
+    return parser
+
+
+def main() -> None:
+    args = parse().parse_args()
+    from tabulate import tabulate
+
+    from fbt_plugins.engine.files import write_atomic
+    from fbt_plugins.engine.screen import relative, say
+    from fbt_plugins.errors import ConfigError
+    from fbt_plugins.splice import Splice
+
+    try:
+        import scipy  # noqa: F401
+    except ModuleNotFoundError:
+        raise FBTError("scipy is not installed: pip install 'fbt-plugins[report]'") from None
+    from fbt_plugins.report.agreement import agreements, as_json, first_epoch, junction_cka
+    from fbt_plugins.report.trials import read_trials
+
+    found = read_trials(args.results / "trials")
+    splices: dict[str, Splice] = {}
+    for method in dict.fromkeys(trial.method for trial in found):
+        try:
+            splices[method] = Splice.parse(method)
+        except ConfigError:
+            continue
+    trials = [trial for trial in found if trial.method in splices]
+    if len(pairs := {trial.pair for trial in trials}) != 1:
+        raise FBTError(f"{args.results}: trainings of one pair, not of {', '.join(sorted(pairs)) or 'none'}")
+    one_shots = [_one_shot(path) for path in args.one_shot]
+    predictors: dict[str, Any] = {f"one shot {i + 1}": table for i, table in enumerate(one_shots)}
+    if len(one_shots) > 1:
+        common = [splice for splice in one_shots[0] if all(splice in table for table in one_shots)]
+        predictors["one shot, mean"] = {s: sum(t[s] for t in one_shots) / len(one_shots) for s in common}
+    predictors["F after its first validation"] = first_epoch(trials)
+    plain = sorted((t for t in found if t.method == args.without_fusion and t.cka), key=lambda trial: trial.seed)
+    if plain:
+        sides = {
+            name: [(f"{j.giver}{j.last}", f"{j.taker}{j.first - 1}") for j in splice.junctions]
+            for name, splice in splices.items()
+        }
+        predictors[f"CKA at the junctions, of {args.without_fusion}"] = junction_cka(plain[0], sides)
+    try:
+        rows = agreements(trials, {name: table for name, table in predictors.items() if table})
+    except ValueError as error:
+        raise FBTError(f"{args.results}: {error}") from error
+    head = ("ranking", "splices", "tau with one seed", "95 %", "tau with the mean", "top-1 of its first, %")
+    cells = [
+        (
+            r.predictor,
+            r.splices,
+            f"{r.one_seed:+.2f}",
+            f"[{r.low:+.2f}, {r.high:+.2f}]",
+            "–" if r.mean is None else f"{r.mean:+.2f}",
+            "–" if r.best is None else f"{r.best:.2f}",
+        )
+        for r in rows
+    ]
+    table = tabulate(cells, head, tablefmt="github", disable_numparse=True)
+    print(table)
+    write_atomic(args.results / "agreement.md", table + "\n")
+    write_atomic(args.results / "agreement.json", json.dumps(as_json(rows), indent=1) + "\n")
+    say(f"written  {relative(args.results / 'agreement.md')}, {relative(args.results / 'agreement.json')}")
+
+
+def _one_shot(path: Path) -> dict[str, float]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["one_shot"]["top1"])
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise FBTError(f"--one-shot {path}: not the search.json of a one-shot search ({error})") from error
+
+
+if __name__ == "__main__":
+    run(main)
