@@ -55,6 +55,22 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Teachers:
+    """Pairs that have one student: which teacher is better for it.
+
+    Attributes:
+        student: its name.
+        pairs: one per teacher, in the order of the matrix.
+        differences: by method and pair, to the first pair that has the method, seed by seed; None for that one, and
+            where no seed is in both.
+    """
+
+    student: str
+    pairs: list[Pair]
+    differences: dict[str, dict[str, Interval | None]]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A matrix as far as it is finished.
 
@@ -85,10 +101,30 @@ class Comparison:
         found = [d.mean for row in rows if (d := row.differences.get(control)) is not None]
         return (fmean(found), len(found)) if found else None
 
+    def teachers(self) -> list[Teachers]:
+        """Of each student that has several, by methods that at least two of them have."""
+        groups: dict[str, list[Pair]] = {}
+        for pair in self.pairs:
+            groups.setdefault(pair.name.partition("_")[2], []).append(pair)
+        found = [Teachers(name, pairs, _by_teacher(pairs)) for name, pairs in groups.items() if name]
+        return [teachers for teachers in found if teachers.differences]
+
     def as_json(self) -> dict[str, Any]:
         """Everything but the trials themselves, which have files of their own."""
         pairs = [{"name": p.name, "teacher": p.teacher, "rows": [asdict(row) for row in p.rows]} for p in self.pairs]
-        return {"name": self.name, "controls": self.controls, "pairs": pairs, "missing": self.missing}
+        teachers = {
+            found.student: {
+                method: {name: d and asdict(d) for name, d in row.items()} for method, row in found.differences.items()
+            }
+            for found in self.teachers()
+        }
+        return {
+            "name": self.name,
+            "controls": self.controls,
+            "pairs": pairs,
+            "teachers": teachers,
+            "missing": self.missing,
+        }
 
 
 def compare(
@@ -142,6 +178,19 @@ def _row(method: str, trials: Sequence[Trial], controls: Sequence[str]) -> Row:
         configs=len({trial.config for trial in own}),
         cka={"seed": mapped.seed, **(mapped.cka or {})} if mapped else None,
     )
+
+
+def _by_teacher(pairs: Sequence[Pair]) -> dict[str, dict[str, Interval | None]]:
+    found: dict[str, dict[str, Interval | None]] = {}
+    for method in dict.fromkeys(row.method for pair in pairs for row in pair.rows):
+        own: dict[str, dict[int, float]] = {}
+        for trial in (trial for pair in pairs for trial in pair.trials):
+            if trial.method == method and "teacher" in trial.top1:
+                own.setdefault(trial.pair, {})[trial.seed] = trial.student
+        first, *others = own or [""]
+        if others:
+            found[method] = {first: None, **{name: paired(own[name], own[first]) for name in others}}
+    return found
 
 
 def _cost(own: Sequence[Trial], control: Sequence[Trial]) -> float | None:

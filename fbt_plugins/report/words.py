@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from .comparison import Comparison, Pair, Row
+from .comparison import Comparison, Pair, Row, Teachers
 from .intervals import Interval
 
 NONE = "–"
@@ -89,6 +89,29 @@ def gains(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
+def teachers(found: Teachers) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of a student's teachers: top-1 with each, and the difference to the first."""
+    own = {pair.name: {row.method: row.top1 for row in pair.rows} for pair in found.pairs}
+    head = ["method"]
+    for pair in found.pairs:
+        head.append(pair.name.partition("_")[0] + (f" ({pair.teacher:.2f} %)" if pair.teacher is not None else ""))
+    rows = []
+    for method, differences in found.differences.items():
+        cells = [method]
+        for name, methods in own.items():
+            if name not in differences:
+                cells.append(NONE)
+                continue
+            value = differences[name]
+            cells.append(mean_sd(methods[method]) + (f"; {difference(value)}" if value is not None else ""))
+        rows.append(cells)
+    return head, rows
+
+
+TEACHERS = (
+    "Top-1 of the student with each teacher, whose own is in brackets, and the difference to the first of them. What "
+    "teachers of unlike strength differ by is not their family alone."
+)
 _CKA = (
     "CKA maps (in report.html) say how alike two stages are: 1 where the images lie alike in both up to rotation and "
     "scale, 0 where neither tells of the other. It is linear CKA of whole activations, of the best epoch's weights, by "

@@ -136,6 +136,27 @@ def test_a_cost_is_only_known_on_the_same_hardware() -> None:
     assert rows["fbt"].cost is None and rows["t_s"].cost == pytest.approx(1 / 1.1)
 
 
+def test_teachers_of_one_student_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    """b's second teacher is 1, 2 and 3 points better in KD, which alone both pairs have with a teacher."""
+    more = [
+        trial("kd", seed, pair="c_b", top1={"student": TOP1["kd"][seed] + seed + 1, "teacher": 92.0})
+        for seed in range(3)
+    ]
+    more += [trial("scratch", 0, pair="c_b"), trial("kd", 0, pair="a_d")]
+    order = [*ORDER, ("c_b", "scratch"), ("c_b", "kd"), ("a_d", "kd")]
+    comparison = compare("grid", [*TRIALS, *more], order, [], CONTROLS)
+    (found,) = comparison.teachers()
+    assert found.student == "b" and list(found.differences) == ["kd"]
+    difference = found.differences["kd"]["c_b"]
+    assert found.differences["kd"]["a_b"] is None and difference is not None and difference.mean == 2.0
+    write_report(tmp_path, comparison, "x")
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "Teachers of b" in text and "84.00 ± 1.73; +2.00 [-0.48, +4.48]" in text and "c (92.00 %)" in text
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["teachers"]["b"]["kd"]["c_b"]["mean"] == 2.0
+
+
 # ---- pages -----------------------------------------------------------------------------------------------------------
 
 
