@@ -94,6 +94,12 @@ class TeacherRun:
             raise ConfigError(f"model.teacher: checkpoint {file!r}: no such file, and '{self.command}' {makes}")
         if (config.model.get("teacher") or {}).get("checkpoint") == target:
             raise ConfigError(f"teacher_run: '{self.command}' needs the teacher that it makes, {target!r}")
+        chain, other = {target}, config
+        while (run := missing_teacher(other)) is not None:
+            other = load_config(run.config, pair=run.pair, method=run.method)
+            if (made := other.get("publish")) in chain:
+                raise ConfigError(f"teacher_run: '{run.command}' needs what it makes, by way of others: {made!r}")
+            chain.add(made)
         apply_arguments(config, None, resume="auto", device=student.get("device"))
         config.work_dir = config.get("work_dir") or default_work_dir(self.config, config)
         config.command = self.command

@@ -236,6 +236,17 @@ def test_a_run_that_makes_its_own_teacher_is_refused(config: Callable[..., Confi
         check_config(config(teacher_run__config="student.py"))
 
 
+def test_runs_that_make_each_others_teachers_are_refused(config: Callable[..., Config]) -> None:
+    """teacher.py wants other.safetensors, whose config wants the teacher."""
+    other = "teachers/other.safetensors"
+    text = TEACHER.replace("teacher=None", f"teacher=dict({CONVNEXT}, checkpoint={other!r})")
+    Path("teacher.py").write_text(text.replace("teacher_run = None", 'teacher_run = dict(config="other.py")'))
+    swapped = text.replace(other, FILE).replace(f"publish = {FILE!r}", f"publish = {other!r}")
+    Path("other.py").write_text(swapped.replace("teacher_run = None", 'teacher_run = dict(config="teacher.py")'))
+    with pytest.raises(ConfigError, match=r"teacher.py' needs what it makes, by way of others: 'teachers/conv"):
+        check_config(config())
+
+
 def test_no_teacher_is_made_where_none_is_needed(config: Callable[..., Config]) -> None:
     scratch = dict(model__teacher=None, model__fusion=None, model__edges=[])
     check_config(config(**scratch, model__feature_loss=None, model__logit_loss=None))
