@@ -61,16 +61,17 @@ def test_a_file_of_weights_fits_the_model_that_the_config_builds(tmp_path: Path)
 
 
 def test_a_head_of_another_size_gives_way_to_a_fresh_one_where_that_is_asked_for(folder: str) -> None:
-    model = open_model(pretrained=folder, num_classes=3)
-    assert model.num_classes == 3 and model.verify(64)
-    state = build("swin").net.state_dict()
-    assert all(torch.equal(v, state[k]) for k, v in model.net.state_dict().items() if not k.startswith("classifier"))
-    with pytest.raises(
-        FBTError, match=r"does not fit swin: 2 of another shape \(classifier.bias, \.\.\.\); pretrained="
-    ):
-        open_model(checkpoint=folder, num_classes=3)
+    for classes in (3, 7):
+        model = open_model(pretrained=folder, num_classes=classes, head="new")
+        assert model.num_classes == classes and model.verify(64)
+        state = build("swin").net.state_dict()
+        assert all(k.startswith("classifier") or torch.equal(v, state[k]) for k, v in model.net.state_dict().items())
+        assert not torch.equal(model.net.classifier.weight[:3], state["classifier.weight"][:3])
+    for source in ("pretrained", "checkpoint"):
+        with pytest.raises(ConfigError, match=r"swin: '.*' has 7 classes, not 3; head='new' puts a fresh head on it"):
+            open_model(**{source: folder}, num_classes=3)
     with pytest.raises(FBTError, match=r"does not fit swin: \d+ of another shape \(swin"):
-        open_model(pretrained=folder, embed_dim=16)
+        open_model(pretrained=folder, embed_dim=16, head="new")
 
 
 def test_normalisation_is_that_of_the_folder(folder: str) -> None:
@@ -85,7 +86,7 @@ def test_normalisation_is_that_of_the_folder(folder: str) -> None:
 
 def test_a_check_needs_no_weights(folder: str) -> None:
     with torch.device("meta"):
-        model = open_model(pretrained=folder, num_classes=3)
+        model = open_model(pretrained=folder, num_classes=3, head="new")
         assert [s.channels for s in model.specs] == [8, 16, 32, 64]
     assert next(model.parameters()).is_meta
 
@@ -123,6 +124,7 @@ def test_the_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPa
         (dict(name="vit", num_classes=None), ConfigError, "'num_classes' is missing"),
         (dict(), ConfigError, "'name' is missing"),
         (dict(name="vit", pretrained=True), ConfigError, "pretrained is a name on the Hub"),
+        (dict(name="vit", head="new"), ConfigError, "head can be 'new', .* and there are no weights"),
         (dict(name="vit", pretrained="a/b", checkpoint="c"), ConfigError, "give one of them"),
         (dict(name="vit", checkpoint="nowhere.pth"), FBTError, "'nowhere.pth': no such file"),
         (dict(name="beit", use_shared_relative_position_bias=True), ConfigError, "no cut could own it"),

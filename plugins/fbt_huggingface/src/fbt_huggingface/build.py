@@ -27,6 +27,7 @@ from .sources import (
 )
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+NEW = "new"
 OTHER = {"mean": (0.5,), "std": (0.5,)}  # for images that have no three channels
 
 
@@ -36,6 +37,7 @@ def build_huggingface(
     stages: int | Sequence[str] | None = None,
     checkpoint: str | None = None,
     pretrained: str | None = None,
+    head: str | None = None,
     input_size: int | tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -52,8 +54,9 @@ def build_huggingface(
             "blocks.3" in a row of equal blocks, "stages.2" or "stages.2.4" in a pyramid.
         checkpoint: weights of this very model: a folder that ``save_pretrained`` wrote, or a file (safetensors, a state
             dict, or a checkpoint of a run).
-        pretrained: a model of the Hugging Face Hub, "org/name", or a folder, to start from; a head of another number of
-            classes, or none, gives way to a fresh one.
+        pretrained: a model of the Hugging Face Hub, "org/name", or a folder, to start from.
+        head: "new" puts a fresh head on weights, which has to be trained: where theirs has other classes, or they have
+            none. None takes theirs.
         input_size: pixels that images are resized to before this model; by default what the checkpoint says, if our
             engine wrote it, else None, which leaves them as they are.
         mean, std: input normalisation; by default that of the checkpoint, or of the preprocessor_config.json beside the
@@ -70,14 +73,22 @@ def build_huggingface(
     """
     source = _source(pretrained, checkpoint)
     stored = read_config(source) if source else None
+    if head not in (None, NEW) or (head and not source):
+        what = f"not {head!r}" if head != NEW else "and there are no weights that could have another"
+        raise ConfigError(f"huggingface: head can be {NEW!r}, or None for that of the weights, {what}")
     if stored is not None:
         name = name_of(stored, name, str(source))
     if name is None:
         raise ConfigError("huggingface: argument 'name' is missing")
     if num_classes is None:
         raise ConfigError(f"{name}: argument 'num_classes' is missing")
+    if stored is not None and head is None and stored.num_labels != num_classes:
+        raise ConfigError(
+            f"{name}: {source!r} has {stored.num_labels} classes, not {num_classes}; head={NEW!r} puts a fresh head on "
+            "it, which has to be trained"
+        )
     config = make_config(name, num_classes, arguments, stored)
-    net = _net(name, config, source, fresh_head=pretrained is not None)
+    net = _net(name, config, source, fresh_head=head == NEW)
     about = load_weights(net, checkpoint, name) if checkpoint and not source else normalisation(source or "")
 
     kind = FAMILIES[name]

@@ -118,7 +118,7 @@ def load_model(name: str, source: str, config: Any, fresh_head: bool) -> Any:
         name: of the family.
         source: the folder, or "org/name".
         config: of the model.
-        fresh_head: whether a head that is missing or of another size gives way to a fresh one.
+        fresh_head: whether the head is a fresh one, whatever the file has.
 
     Raises:
         FBTError: if the weights cannot be had, or do not fit.
@@ -150,8 +150,11 @@ def load_model(name: str, source: str, config: Any, fresh_head: bool) -> Any:
         problems["unknown"] = sorted(info["unexpected_keys"])
     parts = [f"{len(keys)} {what} ({keys[0]}, ...)" for what, keys in problems.items() if keys]
     if parts:
-        hint = "" if fresh_head else "; pretrained= instead of checkpoint= puts a fresh head on it"
+        hint = "" if fresh_head else "; head='new' puts a fresh head on it, which has to be trained"
         raise FBTError(f"{source!r} does not fit {name}: {' and '.join(parts)}{hint}")
+    if fresh_head:
+        fresh = {key: value for key, value in kind(config).state_dict().items() if not key.startswith(body)}
+        model.load_state_dict(fresh, strict=False)
     return model.train()
 
 
