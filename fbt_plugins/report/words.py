@@ -17,10 +17,14 @@ def columns(comparison: Comparison) -> list[str]:
     return [
         *BEFORE,
         *_to_controls(comparison),
-        "published, top-1 %",
+        *(["published, top-1 %"] if _any_published(comparison) else []),
         "F, top-1\u00a0%",
-        *(f"time per step, {what}\u00a0=\u00a01" for what in list(comparison.controls.values())[:1]),
+        *(f"step time, {what}\u00a0=\u00a01" for what in list(comparison.controls.values())[:1]),
     ]
+
+
+def _any_published(comparison: Comparison) -> bool:
+    return any(row.published for pair in comparison.pairs for row in pair.rows)
 
 
 def _to_controls(comparison: Comparison) -> list[str]:
@@ -50,7 +54,7 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
         mean_sd(row.top1),
         str(row.top1.n),
         *(difference(row.differences.get(control)) for control in comparison.controls),
-        f"{row.published['top1']:.2f}" if row.published else NONE,
+        *([f"{row.published['top1']:.2f}" if row.published else NONE] if _any_published(comparison) else []),
         mean_sd(row.fusion),
         *([f"{row.cost:.2f}" if row.cost is not None else NONE] if comparison.controls else []),
     ]

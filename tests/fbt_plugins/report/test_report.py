@@ -115,7 +115,7 @@ def test_controls_are_those_that_were_run_and_the_first_of_them_costs_1() -> Non
     """A step of T→S only is 1000 / 1100 of KD's, FBT's 1000 / 800."""
     trials = [t for t in TRIALS if t.method != "kd"]
     comparison = compare("grid", trials, ORDER, [], {"kd": "KD", "t_s": "T→S only", "nobody": "?"})
-    assert list(comparison.controls) == ["t_s"] and columns(comparison)[-1] == "time per step, T→S only\u00a0=\u00a01"
+    assert list(comparison.controls) == ["t_s"] and columns(comparison)[-1] == "step time, T→S only\u00a0=\u00a01"
     costs = {row.method: row.cost for row in comparison.pairs[0].rows}
     assert costs == {"scratch": 1.0, "t_s": 1.0, "fbt": pytest.approx(1100 / 800)}
     bare = compare("grid", TRIALS, ORDER, [], {})
