@@ -287,6 +287,26 @@ def test_one_shot_search(search: Callable, tmp_path: Path) -> None:
     assert results(tmp_path)["trials"] == found["trials"]
 
 
+@pytest.mark.slow
+def test_a_one_shot_search_that_is_stopped_ranks_as_one_that_is_not(search: Callable, tmp_path: Path) -> None:
+    (tmp_path / "ratio.py").write_text(ONE_SHOT.replace("search = ", 'train_cfg["max_epochs"] = 12\nsearch = '))
+    process = subprocess.Popen([sys.executable, str(TOOL), "ratio.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    out = tmp_path / "work_dirs" / "search" / "ratio"
+    for _ in range(1200):
+        if list(out.glob("one_shot-*/epoch_2.pth")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the one-shot run has saved what it has" in text
+    assert not list(out.glob("one_shot-*/splices.json"))
+    assert search(pretend=False)[0] == 0
+    stopped = results(tmp_path)["one_shot"]["top1"]
+    out.rename(tmp_path / "first")
+    assert search(pretend=False)[0] == 0
+    assert results(tmp_path)["one_shot"]["top1"] == stopped
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
