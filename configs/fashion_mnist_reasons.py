@@ -29,15 +29,15 @@ methods = dict(
 methods["fitnet"] = dict(methods["fitnet"], pairs="convnext_resmlp")
 controls = {"_delete_": True, **{name: _base_.controls[name] for name in ("t_s", "t_s_x2")}}
 
-_students = {pair: _base_.pairs[f"convnext_{pair}"] for pair in ("resmlp", "resnet")}
+_students = {pair: _base_.pairs[f"convnext_{pair}"] for pair in ("resmlp", "resnet", "swin")}
 _settings = _students["resmlp"]["methods"]
 _resmlp = dict(_students["resmlp"], methods=dict(_settings, **dict.fromkeys(_variants, _settings["fbt"])))
 _tau = {
-    f"convnext_resmlp.tau_{tau}": dict(
-        _resmlp,
-        model=dict(_resmlp["model"], feature_loss=dict(type="InfoNCELoss", temperature=tau, learnable=False)),
+    f"convnext_{name}.tau_{tau}": dict(
+        _students[name],
+        model=dict(_students[name]["model"], feature_loss=dict(type="InfoNCELoss", temperature=tau, learnable=False)),
     )
-    for tau in (0.1, 0.5)
+    for name, tau in (("resmlp", 0.1), ("resmlp", 0.5), ("swin", 0.1), ("resnet", 0.1))
 }
 _cosine = dict(type="CosineAnnealingLR", begin=1, eta_min=1e-5, convert_to_iter_based=True)
 _epochs = {
@@ -59,6 +59,7 @@ _weak = {
         ),
     )
     for name, pair in _students.items()
+    if name != "swin"
 }
 pairs = {
     "_delete_": True,
