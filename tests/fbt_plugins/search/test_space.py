@@ -117,8 +117,8 @@ def test_lists_and_ranges(config: Config) -> None:
         (dict(model__logit_loss__gamma=dict(low=2.0, high=1.0)), "search.space: model.logit_loss.gamma: "),
         (dict(model__logit_loss__gamma=1.0), "search.space: model.logit_loss.gamma: a list of values"),
         (
-            dict(model__edges=[["teacher_to_student"]]),
-            "search.space: model.edges=['teacher_to_student']: model.fusion: no",
+            dict(model__edges=[["teacher_to_studen"]]),
+            "search.space: model.edges=['teacher_to_studen']: model.edges: 'teacher_to_studen': there is no model",
         ),
         (dict(model__edges=[]), "search.space: model.edges: a list of different values"),
     ],
