@@ -40,6 +40,9 @@ VIT = dict(
 )
 DEIT = dict(VIT, name="deit_tiny_distilled_patch16_224")
 
+EDGES = ("teacher_to_student", "teacher_to_fusion", "fusion_to_student")
+TASK = dict(type="CrossEntropyLoss")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def plugins() -> Any:
@@ -66,14 +69,14 @@ def make() -> Callable[..., Distiller]:
         student: dict[str, Any] = RESMLP,
         teacher: dict[str, Any] | None = CONVNEXT,
         splice: str | None = "auto",
-        edges: Sequence[Any] = ("teacher_to_student", "teacher_to_fusion", "fusion_to_student"),
+        edges: Sequence[Any] = EDGES,
         **options: Any,
     ) -> Distiller:
         torch.manual_seed(0)
         defaults: dict[str, Any] = dict(
             feature_loss=dict(type="InfoNCELoss"),
             logit_loss=dict(type="OFALoss"),
-            task_loss=dict(type="CrossEntropyLoss"),
+            task_loss=TASK,
             fusion=dict(type="L2GFusion", splice=splice) if splice else None,
             image_size=(32, 32),
         )

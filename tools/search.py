@@ -55,7 +55,7 @@ def main() -> int:
         import matplotlib  # noqa: F401
 
         from fbt_plugins.search.matrix_runs import config_hash
-        from fbt_plugins.search.one_shot import Finish, make_ranking
+        from fbt_plugins.search.one_shot import Finish, make_ranking, shared
         from fbt_plugins.search.results import write_results
         from fbt_plugins.search.search_screen import SearchScreen
         from fbt_plugins.search.searches import Search, space_of
@@ -74,6 +74,7 @@ def main() -> int:
     if args.list:
         print("\n".join(space.lines()))
         return 0
+    fusion = shared(space) if settings.one_shot else None
     name = ".".join([Path(args.config).stem, *([args.pair] if args.pair else [])])
     out = args.out or Path("work_dirs") / "search" / name
     # Other runs, or another space, are another study; more trials of the same are not.
@@ -82,16 +83,16 @@ def main() -> int:
     study = SharedStudy(f"{name}-{part}", url, Slot, settings.directions)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     trials, stopped = out / f"trials-{part}", False
-    if settings.one_shot:
+    if fusion is not None:
         one_shot = out / f"one_shot-{part}"
         try:
-            make_ranking(config, one_shot)
+            make_ranking(config, fusion, one_shot)
         except KeyboardInterrupt:
             say("stopped  the one-shot run has saved what it has; the same command goes on")
             return 130
-        search: Search = Finish(study, config, trials, one_shot, args.workers)
+        search: Search = Finish(study, config, fusion, trials, one_shot, args.workers)
     else:
-        search = Search(study, config, trials, args.workers)
+        search = Search(study, config, space, trials, args.workers)
     screen = SearchScreen(search)
     try:
         with screen.live():

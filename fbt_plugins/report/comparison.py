@@ -77,12 +77,14 @@ class Comparison:
     Attributes:
         name: of the matrix.
         pairs: those with at least one finished run.
+        teachers: of each student that has several, by methods that at least two of them have.
         missing: runs that are not finished, by name.
         controls: what each method is compared with, in words, by method.
     """
 
     name: str
     pairs: list[Pair]
+    teachers: list[Teachers]
     missing: list[str]
     controls: dict[str, str]
 
@@ -101,14 +103,6 @@ class Comparison:
         found = [d.mean for row in rows if (d := row.differences.get(control)) is not None]
         return (fmean(found), len(found)) if found else None
 
-    def teachers(self) -> list[Teachers]:
-        """Of each student that has several, by methods that at least two of them have."""
-        groups: dict[str, list[Pair]] = {}
-        for pair in self.pairs:
-            groups.setdefault(pair.name.partition("_")[2], []).append(pair)
-        found = [Teachers(name, pairs, _by_teacher(pairs)) for name, pairs in groups.items() if name]
-        return [teachers for teachers in found if teachers.differences]
-
     def as_json(self) -> dict[str, Any]:
         """Everything but the trials themselves, which have files of their own."""
         pairs = [{"name": p.name, "teacher": p.teacher, "rows": [asdict(row) for row in p.rows]} for p in self.pairs]
@@ -116,7 +110,7 @@ class Comparison:
             found.student: {
                 method: {name: d and asdict(d) for name, d in row.items()} for method, row in found.differences.items()
             }
-            for found in self.teachers()
+            for found in self.teachers
         }
         return {
             "name": self.name,
@@ -152,7 +146,7 @@ def compare(
         teachers = [t.top1["teacher"] for t in own if "teacher" in t.top1]
         if rows:
             pairs.append(Pair(pair, fmean(teachers) if teachers else None, rows, own))
-    return Comparison(name, pairs, list(missing), controls)
+    return Comparison(name, pairs, _teachers(pairs), list(missing), controls)
 
 
 def _row(method: str, trials: Sequence[Trial], controls: Sequence[str]) -> Row:
@@ -178,6 +172,14 @@ def _row(method: str, trials: Sequence[Trial], controls: Sequence[str]) -> Row:
         configs=len({trial.config for trial in own}),
         cka={"seed": mapped.seed, **(mapped.cka or {})} if mapped else None,
     )
+
+
+def _teachers(pairs: Sequence[Pair]) -> list[Teachers]:
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.name.partition("_")[2], []).append(pair)
+    found = [Teachers(name, group, _by_teacher(group)) for name, group in groups.items() if name]
+    return [teachers for teachers in found if teachers.differences]
 
 
 def _by_teacher(pairs: Sequence[Pair]) -> dict[str, dict[str, Interval | None]]:

@@ -64,7 +64,7 @@ def markdown(comparison: Comparison, command: str) -> str:
         rows = [words.cells(comparison, row) for row in pair.rows]
         lines += [f"## {words.title(pair)}", "", _pipes(words.columns(comparison), rows, texts=2), ""]
     lines += ["## All pairs", "", _pipes(*words.gains(comparison)), ""]
-    for found in comparison.teachers():
+    for found in comparison.teachers:
         lines += [f"## Teachers of {found.student}", "", words.TEACHERS, "", _pipes(*words.teachers(found)), ""]
     lines += ["## How to read this", ""]
     lines += [f"{paragraph}\n" for paragraph in words.how_to_read(comparison)]
@@ -103,7 +103,7 @@ def page(comparison: Comparison, command: str) -> str:
         parts += [_picture(figures.curves(pair), words.CURVES)]
         maps = [_picture(figures.similarities(pair, of), words.similarity(pair, of)) for of in ("TS", "TF", "FS")]
         parts += ['<div class="row">', *maps, "</div>"]
-    for found in comparison.teachers():
+    for found in comparison.teachers:
         parts += [f"<h2>Teachers of {html.escape(found.student)}</h2>", f"<p>{html.escape(words.TEACHERS)}</p>"]
         parts += [_table(*words.teachers(found))]
     parts += ["<h2>How to read this</h2>"]

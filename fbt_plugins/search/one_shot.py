@@ -7,7 +7,6 @@ each splice's fusion model is validated, and the students of the best few train 
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import signal
@@ -39,7 +38,7 @@ from ..errors import ConfigError, FBTError
 from ..fusion import BORROWED
 from .searches import NO_TEST, Search, space_of
 from .settings import Settings
-from .space import Fusions
+from .space import Fusions, Space
 from .study import SharedStudy, Slot
 from .workers import die_with_parent
 
@@ -102,31 +101,42 @@ class RankingHook(Hook):
         write_atomic(folder / RANKING, json.dumps(asdict(ranking), indent=1) + "\n")
 
 
-def one_shot_config(config: Config, folder: Path) -> Config:
+def shared(space: Space) -> Fusions:
+    """A space's splices, if one run can train them all.
+
+    Raises:
+        ConfigError: if the space is anything but the splices of one strategy, with borrowed tails.
+    """
+    fusion, *others = space.parameters.values()
+    if others or not isinstance(fusion, Fusions) or len(fusion.strategies) != 1:
+        raise ConfigError("search.one_shot: its space is model.fusion alone, with one strategy: strategies=[dict(...)]")
+    if fusion.base.get("tail", BORROWED) != BORROWED:
+        raise ConfigError(f"search.one_shot: {fusion.key}.tail: splices can share a borrowed tail only")
+    return fusion
+
+
+def one_shot_config(config: Config, fusion: Fusions, folder: Path) -> Config:
     """The config of the run that trains all splices.
 
     Args:
         config: with a ``search``.
+        fusion: its splices.
         folder: of the run.
-
-    Raises:
-        ConfigError: if the search chooses between anything but the splices of one strategy.
     """
-    fusion = _splices(config)
     contents = _with_splice(config, fusion, list(fusion.fitting)) | NO_TEST
-    contents.pop("search")
     contents["randomness"] = {**contents["randomness"], "seed": Settings.of(config).seed}
     return Config(contents | {"work_dir": str(folder), "resume": "auto", "publish": None})
 
 
-def finish_config(config: Config, splices: Sequence[str]) -> Config:
+def finish_config(config: Config, fusion: Fusions, splices: Sequence[str]) -> Config:
     """The config of the best splices' short trainings: each of them once, with a learning rate that only falls.
 
     Args:
         config: with a ``search``.
-        splices: the best.
+        fusion: its splices.
+        splices: the best of them.
     """
-    fusion, settings = _splices(config), Settings.of(config)
+    settings = Settings.of(config)
     assert settings.one_shot is not None
     epochs, contents = settings.one_shot.epochs, _with_splice(config, fusion, splices[0])
     contents["train_cfg"] = {**contents["train_cfg"], "max_epochs": epochs, "val_interval": 1}
@@ -145,43 +155,31 @@ def finish_config(config: Config, splices: Sequence[str]) -> Config:
     return Config(contents)
 
 
-def _splices(config: Config) -> Fusions:
-    parameters = list(space_of(config).parameters.values())
-    fusion = parameters[0]
-    if len(parameters) > 1 or not isinstance(fusion, Fusions) or len(fusion.strategies) != 1:
-        raise ConfigError("search.one_shot: its space is model.fusion alone, with one strategy: strategies=[dict(...)]")
-    if fusion.base.get("tail", BORROWED) != BORROWED:
-        raise ConfigError(f"search.one_shot: {fusion.key}.tail: splices can share a borrowed tail only")
-    return fusion
-
-
 def _with_splice(config: Config, fusion: Fusions, splice: str | Sequence[str]) -> dict[str, Any]:
     """A config's contents with a space's one strategy, and a splice or all."""
     (strategy,) = fusion.strategies.values()
     return merge_options(config.to_dict(), {fusion.key: {**fusion.base, **strategy, "splice": splice}})
 
 
-def make_ranking(config: Config, folder: Path) -> Ranking:
+def make_ranking(config: Config, fusion: Fusions, folder: Path) -> Ranking:
     """A one-shot run's ranking; the run is made, or goes on, where it is not there yet.
 
     Args:
         config: with a ``search``.
+        fusion: its splices.
         folder: of the run.
 
     Raises:
         FBTError: if the run fails.
         KeyboardInterrupt: where it was stopped; it has saved what it has.
     """
-    contents, settings = one_shot_config(config, folder), Settings.of(config)
-    assert settings.one_shot is not None
+    contents = one_shot_config(config, fusion, folder)
     with locked(folder / ".one_shot.lock", f"{relative(folder)} is another process's run", wait=True):
         if not (folder / RANKING).is_file():
             check_config(contents)
             write_atomic(folder / "one_shot.py", contents.pretty_text)
             say(f"one shot {relative(folder)}: one run for all splices")
-            fusion = next(iter(settings.space)).removeprefix("model.fusion").lstrip(".") or FUSION
-            module = [sys.executable, "-m", "fbt_plugins.search.one_shot"]
-            code = _wait([*module, str(folder / "one_shot.py"), fusion, str(settings.one_shot.best)])
+            code = _wait([sys.executable, "-m", "fbt_plugins.search.one_shot", str(folder / "one_shot.py")])
             if code:
                 raise FBTError(f"the one-shot run in {relative(folder)} has failed (exit code {code})")
         return Ranking.read(folder)
@@ -204,18 +202,26 @@ class Finish(Search):
     Args:
         study: where they are.
         config: of a whole training, complete, with the one-shot run's ``search``.
+        fusion: its splices.
         folder: of the trials' own folders.
         one_shot: folder of the one-shot run.
         workers: processes at the same time.
     """
 
     def __init__(
-        self, study: SharedStudy[Slot], config: Config, folder: Path, one_shot: Path, workers: int = 1
+        self,
+        study: SharedStudy[Slot],
+        config: Config,
+        fusion: Fusions,
+        folder: Path,
+        one_shot: Path,
+        workers: int = 1,
     ) -> None:
         self.one_shot, self.ranking = one_shot, Ranking.read(one_shot)
         best = list(self.ranking.starts)
-        super().__init__(study, finish_config(config, best), folder, workers)
-        self.whole = Config(_with_splice(config, _splices(config), best[0]))
+        finish = finish_config(config, fusion, best)
+        super().__init__(study, finish, space_of(finish), folder, workers)
+        self.whole = Config(_with_splice(config, fusion, best[0]))
 
     def config_of(self, options: Mapping[str, Any], folder: Path | None = None, test: bool = False) -> Config:
         config = super().config_of(options, folder, test)
@@ -238,13 +244,12 @@ class Finish(Search):
 
 def main() -> None:
     """A one-shot run's own process."""
-    parser = argparse.ArgumentParser(prog="python -m fbt_plugins.search.one_shot")
-    for name in ("config", "fusion"):
-        parser.add_argument(name)
-    parser.add_argument("best", type=int)
-    args = parser.parse_args()
     load_plugins()
-    train(load_config(args.config), hooks=[RankingHook(args.fusion, args.best)])
+    config = load_config(sys.argv[1])
+    settings = Settings.of(config)
+    assert settings.one_shot is not None
+    fusion = next(iter(settings.space)).removeprefix("model.fusion").lstrip(".") or FUSION
+    train(config, hooks=[RankingHook(fusion, settings.one_shot.best)])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 from mmengine.config import Config
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from ..assembly import named_fusions
 from ..distiller import Distiller
@@ -67,29 +67,27 @@ class Search(Workers[Slot]):
 
     Args:
         study: where they are.
-        config: of the runs, complete; its ``search`` says what is chosen from.
+        config: of the runs, complete, with a ``search``.
+        space: what it chooses from (:func:`space_of`).
         folder: of the trials' own folders.
         workers: processes at the same time.
 
     Attributes:
         tried: trials that have ended, whoever has run them.
         whole: config of what comes of the best trial.
-
-    Raises:
-        ConfigError: for what is wrong in the config.
     """
 
-    def __init__(self, study: SharedStudy[Slot], config: Config, folder: Path, workers: int = 1) -> None:
+    def __init__(self, study: SharedStudy[Slot], config: Config, space: Space, folder: Path, workers: int = 1) -> None:
         self.config = self.whole = config
         self.settings = Settings.of(config)
-        self.space = space_of(config)
-        self.folder = folder
+        self.space, self.folder = space, folder
         self.tried: dict[Slot, Tried] = {}
         size, fixed = self.settings.trials or 0, {}
         if self.settings.sampler == "grid":
             grid = self.space.grid()[: self.settings.trials]
             size, fixed = len(grid), {Slot(i): row for i, row in enumerate(grid)}
         super().__init__(study, [Slot(i) for i in range(size)], workers)
+        self._hashes: dict[str, str] = {}
         self._planned: dict[Slot, tuple[Mapping[str, Any], int]] = {}
         self.study.add(self.wanted, fixed)
 
@@ -121,9 +119,11 @@ class Search(Workers[Slot]):
     def _same(self, options: Mapping[str, Any]) -> Path | None:
         """The folder of a finished trial with the same config, which a run of the same seed would only repeat."""
         mine = config_hash(self.config_of(options))
-        for trial in self.study.trials([TrialState.COMPLETE]):
-            tried = Tried.of(trial)
-            if (Path(tried.folder) / "summary.json").is_file() and config_hash(self.config_of(tried.options)) == mine:
+        complete = (tried for tried in self.tried.values() if tried.state == "complete")
+        for tried in sorted(complete, key=lambda tried: tried.number):
+            if tried.folder not in self._hashes:
+                self._hashes[tried.folder] = config_hash(self.config_of(tried.options))
+            if self._hashes[tried.folder] == mine and (Path(tried.folder) / "summary.json").is_file():
                 return Path(tried.folder)
         return None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import EDGES
 from drawn import LARGE, ROWS, Draw, built, draws
 from torch import Tensor, nn
 
@@ -25,7 +26,6 @@ FEW = draws(0, ROWS, per_size=20)
 MANY = [d for seed in range(1, 9) for d in draws(seed, ROWS + LARGE, per_size=14)]
 OUTCOMES: dict[Draw, bool] = {}
 """Whether a draw was trained, for those that ran."""
-EDGES = ("teacher_to_student", "teacher_to_fusion", "fusion_to_student")
 SHAPE = r"N\w+ \d+ x \d+x\d+( \+ \d+ prefix tokens)?(, not row by row)?"
 MEETING = rf"[ST]\d_[ST]\d from {SHAPE} to {SHAPE}"
 REFUSAL = re.compile(

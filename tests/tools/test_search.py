@@ -18,7 +18,7 @@ pytest.importorskip("optuna")
 pytest.importorskip("matplotlib")
 
 from fbt_plugins.engine.config import load_config
-from fbt_plugins.search.searches import Search
+from fbt_plugins.search.searches import Search, space_of
 from fbt_plugins.search.settings import Settings
 from fbt_plugins.search.study import SharedStudy, Slot
 
@@ -33,6 +33,14 @@ search = dict(
         "model.logit_loss.gamma": dict(low=1.0, high=2.0),
     },
     trials=5,
+)
+"""
+)
+ONE_SHOT = (
+    TINY
+    + """
+search = dict(
+    space={"model.fusion": dict(switches=1, strategies=[dict(type="L2GFusion")])}, one_shot=dict(best=2, epochs=1)
 )
 """
 )
@@ -134,7 +142,8 @@ def test_a_trial_whose_owner_died_keeps_its_values(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
 
     def make() -> Search:
-        return Search(SharedStudy("ratio", url, Slot, heartbeat=1, grace=1), config, tmp_path / "trials")
+        study = SharedStudy("ratio", url, Slot, heartbeat=1, grace=1)
+        return Search(study, config, space_of(config), tmp_path / "trials")
 
     dead = make()
     claim = dead.study.claim({Slot(0)})
@@ -157,7 +166,7 @@ def test_the_same_search_proposes_the_same_whoever_asks(tmp_path: Path) -> None:
     chosen = []
     for name in ("one", "two"):
         study = SharedStudy("ratio", f"sqlite:///{tmp_path / name}.db", Slot)
-        search = Search(study, config, tmp_path / name)
+        search = Search(study, config, space_of(config), tmp_path / name)
         claims = [study.claim({Slot(i)}) for i in range(2)]
         for claim in claims:
             assert claim is not None
@@ -199,17 +208,26 @@ def test_values_that_were_tried_are_not_trained_again(search: Callable, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("change", "line"),
+    ("text", "change", "line"),
     [
-        (("trials=5", "trials=5, sampler='tpee'"), "search.sampler: 'tpee'; did you mean 'tpe'?"),
-        (("trials=5", "trials=5, objectives=['top1']"), "search.objectives: 'top1'"),
-        (("trials=5", "trials=5, pruner='asha', objectives=['student_top1', 'step_ms']"), "search.pruner: "),
-        (("trials=5", "trails=5"), "search: unknown argument 'trails'; did you mean 'trials'?"),
-        (("search = ", "_search = "), "it has no search=dict("),
+        (SEARCH, ("trials=5", "trials=5, sampler='tpee'"), "search.sampler: 'tpee'; did you mean 'tpe'?"),
+        (SEARCH, ("trials=5", "trials=5, objectives=['top1']"), "search.objectives: 'top1'"),
+        (SEARCH, ("trials=5", "trials=5, pruner='asha', objectives=['student_top1', 'step_ms']"), "search.pruner: "),
+        (SEARCH, ("trials=5", "trails=5"), "search: unknown argument 'trails'; did you mean 'trials'?"),
+        (SEARCH, ("search = ", "_search = "), "it has no search=dict("),
+        (ONE_SHOT, ("best=2", "bets=2"), "search.one_shot: a dict of best, epochs, rate"),
+        (ONE_SHOT, ("best=2", "best=0"), "search.one_shot: best=0, epochs=1: whole numbers from 1"),
+        (ONE_SHOT, ("one_shot=", "trials=4, one_shot="), "search.trials: search.one_shot trains all splices in one"),
+        (ONE_SHOT, ('[dict(type="L2GFusion")]', '"all"'), "its space is model.fusion alone, with one strategy"),
+        (
+            ONE_SHOT,
+            ("search = ", 'model["fusion"] = dict(tail="copied")\nsearch = '),
+            "splices can share a borrowed tail only",
+        ),
     ],
 )
-def test_what_is_wrong_is_said(search: Callable, tmp_path: Path, change: tuple[str, str], line: str) -> None:
-    (tmp_path / "ratio.py").write_text(SEARCH.replace(*change))
+def test_what_is_wrong_is_said(search: Callable, tmp_path: Path, text: str, change: tuple[str, str], line: str) -> None:
+    (tmp_path / "ratio.py").write_text(text.replace(*change))
     code, out, err = search()
     assert code == 2 and not out and any(line in problem for problem in err), err
 
@@ -249,16 +267,6 @@ def test_edges_may_be_left_out_and_with_them_the_fusion_model(search: Callable, 
     assert len(without) == 8 and len({t["folder"] for t in without}) == 1
     assert all(t["figures"]["extra_parameters"] == 0 for t in without)
     assert load_config(Path(without[0]["folder"]) / "trial.py").model.fusion is None
-
-
-ONE_SHOT = (
-    SEARCH[: SEARCH.index("search = ")]
-    + """
-search = dict(
-    space={"model.fusion": dict(switches=1, strategies=[dict(type="L2GFusion")])}, one_shot=dict(best=2, epochs=1)
-)
-"""
-)
 
 
 def test_one_shot_search(search: Callable, tmp_path: Path) -> None:
@@ -305,24 +313,6 @@ def test_a_one_shot_search_that_is_stopped_ranks_as_one_that_is_not(search: Call
     out.rename(tmp_path / "first")
     assert search(pretend=False)[0] == 0
     assert results(tmp_path)["one_shot"]["top1"] == stopped
-
-
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        (("best=2", "bets=2"), "search.one_shot: a dict of best, epochs, rate"),
-        (("best=2", "best=0"), "search.one_shot: best=0, epochs=1: whole numbers from 1"),
-        (("one_shot=", "trials=4, one_shot="), "search.trials: search.one_shot trains all splices in one run"),
-        (('[dict(type="L2GFusion")]', '"all"'), "its space is model.fusion alone, with one strategy"),
-        (("search = ", 'model["fusion"] = dict(tail="copied")\nsearch = '), "splices can share a borrowed tail only"),
-    ],
-)
-def test_what_is_wrong_with_a_one_shot_search_is_said(
-    search: Callable, tmp_path: Path, change: tuple[str, str], line: str
-) -> None:
-    (tmp_path / "ratio.py").write_text(ONE_SHOT.replace(*change))
-    code, _, err = search()
-    assert code == 2 and any(line in problem for problem in err), err
 
 
 def test_settings_of_a_config_without_validation(tmp_path: Path) -> None:

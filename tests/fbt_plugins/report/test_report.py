@@ -145,7 +145,7 @@ def test_teachers_of_one_student_are_compared_seed_by_seed(tmp_path: Path) -> No
     more += [trial("scratch", 0, pair="c_b"), trial("kd", 0, pair="a_d")]
     order = [*ORDER, ("c_b", "scratch"), ("c_b", "kd"), ("a_d", "kd")]
     comparison = compare("grid", [*TRIALS, *more], order, [], CONTROLS)
-    (found,) = comparison.teachers()
+    (found,) = comparison.teachers
     assert found.student == "b" and list(found.differences) == ["kd"]
     difference = found.differences["kd"]["c_b"]
     assert found.differences["kd"]["a_b"] is None and difference is not None and difference.mean == 2.0
