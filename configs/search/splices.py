@@ -21,5 +21,6 @@ pairs = dict(
     convnext_resmlp=dict(_pair, methods=dict.fromkeys(("t_s", *_splices), _pair["methods"]["fbt"])),
 )
 seeds = [0, 1, 2]
+optim_wrapper = dict(precision="fp32")  # so that it is minutes per run on any CPU
 controls = dict(_delete_=True, t_s="T→S only")
 train_cfg = dict(val_interval=1)  # the fusion model's accuracy after one epoch is one of the predictors

@@ -3,6 +3,8 @@
 #     --pair convnext_resmlp --method fbt
 _base_ = "../fashion_mnist.py"
 
+optim_wrapper = dict(precision="fp32")  # as in splices.py
+
 search = dict(
     space={"model.fusion": dict(switches=(1, 2), strategies=[dict(type="L2GFusion")])},
     one_shot=dict(best=3, epochs=3),
