@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
-import time
 from pathlib import Path
 
 from fbt_plugins.cli import CfgOptions, Parser, run
@@ -84,18 +82,8 @@ def main() -> int:
     runs = Runs(study, wanted, train, folder / "runs", results, args.workers)
     if others := [run for run in runs.done if hashes.get((run.pair, run.method), run.config) != run.config]:
         say(f"{len(others)} files in {relative(results)} are of other configs than today's: they do not count")
-    screen, stopped = Screen(runs), False
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with screen.live():
-            while runs.step():
-                screen.update()
-                time.sleep(0.5)
-            screen.update()
-    except KeyboardInterrupt:
-        say("stopping: each run saves what it has")
-        runs.stop()
-        stopped = True
+        stopped = runs.work(Screen(runs))
     except FAILURES as error:  # runs are told to save when this process ends, and are free when their heartbeats stop
         raise FBTError(f"--storage: {in_one_line(error)}; the same command goes on") from error
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
-import time
 from pathlib import Path
 
 from fbt_plugins.cli import CfgOptions, Parser, run
@@ -81,8 +79,7 @@ def main() -> int:
     part = config_hash({**config.to_dict(), "search": {**config.search, "trials": None}})[:8]
     url = args.storage or f"sqlite:///{out / 'study.db'}"
     study = SharedStudy(f"{name}-{part}", url, Slot, settings.directions)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    trials, stopped = out / f"trials-{part}", False
+    trials = out / f"trials-{part}"
     if fusion is not None:
         one_shot = out / f"one_shot-{part}"
         try:
@@ -93,17 +90,8 @@ def main() -> int:
         search: Search = Finish(study, config, fusion, trials, one_shot, args.workers)
     else:
         search = Search(study, config, space, trials, args.workers)
-    screen = SearchScreen(search)
     try:
-        with screen.live():
-            while search.step():
-                screen.update()
-                time.sleep(0.2)
-            screen.update()
-    except KeyboardInterrupt:
-        say("stopping: each trial saves what it has")
-        search.stop()
-        stopped = True
+        stopped = search.work(SearchScreen(search))
     except FAILURES as error:  # trials are told to save when this process ends, and are free when heartbeats stop
         raise FBTError(f"--storage: {in_one_line(error)}; the same command goes on") from error
     if search.best():

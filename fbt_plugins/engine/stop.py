@@ -24,6 +24,35 @@ AGREE_EVERY = 10
 """Updates after which the processes of a job ask each other whether one of them was told to stop."""
 
 
+class Signals:
+    """Signals as a flag to look at: an exception could come where it is swallowed, in a callback of logging for one.
+
+    A second SIGINT is a KeyboardInterrupt all the same.
+
+    Attributes:
+        received: number of the last signal; 0 is none.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received:
+            raise KeyboardInterrupt
+        self.received = number
+
+
 @HOOKS.register_module()
 class StopHook(Hook):
     """Stops after the step in which a signal came, with a checkpoint; a second SIGINT stops at once.
@@ -34,13 +63,12 @@ class StopHook(Hook):
     priority = "LOWEST"  # after the checkpoint that may be due anyway
 
     def __init__(self) -> None:
-        self._received = self._updates = 0
-        self._before: dict[int, Any] = {}
+        self._signals = Signals()
+        self._updates = 0
         self._group: Any = None
 
     def before_train(self, runner: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._signals.__enter__()
         if get_world_size() > 1:
             # On the CPU whatever the training's backend is: asking must not wait for a GPU.
             self._group = dist.new_group(backend="gloo")
@@ -50,19 +78,12 @@ class StopHook(Hook):
 
     def close(self) -> None:
         """Signals mean again what they meant before the run."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._received:
-            raise KeyboardInterrupt
-        self._received = number
+        self._signals.__exit__()
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        if not self._received and self._group is None:
+        if not self._signals.received and self._group is None:
             return
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         end = len(runner.train_loop.dataloader) if by_epoch else runner.max_iters
@@ -77,19 +98,19 @@ class StopHook(Hook):
             self._stop(runner, runner.epoch + by_epoch, runner.iter)
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if self._received and self._group is None and runner.checkpoints.saved == runner.iter:
+        if self._signals.received and self._group is None and runner.checkpoints.saved == runner.iter:
             raise self._line(runner)
 
     def _told(self, ask: bool = True) -> int:
         """The signal that any process of the job has received; 0 is none, or that it was not time to ask."""
         if self._group is None:
-            return self._received
+            return self._signals.received
         if not ask:
             return 0
-        flag = torch.tensor(self._received)
+        flag = torch.tensor(self._signals.received)
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
-        self._received = int(flag)
-        return self._received
+        self._signals.received = int(flag)
+        return self._signals.received
 
     def _stop(self, runner: Any, epoch: int, iteration: int) -> None:
         if runner.checkpoints.saved != iteration:
@@ -97,6 +118,6 @@ class StopHook(Hook):
         raise self._line(runner)
 
     def _line(self, runner: Any) -> Interrupted:
-        name, saved = signal.Signals(self._received).name, relative(runner.checkpoints.last_ckpt)
+        name, saved = signal.Signals(self._signals.received).name, relative(runner.checkpoints.last_ckpt)
         how = "" if runner.cfg.get("resume") == "auto" else " with --resume"
-        return Interrupted(f"stopped by {name}; saved {saved}; the same command{how} goes on", self._received)
+        return Interrupted(f"stopped by {name}; saved {saved}; the same command{how} goes on", self._signals.received)

@@ -33,6 +33,7 @@ from ..engine.files import locked, write_atomic
 from ..engine.merging import merge_options
 from ..engine.metrics import evaluate
 from ..engine.screen import relative, say
+from ..engine.stop import Signals
 from ..engine.teachers import train
 from ..errors import ConfigError, FBTError
 from ..fusion import BORROWED
@@ -187,13 +188,15 @@ def make_ranking(config: Config, fusion: Fusions, folder: Path) -> Ranking:
 
 def _wait(command: list[str]) -> int:
     """Runs a command on this terminal; its exit code. Ctrl-C is for this process, which lets the command save."""
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise
+    with Signals() as signals:
+        process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+        while process.poll() is None:
+            if signals.received:
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+                raise KeyboardInterrupt
+            time.sleep(0.2)
+    return process.returncode
 
 
 class Finish(Search):

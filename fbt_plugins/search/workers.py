@@ -10,17 +10,30 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import Generic, Protocol
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from ..engine.screen import say
+from ..engine.stop import Signals
 from ..errors import FBTError
 from .study import Claim, J, SharedStudy
 
 _LIBC = ctypes.CDLL(None)
+
+
+class LiveTable(Protocol):
+    """What a tool shows of its jobs."""
+
+    def live(self) -> AbstractContextManager[None]:
+        """Keeps it on the terminal."""
+
+    def update(self) -> None:
+        """Shows what has changed."""
 
 
 @dataclass
@@ -151,6 +164,23 @@ class Workers(ABC, Generic[J]):
         elif not count and self.workers > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
         return environment
+
+    def work(self, screen: LiveTable) -> bool:
+        """Looks after the jobs until nothing is left to do, or until Ctrl-C or SIGTERM; whether it was stopped.
+
+        Args:
+            screen: shows what has changed.
+        """
+        with Signals() as signals:
+            with screen.live():
+                while not signals.received and self.step():
+                    screen.update()
+                    time.sleep(0.2)
+                screen.update()
+            if signals.received:
+                say("stopping: what runs saves what it has")
+                self.stop()
+        return bool(signals.received)
 
     def stop(self) -> None:
         """Lets all processes save what they have, and gives their jobs back."""

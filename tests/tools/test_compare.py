@@ -61,7 +61,6 @@ def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.02)))
-    before = signal.getsignal(signal.SIGTERM)
 
     def run(*args: str) -> tuple[int, list[str], list[str]]:
         monkeypatch.setattr(sys, "argv", ["tools/compare.py", *args])
@@ -70,8 +69,7 @@ def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out.splitlines(), err.splitlines()
 
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    return run
 
 
 def calls(folder: Path) -> list[str]:
@@ -133,7 +131,7 @@ def test_results_of_another_config_do_not_count(compare: Callable, tmp_path: Pat
 
 def test_ctrl_c_leaves_a_matrix_that_goes_on(compare: Callable, tmp_path: Path) -> None:
     (tmp_path / "slow").touch()
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.setitimer(signal.ITIMER_REAL, 1.5)
     started = time.monotonic()
     code, out, _ = compare("grid.py", "--pairs", "a_b", "--methods", "t_s")

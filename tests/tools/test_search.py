@@ -17,6 +17,8 @@ from runs import TINY
 pytest.importorskip("optuna")
 pytest.importorskip("matplotlib")
 
+from optuna import load_study
+
 from fbt_plugins.engine.config import load_config
 from fbt_plugins.search.searches import Search, space_of
 from fbt_plugins.search.settings import Settings
@@ -238,18 +240,25 @@ def test_what_is_chosen_from_can_be_listed(search: Callable) -> None:
     assert "  S1-3+T4: L2GFusion, ConvL2G" in out and out[-1] == "model.logit_loss.gamma: 1.0 to 2.0"
 
 
-def test_real_trials_one_of_them_pruned(search: Callable, tmp_path: Path) -> None:
-    text = SEARCH.replace("trials=5", 'trials=4, pruner="asha", sampler="random", seed=3')
-    (tmp_path / "ratio.py").write_text(text)
+def test_real_trials_of_which_the_worse_are_pruned(search: Callable, tmp_path: Path) -> None:
+    (tmp_path / "ratio.py").write_text(SEARCH.replace("trials=5", 'trials=3, pruner="median"'))
+    code, _, err = search("--cfg-options", "search.trials=1", pretend=False)
+    assert code == 0, err
+    (first,) = results(tmp_path)["trials"]
+    assert set(first["figures"]) == {"student_top1", "fusion_top1", "step_ms", "extra_parameters"}
+    url = f"sqlite:///{tmp_path / 'work_dirs' / 'search' / 'ratio' / 'study.db'}"
+    study = load_study(study_name=None, storage=url)
+    (perfect,) = study.trials
+    perfect.intermediate_values = dict.fromkeys((1, 2, 3), 100.0)
+    for _ in range(5):  # how many the median pruner waits for
+        study.add_trial(perfect)
+
     code, _, err = search("--workers", "2", pretend=False)
     assert code == 0, err
     trials = results(tmp_path)["trials"]
-    assert len(trials) == 4 and {t["state"] for t in trials} == {"complete", "pruned"}
-    for trial in trials:
-        if trial["state"] == "pruned":
-            assert trial["epoch"] < 3 and not (Path(trial["folder"]) / "summary.json").exists()
-        else:
-            assert set(trial["figures"]) == {"student_top1", "fusion_top1", "step_ms", "extra_parameters"}
+    assert [t["state"] for t in trials] == ["complete", "pruned", "pruned"]
+    for trial in trials[1:]:
+        assert trial["epoch"] == 1 and not (Path(trial["folder"]) / "summary.json").exists()
 
 
 def test_edges_may_be_left_out_and_with_them_the_fusion_model(search: Callable, tmp_path: Path) -> None:
