@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from contextlib import suppress
 
 import torch
@@ -51,3 +52,27 @@ def resolve_device(name: str | None, distributed: bool = False) -> torch.device:
             raise ConfigError(f"device {name!r}: this machine has no CUDA device {index}; {here}")
         return torch.device("cuda", index)
     return device
+
+
+def slowdown(dtype: torch.dtype, device: torch.device) -> float:
+    """How many times longer a matrix product takes in a precision than in float32, by the clock.
+
+    A CPU without instructions for bf16 or fp16 takes up to ninety times longer.
+
+    Args:
+        dtype: of the product.
+        device: a CPU; for a GPU this is 1, unmeasured.
+    """
+    if device.type != "cpu" or dtype is torch.float32:
+        return 1.0
+
+    def seconds(matrix: torch.Tensor) -> float:
+        spent = []
+        for _ in range(4):  # the first makes the kernel
+            start = time.perf_counter()
+            matrix @ matrix
+            spent.append(time.perf_counter() - start)
+        return min(spent)
+
+    matrix = torch.ones(192, 192)
+    return seconds(matrix.to(dtype)) / seconds(matrix)

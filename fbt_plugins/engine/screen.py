@@ -14,6 +14,11 @@ from rich.panel import Panel
 from rich.table import Table
 
 from ..fusion import BORROWED
+from .device import slowdown
+from .optim import PRECISIONS
+
+TOLERABLE = 2.0
+"""How many times longer than in fp32 a matrix product may take on a CPU before a run says so."""
 
 console = Console(highlight=False)
 if not console.is_terminal:
@@ -64,6 +69,12 @@ def header(runner: Any) -> None:
     name = dataset.metainfo.get("name", type(dataset).__name__)
     say(f"data    {name}: {len(dataset):,} images of {len(dataset.classes)} classes{held}")
     say(f"device  {describe_device(runner.device)}, seed {runner.seed}")
+    precision = runner.cfg.optim_wrapper.get("precision", "fp32")
+    if (slower := slowdown(PRECISIONS[precision], runner.device)) > TOLERABLE:
+        warn(
+            f"{precision} takes {slower:.0f} times as long as fp32 on this CPU, which has no instructions for it",
+            "--cfg-options optim_wrapper.precision=fp32",
+        )
     say(f"folder  {relative(runner.work_dir)}")
 
 

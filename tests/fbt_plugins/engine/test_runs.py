@@ -10,8 +10,10 @@ from conftest import CNN, RESMLP, VIT
 from runs import Build, run
 from safetensors.torch import load_file
 
+from fbt_plugins.engine import screen
 from fbt_plugins.engine.checkpoints import find_resume
 from fbt_plugins.engine.config import load_config
+from fbt_plugins.engine.device import slowdown
 from fbt_plugins.engine.runner import DistillRunner
 
 
@@ -85,6 +87,17 @@ def test_a_run_starts_from_the_weights_that_it_was_given(config: Build, tmp_path
 def test_mixed_precision_trains_on_a_cpu(config: Build, precision: str) -> None:
     runner = run(config(**{"optim_wrapper.precision": precision, "train_cfg.max_epochs": 1}))
     assert all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in runner.model.parameters())
+
+
+def test_a_precision_that_is_slow_here_is_a_loud_warning(
+    config: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    assert slowdown(torch.bfloat16, cpu) > 0 and slowdown(torch.float32, cpu) == 1
+    for factor, told in ((51.4, True), (1.9, False)):
+        monkeypatch.setattr(screen, "slowdown", lambda dtype, device, factor=factor: factor)
+        run(config(f"run_{told}", **{"optim_wrapper.precision": "bf16", "train_cfg.max_epochs": 1}))
+        assert ("bf16 takes 51 times as long as fp32" in capsys.readouterr().out) == told
 
 
 def test_plain_training_makes_a_teacher(config: Build) -> None:
