@@ -20,6 +20,7 @@ MATRICES = (
     "fashion_mnist_tuning",
     "fashion_mnist_reasons",
     "search/splices",
+    "compare/sakd_vs_cakd",
 )
 SAME_CELLS = ("search/study",)
 """Matrices whose cells are another's."""

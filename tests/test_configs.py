@@ -13,11 +13,12 @@ from fbt_plugins.engine.config import load_config
 from fbt_plugins.engine.teachers import TeacherRun
 from fbt_plugins.knowledge import Batch
 
+TEACHER_MATRICES = ("teachers/cifar100", "teachers/peers_fashion_mnist")
 FILES = sorted(
     path
     for path in CONFIGS.rglob("*.py")
     if "_base_" not in path.parts
-    and str(path.relative_to(CONFIGS).with_suffix("")) not in (*MATRICES, *SAME_CELLS, "teachers/cifar100")
+    and str(path.relative_to(CONFIGS).with_suffix("")) not in (*MATRICES, *SAME_CELLS, *TEACHER_MATRICES)
 )
 ALL = list(itertools.chain.from_iterable(map(cells, MATRICES)))
 SAMPLE = sample(ALL)
@@ -120,7 +121,10 @@ def test_a_teacher_is_fine_tuned_at_a_tenth_of_its_kinds_rate(
     assert config.train_cfg.max_epochs == 300 and config.reference.top1 == top1
 
 
-@pytest.mark.parametrize(("name", "teachers"), [("cifar100", 4), ("fashion_mnist", 2), ("fashion_mnist_reasons", 1)])
+@pytest.mark.parametrize(
+    ("name", "teachers"),
+    [("cifar100", 4), ("fashion_mnist", 2), ("fashion_mnist_reasons", 1), ("compare/sakd_vs_cakd", 4)],
+)
 def test_teachers_are_made_as_their_students_want_them(name: str, teachers: int) -> None:
     """By a config that trains the same model, and to the file that is looked for."""
     made: dict[str, dict] = {}

@@ -1,0 +1,41 @@
+# Which teacher? One student, and teachers of like strength: its own architecture (SAKD), another CNN, attention, an MLP
+# (CAKD); each with KD, T->S only, FBT, and FBT with the splice that a one-shot search has found for the pair.
+#   python tools/train.py configs/teachers/peers_fashion_mnist.py --pair resnet --method plain    # and convnext, mixer
+#   python tools/search.py configs/compare/sakd_vs_cakd.py --pair resnet_resnet --method fbt      # where _found is from
+#   python tools/compare.py configs/compare/sakd_vs_cakd.py --workers 2
+# FASHION_MNIST=/usr/share/dataset-fashion-mnist before each of them. Teachers that are missing are made on the way with
+# --cfg-options teacher_run.if_missing=train
+_base_ = "../search/study.py"
+
+_teachers = dict(resnet=_base_._resnet, convnext=_base_._convnext, swin=_base_._swin, mixer=_base_._mixer)
+_file = {name: f"teachers/fashion_mnist/peers/{name}.safetensors" for name in _teachers}
+_file["swin"] = _base_._teachers["swin"]["checkpoint"]
+_run = {
+    name: dict(config="{{ fileDirname }}/../teachers/peers_fashion_mnist.py", pair=name, method="plain")
+    for name in _teachers
+}
+_run["swin"] = dict(config="{{ fileDirname }}/../teachers/swin_fashion_mnist.py")
+_found = dict(resnet="auto", convnext="auto", swin="auto", mixer="auto")
+_settings = _base_.pairs["convnext_resnet"]["methods"]
+
+methods = dict(
+    _delete_=True,
+    scratch=dict(_base_.methods["scratch"], pairs="resnet_*"),  # the same whatever the teacher
+    **{name: _base_.methods[name] for name in ("kd", "t_s", "t_s_x2", "fbt")},
+    fbt_found=dict(_base_.methods["fbt"], about="FBT with the splice that a one-shot search has found"),
+)
+pairs = dict(
+    _delete_=True,
+    **{
+        f"{name}_resnet": dict(
+            teacher_run=_run[name],
+            model=dict(teacher=dict(teacher, checkpoint=_file[name]), student=_base_._students["resnet"]),
+            optim_wrapper=dict(optimizer=dict(lr=_base_._rates["resnet"])),
+            methods=dict(
+                _settings, fbt_found=dict(model=dict(_settings["fbt"]["model"], fusion=dict(splice=_found[name])))
+            ),
+        )
+        for name, teacher in _teachers.items()
+    },
+)
+seeds = [0, 1, 2, 3, 4]

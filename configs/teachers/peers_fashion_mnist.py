@@ -1,0 +1,25 @@
+# Teachers as strong as the study's Swin, for configs/compare/sakd_vs_cakd.py: each trained as the shipped ConvNeXt is,
+# for as many epochs as it takes to about 89.5 % of the test split. Minutes each, on one core.
+#   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/train.py configs/teachers/peers_fashion_mnist.py \
+#     --pair resnet --method plain
+_base_ = ["convnext_fashion_mnist.py", "../_base_/fashion_mnist_models.py"]
+
+train_dataloader = dict(in_memory=True)
+methods = dict(plain=dict(about="a teacher"))
+pairs = {
+    name: dict(
+        model=dict(student=model),
+        train_cfg=dict(max_epochs=epochs),
+        param_scheduler=[
+            _base_.param_scheduler[0],
+            dict(_base_.param_scheduler[1], end=epochs, T_max=epochs - 1),
+        ],
+        publish=f"teachers/fashion_mnist/peers/{name}.safetensors",
+    )
+    for name, model, epochs in (
+        ("resnet", _base_._resnet, 3),
+        ("convnext", dict(_base_._convnext, mean=(0.2860,) * 3, std=(0.3530,) * 3), 3),
+        ("mixer", _base_._mixer, 7),
+    )
+}
+seeds = [0]
