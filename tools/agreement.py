@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fbt_plugins.cli import Parser, run
 from fbt_plugins.errors import FBTError
+
+RANDOM = (1, 2, 3)
+"""Trainings of a random search beside the rankings."""
 
 EXAMPLES = """\
 examples:
@@ -42,7 +46,7 @@ def main() -> None:
         import scipy  # noqa: F401
     except ModuleNotFoundError:
         raise FBTError("scipy is not installed: pip install 'fbt-plugins[report]'") from None
-    from fbt_plugins.report.agreement import agreements, as_json, first_epoch, junction_cka
+    from fbt_plugins.report.agreement import agreements, as_json, first_epoch, junction_cka, random_search
     from fbt_plugins.report.trials import read_trials
 
     found = read_trials(args.results / "trials")
@@ -61,6 +65,7 @@ def main() -> None:
         common = [splice for splice in one_shots[0] if all(splice in table for table in one_shots)]
         predictors["one shot, mean"] = {s: sum(t[s] for t in one_shots) / len(one_shots) for s in common}
     predictors["F after its first validation"] = first_epoch(trials)
+    predictors["fewer junctions"] = {name: -len(splice.junctions) for name, splice in splices.items()}
     plain = sorted((t for t in found if t.method == args.without_fusion and t.cka), key=lambda trial: trial.seed)
     if plain:
         sides = {
@@ -85,9 +90,12 @@ def main() -> None:
         for r in rows
     ]
     table = tabulate(cells, head, tablefmt="github", disable_numparse=True)
-    print(table)
-    write_atomic(args.results / "agreement.md", table + "\n")
-    write_atomic(args.results / "agreement.json", json.dumps(as_json(rows), indent=1) + "\n")
+    expected = {size: fmean(found.values()) for size in RANDOM if (found := random_search(trials, size))}
+    lines = [table, "", *(f"Random search of {size} trainings: {top1:.2f} %." for size, top1 in expected.items())]
+    print("\n".join(lines))
+    write_atomic(args.results / "agreement.md", "\n".join(lines) + "\n")
+    contents = {"rankings": as_json(rows), "random_search": expected}
+    write_atomic(args.results / "agreement.json", json.dumps(contents, indent=1) + "\n")
     say(f"written  {relative(args.results / 'agreement.md')}, {relative(args.results / 'agreement.json')}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import comb
 from statistics import fmean
 from typing import Any
 
@@ -23,7 +24,7 @@ class Agreement:
         one_seed: against the students of one seed, the mean over seeds; for the ceiling, of one seed against another.
         low, high: its 95 % interval, by a bootstrap over splices.
         mean: against the students' mean over seeds; None for the ceiling, which is part of that mean.
-        best: test top-1 that the predictor's first splice has in the trainings, the mean over seeds.
+        best: test top-1 that the predictor's first splice has in the trainings, the mean over seeds and over equals.
     """
 
     predictor: str
@@ -75,7 +76,7 @@ def agreements(
             return fmean(tau(_at(values, chosen), _at(seed, chosen)) for seed in seeds)
 
         interval = _bootstrap(against_seeds, splices, draws)
-        best = mean[max(everything, key=values.__getitem__)]
+        best = fmean(mean[i] for i in everything if values[i] == max(values))
         found.append(Agreement(name, len(splices), against_seeds(everything), *interval, tau(values, mean), best))
     return found
 
@@ -99,6 +100,33 @@ def _bootstrap(statistic: Callable[[Sequence[int]], float], splices: Sequence[st
     values = sorted(statistic(generator.choices(range(count), k=count)) for _ in range(draws))
     tail = (1 - LEVEL) / 2
     return values[round(tail * (draws - 1))], values[round((1 - tail) * (draws - 1))]
+
+
+def random_search(trials: Sequence[Trial], size: int) -> dict[int, float]:
+    """Test top-1 that a random search can expect: some splices are drawn and trained, validation chooses among them.
+
+    The mean over all draws without replacement, from trainings of every splice.
+
+    Args:
+        trials: of one pair, each method a splice.
+        size: trainings of one search.
+
+    Returns:
+        By seed.
+    """
+    by_seed: dict[int, list[Trial]] = {}
+    for trial in trials:
+        if trial.curve:  # without a validation there is nothing to choose by
+            by_seed.setdefault(trial.seed, []).append(trial)
+    expected = {}
+    for seed, found in by_seed.items():
+        if len(found) < size:
+            continue
+        order = sorted(found, key=lambda trial: -max(record["student"] for record in trial.curve))
+        # The one at a place is chosen where the others of the draw lie behind it.
+        chosen = [comb(len(order) - 1 - place, size - 1) for place in range(len(order))]
+        expected[seed] = sum(w * t.student for w, t in zip(chosen, order, strict=True)) / comb(len(order), size)
+    return expected
 
 
 def first_epoch(trials: Sequence[Trial]) -> dict[str, float]:

@@ -39,17 +39,21 @@ def test_rankings_of_a_comparison(
     for place, method in enumerate(["t_s", *SPLICES]):
         for seed in (0, 1):
             top1 = {"student": 80.0 + place + seed}
-            made = Trial("a_b", method, seed, "", top1, "test", None, [], None, "", "", {}, cka=cka)
+            curve = [{"epoch": 1, "student": 5.0 - place}]
+            made = Trial("a_b", method, seed, "", top1, "test", None, curve, None, "", "", {}, cka=cka)
             (folder / "trials" / made.name).write_text(made.text())
     search = tmp_path / "search.json"
     search.write_text(json.dumps(dict(one_shot=dict(top1={splice: -i for i, splice in enumerate(SPLICES)}))))
     code, out, err = agreement(monkeypatch, capsys, folder, "--one-shot", search)
     assert code == 0, err
-    found = {row["predictor"]: row for row in json.loads((folder / "agreement.json").read_text())}
+    written = json.loads((folder / "agreement.json").read_text())
+    found = {row["predictor"]: row for row in written["rankings"]}
     assert found["another seed"]["one_seed"] == 1 and found["one shot 1"]["one_seed"] == -1
     # Compared are S1 and T1, S2 and T2, S3 and T3, T3 and S3.
     assert found["CKA at the junctions, of t_s"]["one_seed"] == pytest.approx(5 / 30**0.5)
     assert found["one shot 1"]["best"] == 81.5 and "| one shot 1 " in out
+    # Students have 81 to 84, and 82 to 85; of two, validation chooses the worse one.
+    assert written["random_search"] == {"1": 83.0, "2": pytest.approx((3 * 81.5 + 2 * 82.5 + 83.5) / 6), "3": 81.75}
     assert (folder / "agreement.md").read_text() in out
     search.write_text("{}")
     code, _, err = agreement(monkeypatch, capsys, folder, "--one-shot", search)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from fbt_plugins.report.agreement import agreements, first_epoch, junction_cka, tau
+from fbt_plugins.report.agreement import agreements, first_epoch, junction_cka, random_search, tau
 from fbt_plugins.report.trials import Trial
 
 SPLICES = ["S1+T2-4", "S1-2+T3-4", "S1-3+T4", "T1-3+S4"]
@@ -34,6 +36,8 @@ def test_predictors_are_held_against_what_seeds_allow() -> None:
     assert first.one_seed == pytest.approx((1 + 4 / 6 + 4 / 6) / 3) and second.one_seed == -first.one_seed
     assert first.mean == 1.0 and second.mean == -1.0 and first.splices == 4  # means: 80.33, 80.67, 82.33, 82.67
     assert first.best == pytest.approx((83 + 82 + 83) / 3) and second.best == pytest.approx((80 + 80 + 81) / 3)
+    (even,) = agreements(TRIALS, {"even": dict.fromkeys(SPLICES, 1.0)}, draws=10)[1:]
+    assert even.best == pytest.approx(sum(map(sum, SEEDS.values())) / 12) and even.one_seed == 0
     assert -1 <= first.low <= first.one_seed <= first.high <= 1
 
 
@@ -42,6 +46,14 @@ def test_splices_that_one_lacks_are_left_out_for_all() -> None:
     assert {a.splices for a in agreements(TRIALS, {"some": some}, draws=10)} == {3}
     with pytest.raises(ValueError, match="2 splices that all have ranked, 3 seeds: 3 and 2 are the least"):
         agreements(TRIALS, {"two": dict(list(some.items())[:2])})
+
+
+def test_what_a_random_search_can_expect() -> None:
+    """Of 4 splices, 6 draws of 2; validation has them in this order: of 3 draws the first is chosen, of 2, of 1."""
+    validation = {"S1+T2-4": 4.0, "S1-2+T3-4": 1.0, "S1-3+T4": 3.0, "T1-3+S4": 2.0}
+    runs = [replace(t, curve=[{"epoch": 1, "student": validation[t.method]}]) for t in TRIALS if t.seed == 0]
+    assert random_search(runs, 2) == {0: pytest.approx((3 * 80 + 2 * 82 + 1 * 83) / 6)}
+    assert random_search(runs, 1) == {0: pytest.approx((80 + 81 + 82 + 83) / 4)} and random_search(runs, 4) == {0: 80}
 
 
 def test_predictors_that_a_run_leaves_behind() -> None:
