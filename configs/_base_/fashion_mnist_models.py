@@ -5,7 +5,7 @@ _swin = dict(
     _fashion, type="timm", name="swin_pico_patch4_window7_224", **_window, embed_dim=32, img_size=64, input_size=64
 )
 _mixer = dict(_fashion, type="timm", name="mixer_s4_patch4_32", embed_dim=128)
-_resnet = dict(_fashion, type="timm", name="resnet18", channels=(24, 48, 96, 192), input_size=64)
+_resnet = dict(_fashion, type="timm", name="resnet18", channels=(16, 32, 64, 128), input_size=64)
 _students = dict(
     resmlp=dict(_fashion, type="timm", name="resmlp_s4_patch4_32"),
     swin=dict(

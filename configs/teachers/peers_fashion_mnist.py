@@ -17,7 +17,7 @@ pairs = {
         publish=f"teachers/fashion_mnist/peers/{name}.safetensors",
     )
     for name, model, epochs in (
-        ("resnet", _base_._resnet, 3),
+        ("resnet", _base_._resnet, 2),
         ("convnext", dict(_base_._convnext, mean=(0.2860,) * 3, std=(0.3530,) * 3), 3),
         ("mixer", _base_._mixer, 7),
     )

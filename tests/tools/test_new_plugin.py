@@ -31,6 +31,7 @@ def install(folder: Path, distribution: str, module: str) -> None:
     (info / "entry_points.txt").write_text(f"[fbt_plugins]\n{distribution} = {module}\n")
 
 
+@pytest.mark.slow
 def test_two_generated_packages_live_side_by_side(tmp_path: Path) -> None:
     for name in ("acme-parts", "Other.Parts"):
         done = tool("new_plugin", name, "--into", tmp_path)

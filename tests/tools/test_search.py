@@ -177,6 +177,7 @@ def test_the_same_search_proposes_the_same_whoever_asks(tmp_path: Path) -> None:
     assert chosen[0] == chosen[1] and chosen[0][0] != chosen[0][1]
 
 
+@pytest.mark.slow
 def test_a_grid_is_every_combination_once(search: Callable, tmp_path: Path) -> None:
     text = SEARCH.replace("dict(low=1.0, high=2.0)", "[1.0, 1.5]").replace("trials=5", 'sampler="grid"')
     (tmp_path / "ratio.py").write_text(text)

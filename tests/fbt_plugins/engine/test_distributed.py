@@ -57,6 +57,7 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path: Path)
                 assert (found[key] - value).norm() <= 1e-6 * max(float(value.norm()), 1.0), key
 
 
+@pytest.mark.slow
 def test_statistics_agree_validation_counts_once_and_resume_is_exact(tmp_path: Path) -> None:
     done = two("check_training", tmp_path)
     assert done.returncode == 0, problems(done)

@@ -67,7 +67,9 @@ def edges(kind: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("clip", [dict(max_norm=5.0), None], ids=["clipped", "unclipped"])
+@pytest.mark.parametrize(
+    "clip", [dict(max_norm=5.0), pytest.param(None, marks=pytest.mark.slow)], ids=["clipped", "unclipped"]
+)
 @pytest.mark.parametrize("kind", ["value", "value only", "gradient"])
 def test_the_first_loss_that_is_not_finite_stops_the_run_before_its_update(
     config: Build, planted: None, kind: str, clip: dict[str, float] | None

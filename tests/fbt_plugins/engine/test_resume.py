@@ -60,7 +60,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+FAST = (
+    *("epochs", "middle of an epoch", "iterations", "bf16", "mixup", "memory banks", "edges that begin, rise and end"),
+    "a splice drawn in each step, from a tail of its own, averaged",
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(options, id=name, marks=() if name in FAST else pytest.mark.slow) for name, options in CASES.items()],
+)
 def test_resumed_is_uninterrupted(config: Build, tmp_path: Path, options: dict[str, Any]) -> None:
     """Killed twice, each time resumed from a folder that was moved."""
     whole = run(config("whole", **options))

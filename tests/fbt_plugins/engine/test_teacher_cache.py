@@ -278,12 +278,12 @@ def test_unknown_keys_are_refused(config: Make) -> None:
     ("options", "part"),
     [
         ({"model.teacher.checkpoint": "{}/other.pth"}, "teacher weights"),
-        ({"model.teacher.mean": (0.1, 0.2, 0.3)}, "teacher"),
-        ({"train_dataloader.dataset.transforms.0.padding": 3}, "transforms"),
+        pytest.param({"model.teacher.mean": (0.1, 0.2, 0.3)}, "teacher", marks=pytest.mark.slow),
+        pytest.param({"train_dataloader.dataset.transforms.0.padding": 3}, "transforms", marks=pytest.mark.slow),
         ({"train_dataloader.dataset.pixel": 9}, "data set"),
         ({"teacher_cache.seed": 1}, "view seed"),
-        ({"teacher_cache.views": 3}, "views"),
-        ({"optim_wrapper.precision": "bf16"}, "precision"),
+        pytest.param({"teacher_cache.views": 3}, "views", marks=pytest.mark.slow),
+        pytest.param({"optim_wrapper.precision": "bf16"}, "precision", marks=pytest.mark.slow),
     ],
 )
 def test_a_stale_cache_is_refused_by_the_part_that_differs(
