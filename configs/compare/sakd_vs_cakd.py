@@ -15,14 +15,22 @@ _run = {
     for name in _teachers
 }
 _run["swin"] = dict(config="{{ fileDirname }}/../teachers/swin_fashion_mnist.py")
-_found = dict(resnet="auto", convnext="auto", swin="auto", mixer="auto")
+_found: dict[str, str] = {}  # splices by teacher; none has been searched yet, so that fbt_found has no pairs
 _settings = _base_.pairs["convnext_resnet"]["methods"]
+_searched = {
+    name: dict(fbt_found=dict(model=dict(_settings["fbt"]["model"], fusion=dict(splice=splice))))
+    for name, splice in _found.items()
+}
 
 methods = dict(
     _delete_=True,
     scratch=dict(_base_.methods["scratch"], pairs="resnet_*"),  # the same whatever the teacher
     **{name: _base_.methods[name] for name in ("kd", "t_s", "t_s_x2", "fbt")},
-    fbt_found=dict(_base_.methods["fbt"], about="FBT with the splice that a one-shot search has found"),
+    fbt_found=dict(
+        _base_.methods["fbt"],
+        about="FBT with the splice that a one-shot search has found",
+        pairs=[f"{name}_resnet" for name in _found],
+    ),
 )
 pairs = dict(
     _delete_=True,
@@ -31,9 +39,7 @@ pairs = dict(
             teacher_run=_run[name],
             model=dict(teacher=dict(teacher, checkpoint=_file[name]), student=_base_._students["resnet"]),
             optim_wrapper=dict(optimizer=dict(lr=_base_._rates["resnet"])),
-            methods=dict(
-                _settings, fbt_found=dict(model=dict(_settings["fbt"]["model"], fusion=dict(splice=_found[name])))
-            ),
+            methods={**_settings, **_searched.get(name, {})},
         )
         for name, teacher in _teachers.items()
     },
