@@ -1,4 +1,4 @@
-# Which splice, for little more than one run: all of them are trained at once, ranked, and the best three finished.
+# Which splice, at the price of a few runs: all of them are trained at once, ranked, and the best three finished.
 #   python tools/search.py configs/search/one_shot.py
 #   python tools/train.py work_dirs/search/one_shot/best.py
 _base_ = "../fbt_convnext_resmlp.py"
