@@ -18,5 +18,5 @@ _students = dict(
         img_size=32,
         patch_size=2,
     ),
-    resnet=dict(_fashion, type="timm", name="resnet18", layers=(1, 1, 1, 1), channels=(16, 32, 64, 128), input_size=64),
+    resnet=dict(_resnet, layers=(1, 1, 1, 1)),
 )

@@ -18,7 +18,7 @@ pairs = {
     )
     for name, model, epochs in (
         ("resnet", _base_._resnet, 2),
-        ("convnext", dict(_base_._convnext, mean=(0.2860,) * 3, std=(0.3530,) * 3), 3),
+        ("convnext", _base_.model["student"], 3),
         ("mixer", _base_._mixer, 7),
     )
 }
