@@ -9,6 +9,7 @@ methods = dict(plain=dict(about="a teacher"))
 pairs = {
     name: dict(
         model=dict(student=model),
+        train_dataloader=dict(batch_size=batch),
         train_cfg=dict(max_epochs=epochs),
         param_scheduler=[
             _base_.param_scheduler[0],
@@ -16,10 +17,10 @@ pairs = {
         ],
         publish=f"teachers/fashion_mnist/peers/{name}.safetensors",
     )
-    for name, model, epochs in (
-        ("resnet", _base_._resnet, 2),
-        ("convnext", _base_.model["student"], 3),
-        ("mixer", _base_._mixer, 7),
+    for name, model, epochs, batch in (
+        ("resnet", _base_._resnet, 2, 256),
+        ("convnext", _base_.model["student"], 3, 128),
+        ("mixer", _base_._mixer, 7, 128),
     )
 }
 seeds = [0]
