@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -48,6 +51,30 @@ TASK = dict(type="CrossEntropyLoss")
 def plugins() -> Any:
     """The process's plugins."""
     return load_plugins()
+
+
+class Done(NamedTuple):
+    """What a command left: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs ``tools/NAME.py`` as the command line does, in this process: importing torch again would take seconds."""
+    root = Path(__file__).parents[1]
+
+    def run(name: str, *args: object) -> Done:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, args)])
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(str(root / "tools" / f"{name}.py"), run_name="__main__")
+        return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ pairs = {
         publish=f"teachers/fashion_mnist/peers/{name}.safetensors",
     )
     for name, model, epochs, batch in (
-        ("resnet", _base_._resnet, 2, 256),
+        ("resnet", _base_._resnet, 2, 512),
         ("convnext", _base_.model["student"], 3, 128),
         ("mixer", _base_._mixer, 7, 128),
     )

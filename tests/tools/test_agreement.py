@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,25 +12,13 @@ pytest.importorskip("scipy")
 
 from fbt_plugins.report.trials import Trial
 
-TOOL = Path(__file__).parents[2] / "tools" / "agreement.py"
 SPLICES = ["S1+T2-4", "S1-2+T3-4", "S1-3+T4", "T1-3+S4"]
 
 
-def agreement(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(TOOL), run_name="__main__")
-    return int(end.value.code or 0), *capsys.readouterr()
-
-
-def test_rankings_of_a_comparison(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path) -> None:
     folder = tmp_path / "splices"
     (folder / "trials").mkdir(parents=True)
-    code, _, err = agreement(monkeypatch, capsys, folder)
+    code, _, err = tool("agreement", folder)
     assert code == 2 and "trainings of one pair, not of none" in err
     values = [[0.1 * (i + j) for j in range(4)] for i in range(4)]
     names = dict(rows=[f"T{i + 1}" for i in range(4)], columns=[f"S{i + 1}" for i in range(4)], values=values)
@@ -44,7 +31,7 @@ def test_rankings_of_a_comparison(
             (folder / "trials" / made.name).write_text(made.text())
     search = tmp_path / "search.json"
     search.write_text(json.dumps(dict(one_shot=dict(top1={splice: -i for i, splice in enumerate(SPLICES)}))))
-    code, out, err = agreement(monkeypatch, capsys, folder, "--one-shot", search)
+    code, out, err = tool("agreement", folder, "--one-shot", search)
     assert code == 0, err
     written = json.loads((folder / "agreement.json").read_text())
     found = {row["predictor"]: row for row in written["rankings"]}
@@ -56,5 +43,5 @@ def test_rankings_of_a_comparison(
     assert written["random_search"] == {"1": 83.0, "2": pytest.approx((3 * 81.5 + 2 * 82.5 + 83.5) / 6), "3": 81.75}
     assert (folder / "agreement.md").read_text() in out
     search.write_text("{}")
-    code, _, err = agreement(monkeypatch, capsys, folder, "--one-shot", search)
+    code, _, err = tool("agreement", folder, "--one-shot", search)
     assert code == 2 and "not the search.json of a one-shot search" in err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import signal
 import subprocess
 import sys
@@ -52,7 +51,7 @@ cell = dict(pair=a["--pair"], method=a["--method"], about="")
 
 
 @pytest.fixture
-def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
+def compare(tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """Runs the tool in a folder of its own; exit code, lines on stdout and on stderr."""
     (tmp_path / "grid.py").write_text(GRID)
     names = {key: str(tmp_path / key) for key in ("log", "fail", "slow")}
@@ -63,11 +62,8 @@ def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.02)))
 
     def run(*args: str) -> tuple[int, list[str], list[str]]:
-        monkeypatch.setattr(sys, "argv", ["tools/compare.py", *args])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out.splitlines(), err.splitlines()
+        done = tool("compare", *args)
+        return done.code, done.out.splitlines(), done.err.splitlines()
 
     return run
 

@@ -87,6 +87,7 @@ def test_help_has_examples() -> None:
     assert "examples:" in tool("new_plugin", "--help").stdout
 
 
+@pytest.mark.slow
 def test_a_broken_plugin_that_is_installed_disturbs_nobody(tmp_path: Path) -> None:
     install(tmp_path, "acme-parts", "acme_parts")
     (tmp_path / "acme_parts.py").write_text("import acme_core\n")

@@ -1,7 +1,6 @@
 """The main job, typed as the README has it."""
 
 import json
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,19 +56,12 @@ teacher_run = dict(config="{{ fileDirname }}/teachers.py", pair="conv", method="
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
+def train(tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """Runs the tool in a folder with the configs of a student and its teachers; exit code and what it wrote."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "student.py").write_text(TINY + STUDENT)
     (tmp_path / "teachers.py").write_text(TEACHERS.format(convnext=CONVNEXT))
-
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tools/train.py", *args])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return run
+    return lambda *args: tool("train", *args)
 
 
 def test_a_missing_teacher_is_refused_with_the_command_that_makes_it(train: Callable) -> None:

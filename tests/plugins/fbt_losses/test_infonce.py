@@ -75,7 +75,8 @@ def work(rank: int, folder: str, symmetric: bool) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("symmetric", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow  # engine/test_distributed.py holds the same of a whole model
+@pytest.mark.parametrize("symmetric", [False, True])
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path, symmetric: bool) -> None:
     mp.spawn(work, (str(tmp_path), symmetric), nprocs=2)
     student, teacher = features(0).requires_grad_(), features(1).requires_grad_()
