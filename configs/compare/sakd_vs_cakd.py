@@ -15,7 +15,7 @@ _run = {
     for name in _teachers
 }
 _run["swin"] = dict(config="{{ fileDirname }}/../teachers/swin_fashion_mnist.py")
-_found: dict[str, str] = {}  # splices by teacher; none has been searched yet, so that fbt_found has no pairs
+_found = dict(convnext="S1-4+Thead", swin="T1-4+Shead", mixer="S1-4+Thead")  # docs/results/search/sakd_vs_cakd.*.json
 _settings = _base_.pairs["convnext_resnet"]["methods"]
 _searched = {
     name: dict(fbt_found=dict(model=dict(_settings["fbt"]["model"], fusion=dict(splice=splice))))
