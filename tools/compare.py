@@ -58,7 +58,7 @@ def main() -> int:
     from fbt_plugins import load_plugins
     from fbt_plugins.engine.config import complete, load_matrix
     from fbt_plugins.engine.screen import relative, say
-    from fbt_plugins.report import compare, write_report
+    from fbt_plugins.report import best_of, compare, write_report
 
     load_plugins()
     name, matrix = Path(args.config).stem, load_matrix(args.config)
@@ -73,8 +73,13 @@ def main() -> int:
         except FBTError:  # an option that is for some methods only
             if cell in cells:
                 raise
-    seeds = dict.fromkeys(args.seeds or matrix.seeds)
-    wanted = [Run(*cell, seed, hashes[cell]) for seed in seeds for cell in cells]
+    seeds = {cell: args.seeds or matrix.seeds_of(cell[1]) for cell in cells}
+    wanted = [
+        Run(*cell, seed, hashes[cell])
+        for seed in sorted({seed for own in seeds.values() for seed in own})
+        for cell in cells
+        if seed in seeds[cell]
+    ]
     study = SharedStudy(name, args.storage or f"sqlite:///{folder / 'study.db'}", Run)
     train = [sys.executable, str(Path(__file__).with_name("train.py")), args.config]
     train += ["--device", args.device] if args.device else []
@@ -90,7 +95,10 @@ def main() -> int:
     # All that is finished of the matrix, not only what this command asked for.
     done = [trial for run, trial in runs.done.items() if hashes.get((run.pair, run.method)) == run.config]
     missing = [str(run) for run in wanted if run not in runs.done]
-    paths = write_report(out, compare(name, done, matrix.cells(), missing, matrix.controls), hidden(command_line()))
+    order = [(pair, method) for pair in matrix.pairs for method in matrix.methods if matrix.suits(pair, method)]
+    for method, by_seed in matrix.best_of.items():
+        done += best_of(done, method, matrix.methods[method].get("about", ""), by_seed)
+    paths = write_report(out, compare(name, done, order, missing, matrix.controls), hidden(command_line()))
     say(f"report   {', '.join(relative(path) for path in paths)}")
     if stopped:
         say(f"stopped  {len(wanted) - len(missing)} of {len(wanted)} runs are done; the same command goes on")

@@ -25,7 +25,8 @@ class Matrix:
         pairs: by name ("teacher_student"), overrides, and besides: ``reference={method: dict(top1=..., source=...)}``,
             published figures; ``methods={method: overrides}``, what a method is told for this pair alone.
         methods: by name, overrides, and besides: ``about``, a line for readers; ``pairs``, a pattern or several of the
-            pairs that it is for ("*_deit-t"; default: all).
+            pairs that it is for ("*_deit-t"; default: all); ``seeds``, instead of the matrix's; ``best_of={seed:
+            [methods]}`` for a method without runs of its own: of each seed the run that validation prefers.
         seeds: of each cell's runs.
         controls: methods that all others are compared with, and in words; a step of the first one costs 1.
     """
@@ -51,7 +52,7 @@ class Matrix:
             if not isinstance(table, Mapping) or not table or not all(isinstance(v, Mapping) for v in table.values()):
                 problems.append(f"{key}: expected a dict of dicts by name, got {table!r}")
         seeds = config.get("seeds", (0,))
-        if not isinstance(seeds, list | tuple) or not seeds or not all(type(seed) is int for seed in seeds):
+        if not _are_seeds(seeds):
             problems.append(f"seeds: expected a list of whole numbers, got {seeds!r}")
         controls = config.get("controls", {})
         if not isinstance(controls, Mapping) or not all(isinstance(about, str) for about in controls.values()):
@@ -59,10 +60,21 @@ class Matrix:
         elif not problems:
             known = config["methods"]
             problems += [f"controls: no method {name!r}{_near(name, known)}" for name in controls if name not in known]
+            for method, overrides in known.items():
+                problems += _problems_of(method, overrides, known)
         if problems:
             raise ConfigError(problems)
         base = {key: value for key, value in config.items() if key not in KEYS}
         return cls(base, config["pairs"], config["methods"], tuple(dict.fromkeys(seeds)), controls)
+
+    def seeds_of(self, method: str) -> Sequence[int]:
+        """Of a method's runs."""
+        return self.methods[method].get("seeds", self.seeds)
+
+    @property
+    def best_of(self) -> dict[str, Mapping[int, Sequence[str]]]:
+        """By method without runs of its own: of each seed the methods among which validation chooses."""
+        return {name: method["best_of"] for name, method in self.methods.items() if "best_of" in method}
 
     def suits(self, pair: str, method: str) -> bool:
         """Whether a method is for a pair."""
@@ -72,7 +84,7 @@ class Matrix:
     def cells(
         self, pairs: Collection[str] | None = None, methods: Collection[str] | None = None
     ) -> list[tuple[str, str]]:
-        """All (pair, method), pair by pair; or those of some pairs and methods.
+        """All (pair, method) that have runs, pair by pair; or those of some pairs and methods.
 
         Raises:
             ConfigError: for a name that is not there, or if no cell is left.
@@ -83,6 +95,7 @@ class Matrix:
             for pair in self.pairs
             for method in self.methods
             if pair in (pairs or self.pairs) and method in (methods or self.methods) and self.suits(pair, method)
+            if method not in self.best_of
         ]
         if not cells:
             raise ConfigError(f"none of the methods {', '.join(methods or self.methods)} is for these pairs")
@@ -100,6 +113,8 @@ class Matrix:
                 f"and --method (one of {', '.join(self.methods)})"
             )
         self._known([pair], [method])
+        if method in self.best_of:
+            raise ConfigError(f"the method {method!r} is the best of others, and has no runs of its own")
         if not self.suits(pair, method):
             patterns = self.methods[method]["pairs"]
             raise ConfigError(f"the method {method!r} is for the pairs {patterns!r}, not for {pair!r}")
@@ -107,7 +122,8 @@ class Matrix:
         reference = of_pair.pop("reference", {}).get(method)
         special = of_pair.pop("methods", {})
         about = of_method.pop("about", "")
-        of_method.pop("pairs", None)
+        for key in ("pairs", "seeds"):
+            of_method.pop(key, None)
         config = dict(self.base)
         for overrides in (of_pair, of_method, special.get(method, {})):
             config = merge(config, overrides)
@@ -119,6 +135,27 @@ class Matrix:
             problems += [f"no {kind} {name!r}{_near(name, known)}" for name in names if name not in known]
         if problems:
             raise ConfigError(problems)
+
+
+def _problems_of(method: str, overrides: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    seeds, by_seed = overrides.get("seeds", (0,)), overrides.get("best_of", {})
+    problems = []
+    if not _are_seeds(seeds):
+        problems.append(f"methods.{method}.seeds: expected a list of whole numbers, got {seeds!r}")
+    if not isinstance(by_seed, Mapping) or not all(
+        type(k) is int and isinstance(v, list | tuple) for k, v in by_seed.items()
+    ):
+        return [*problems, f"methods.{method}.best_of: expected a dict of lists of methods by seed, got {by_seed!r}"]
+    named = dict.fromkeys(name for names in by_seed.values() for name in names)
+    return problems + [
+        f"methods.{method}.best_of: no method {name!r} with runs{_near(name, known)}"
+        for name in named
+        if name not in known or "best_of" in known[name]
+    ]
+
+
+def _are_seeds(seeds: Any) -> bool:
+    return isinstance(seeds, list | tuple) and bool(seeds) and all(type(seed) is int for seed in seeds)
 
 
 def _near(name: str, known: Collection[str]) -> str:

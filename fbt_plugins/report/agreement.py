@@ -41,23 +41,24 @@ def agreements(
 ) -> list[Agreement]:
     """The seeds' agreement with each other, the ceiling, and each predictor's with them.
 
-    Splices that a predictor or a seed lacks are left out for all of them, so that all rank the same ones.
+    Splices that a predictor lacks are left out for all of them, so that all rank the same ones.
 
     Args:
-        trials: of one pair, each method a splice.
+        trials: of one pair, each method a splice. Seeds that lack a splice that others have do not count.
         predictors: by name, a value for each splice; higher is better.
         draws: of the bootstrap.
 
     Raises:
         ValueError: with fewer than 3 splices in common, or fewer than 2 seeds.
     """
-    by_seed: dict[int, dict[str, float]] = {}
-    for trial in trials:
-        by_seed.setdefault(trial.seed, {})[trial.method] = trial.student
-    tables = [*by_seed.values(), *predictors.values()]
-    splices = [splice for splice in by_seed[min(by_seed)] if all(splice in table for table in tables)] if tables else []
+    by_seed = {seed: {trial.method: trial.student for trial in found} for seed, found in _whole_seeds(trials).items()}
+    trained = dict.fromkeys(trial.method for trial in trials)
+    splices = [splice for splice in trained if all(splice in table for table in predictors.values())]
     if len(splices) < 3 or len(by_seed) < 2:
-        raise ValueError(f"{len(splices)} splices that all have ranked, {len(by_seed)} seeds: 3 and 2 are the least")
+        raise ValueError(
+            f"{len(splices)} splices that all predictors rank, {len(by_seed)} seeds with all {len(trained)} splices: "
+            "3 and 2 are the least"
+        )
     seeds = [[table[splice] for splice in splices] for table in by_seed.values()]
     mean = [fmean(column) for column in zip(*seeds, strict=True)]
     pairs = [(a, b) for i, a in enumerate(seeds) for b in seeds[:i]]
@@ -108,25 +109,30 @@ def random_search(trials: Sequence[Trial], size: int) -> dict[int, float]:
     The mean over all draws without replacement, from trainings of every splice.
 
     Args:
-        trials: of one pair, each method a splice.
+        trials: of one pair, each method a splice. Seeds that lack a splice that others have do not count.
         size: trainings of one search.
 
     Returns:
         By seed.
     """
-    by_seed: dict[int, list[Trial]] = {}
-    for trial in trials:
-        if trial.curve:  # without a validation there is nothing to choose by
-            by_seed.setdefault(trial.seed, []).append(trial)
     expected = {}
-    for seed, found in by_seed.items():
+    for seed, found in _whole_seeds([trial for trial in trials if trial.validated is not None]).items():
         if len(found) < size:
             continue
-        order = sorted(found, key=lambda trial: -max(record["student"] for record in trial.curve))
+        order = sorted(found, key=lambda trial: -(trial.validated or 0.0))
         # The one at a place is chosen where the others of the draw lie behind it.
         chosen = [comb(len(order) - 1 - place, size - 1) for place in range(len(order))]
         expected[seed] = sum(w * t.student for w, t in zip(chosen, order, strict=True)) / comb(len(order), size)
     return expected
+
+
+def _whole_seeds(trials: Sequence[Trial]) -> dict[int, list[Trial]]:
+    """By seed, of those that have every method that any seed has."""
+    by_seed: dict[int, list[Trial]] = {}
+    for trial in trials:
+        by_seed.setdefault(trial.seed, []).append(trial)
+    methods = {trial.method for trial in trials}
+    return {seed: found for seed, found in by_seed.items() if len(found) == len(methods)}
 
 
 def first_epoch(trials: Sequence[Trial]) -> dict[str, float]:

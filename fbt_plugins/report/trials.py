@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,6 +48,11 @@ class Trial:
     @property
     def student(self) -> float:
         return self.top1["student"]
+
+    @property
+    def validated(self) -> float | None:
+        """The student's best validation, in percent; None where there was none."""
+        return max((record["student"] for record in self.curve), default=None)
 
     @property
     def name(self) -> str:
@@ -116,3 +121,24 @@ def read_trials(folder: str | Path) -> list[Trial]:
         except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
             raise FBTError(f"{path}: not a trial ({type(error).__name__}: {error})") from error
     return trials
+
+
+def best_of(trials: Sequence[Trial], method: str, about: str, by_seed: Mapping[int, Sequence[str]]) -> list[Trial]:
+    """The runs that validation prefers, as runs of one method: what a search over those methods would have found.
+
+    Args:
+        trials: finished runs.
+        method, about: the name of the choice, and in words.
+        by_seed: the methods to choose from. A pair has only those seeds all of whose runs are finished and validated.
+    """
+    runs = {(trial.pair, trial.seed, trial.method): trial for trial in trials if trial.validated is not None}
+    found = []
+    for pair in dict.fromkeys(trial.pair for trial in trials):
+        for seed, methods in by_seed.items():
+            own = [runs.get((pair, seed, name)) for name in methods]
+            if own and all(own):
+                best = max((trial for trial in own if trial), key=lambda trial: trial.validated or 0.0)
+                found.append(
+                    replace(best, method=method, about=about, images=None, reference=None, config="", cka=None)
+                )
+    return found

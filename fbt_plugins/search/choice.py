@@ -44,7 +44,9 @@ def choose(matrix: Matrix, trials: Sequence[Trial]) -> list[Choice]:
             at anything but validation.
     """
     top1 = {(trial.pair, trial.method, trial.seed): trial.student for trial in trials}
-    missing = [(*cell, seed) for cell in matrix.cells() for seed in matrix.seeds if (*cell, seed) not in top1]
+    missing = [
+        (*cell, seed) for cell in matrix.cells() for seed in matrix.seeds_of(cell[1]) if (*cell, seed) not in top1
+    ]
     if missing:
         first = "{}/{}/seed {}".format(*missing[0])
         raise FBTError(f"tuning is not finished: {len(missing)} runs are missing, the first is {first}")
@@ -53,7 +55,7 @@ def choose(matrix: Matrix, trials: Sequence[Trial]) -> list[Choice]:
     choices = []
     for method in dict.fromkeys(method for _, method in matrix.cells()):
         names = [pair for pair in matrix.pairs if matrix.suits(pair, method)]
-        means = {name: fmean(top1[name, method, seed] for seed in matrix.seeds) for name in names}
+        means = {name: fmean(top1[name, method, seed] for seed in matrix.seeds_of(method)) for name in names}
         best = max(names, key=means.__getitem__)
         choices.append(Choice(method, means, matrix.pairs[best].get("methods", {}).get(method, {})))
     return choices

@@ -28,7 +28,8 @@ methods = dict(
             logit_loss=dict(type="KDLoss", temperature=4.0),
         ),
     ),
-    t_s=dict(pairs="*_c", model=dict(fusion=None, edges=["teacher_to_student"])),
+    t_s=dict(pairs="*_c", seeds=[3], model=dict(fusion=None, edges=["teacher_to_student"])),
+    either=dict(best_of={0: ["kd", "scratch"]}),
 )
 seeds = [0, 5]
 controls = dict(kd="KD")
@@ -60,6 +61,15 @@ def test_cells_are_those_that_suit(path: Path) -> None:
     assert matrix.cells(["a_c"], ["t_s", "kd"]) == [("a_c", "kd"), ("a_c", "t_s")]
     with pytest.raises(ConfigError, match="none of the methods t_s is for these pairs"):
         matrix.cells(["a_b"], ["t_s"])
+
+
+def test_seeds_of_a_method_and_methods_without_runs(path: Path) -> None:
+    matrix = load_matrix(path)
+    assert [list(matrix.seeds_of(name)) for name in ("kd", "t_s")] == [[0, 5], [3]]
+    assert "seeds" not in matrix.cell("a_c", "t_s")
+    assert matrix.best_of == {"either": {0: ["kd", "scratch"]}}
+    with pytest.raises(ConfigError, match="'either' is the best of others, and has no runs of its own"):
+        matrix.cell("a_b", "either")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +105,16 @@ def test_a_plain_config_has_no_cells(path: Path) -> None:
         (dict(pairs={"a": {}}, methods={"m": {}}, seeds=["0"]), "seeds: expected a list of whole numbers"),
         (dict(seeds=[1]), "pairs: expected"),
         (dict(pairs={"a": {}}, methods={"kd": {}}, controls=["kd"]), r"controls: expected a dict of words by method"),
+        (
+            dict(pairs={"a": {}}, methods={"m": dict(seeds=3)}),
+            "methods.m.seeds: expected a list of whole numbers, got 3",
+        ),
+        (
+            dict(pairs={"a": {}}, methods={"m": dict(best_of=["n"])}),
+            "m.best_of: expected a dict of lists of methods by",
+        ),
+        (dict(pairs={"a": {}}, methods={"kd": {}, "m": dict(best_of={0: ["kdd"]})}), "'kdd' with runs; did you mean"),
+        (dict(pairs={"a": {}}, methods={"kd": {}, "m": dict(best_of={0: ["m"]})}), "no method 'm' with runs"),
         (dict(pairs={"a": {}}, methods={"kd": {}}, controls={"kdd": "KD"}), "no method 'kdd'; did you mean 'kd'"),
     ],
 )

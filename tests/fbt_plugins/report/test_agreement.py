@@ -41,11 +41,18 @@ def test_predictors_are_held_against_what_seeds_allow() -> None:
     assert -1 <= first.low <= first.one_seed <= first.high <= 1
 
 
-def test_splices_that_one_lacks_are_left_out_for_all() -> None:
+def test_splices_that_a_predictor_lacks_are_left_out_for_all() -> None:
     some = {splice: 1.0 * i for i, splice in enumerate(SPLICES[:3])}
     assert {a.splices for a in agreements(TRIALS, {"some": some}, draws=10)} == {3}
-    with pytest.raises(ValueError, match="2 splices that all have ranked, 3 seeds: 3 and 2 are the least"):
+    with pytest.raises(ValueError, match="2 splices that all predictors rank, 3 seeds with all 4 splices: 3 and 2 are"):
         agreements(TRIALS, {"two": dict(list(some.items())[:2])})
+
+
+def test_a_seed_that_lacks_a_splice_does_not_count() -> None:
+    good = dict(zip(SPLICES, (1.0, 2.0, 3.0, 4.0), strict=True))
+    ceiling, _ = agreements([t for t in TRIALS if (t.method, t.seed) != ("S1-3+T4", 2)], {"good": good}, draws=10)
+    assert ceiling.one_seed == pytest.approx(4 / 6) and ceiling.splices == 4
+    assert list(random_search([t for t in TRIALS if (t.method, t.seed) != ("S1-3+T4", 2)], 1)) == [0, 1]
 
 
 def test_what_a_random_search_can_expect() -> None:

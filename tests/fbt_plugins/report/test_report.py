@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fbt_plugins.errors import FBTError
-from fbt_plugins.report import Trial, compare, interval, paired, read_trials, trial_of_run, write_report
+from fbt_plugins.report import Trial, best_of, compare, interval, paired, read_trials, trial_of_run, write_report
 from fbt_plugins.report.figures import curves
 from fbt_plugins.report.words import cells, columns, warnings
 
@@ -109,6 +109,20 @@ def test_a_comparison() -> None:
     assert "scratch" not in rows["scratch"].differences
     assert fbt.cost == pytest.approx(1.25) and rows["kd"].cost == 1.0
     assert comparison.gain("fbt", "scratch") == (pytest.approx(2.8333, abs=1e-3), 1)
+
+
+def test_the_best_of_others_by_validation_is_a_method_too() -> None:
+    """Validation, not test, chooses: of seed 0 kd (90 to 82), of seed 1 t_s; seed 2 lacks a run, seed 3 all."""
+    runs = [trial("kd", 0, curve=[{"epoch": 1, "student": 90.0}]), trial("t_s", 0), trial("kd", 1), trial("kd", 2)]
+    runs.append(trial("t_s", 1, curve=[{"epoch": 1, "student": 99.0}]))
+    found = best_of(runs, "tried", "two tries", {seed: ["t_s", "kd"] for seed in range(4)})
+    assert [(t.method, t.seed, t.student, t.about) for t in found] == [
+        ("tried", 0, 81.0, "two tries"),
+        ("tried", 1, 83.0, "two tries"),
+    ]
+    (pair,) = compare("grid", [*runs, *found], [("a_b", name) for name in ("t_s", "tried")], [], {"t_s": "T→S"}).pairs
+    assert pair.rows[1].differences["t_s"] == paired({0: 81.0, 1: 83.0}, {0: 82.0, 1: 83.0})
+    assert pair.rows[1].configs == 1 and pair.rows[1].cost is None
 
 
 def test_controls_are_those_that_were_run_and_the_first_of_them_costs_1() -> None:
