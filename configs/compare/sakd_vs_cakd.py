@@ -15,11 +15,26 @@ _run = {
     for name in _teachers
 }
 _run["swin"] = dict(config="{{ fileDirname }}/../teachers/swin_fashion_mnist.py")
-_found = dict(convnext="S1-4+Thead", swin="T1-4+Shead", mixer="S1-4+Thead")  # docs/results/search/sakd_vs_cakd.*.json
+_found = dict(  # docs/results/search/sakd_vs_cakd.*.json
+    resnet="S1-2+T3-4+Shead", convnext="S1-4+Thead", swin="T1-4+Shead", mixer="S1-4+Thead"
+)
+_drawn = {  # random.Random(seed).sample(splices, 3), from those of ../search/splices.py
+    0: ["T1-2+S3+T4", "T1-3+S4", "T1+S2-3+T4"],
+    1: ["fbt", "S1+T2-3+S4", "S1-2+T3-4"],
+    2: ["T1-2+S3+T4", "S1+T2-4", "S1-2+T3-4"],
+    3: ["S1-4+Thead", "S1+T2-3+S4", "S1+T2+S3-4"],
+    4: ["S1-4+Thead", "T1+S2-4", "S1-2+T3-4"],
+}
+_random = {splice: splice for splices in _drawn.values() for splice in splices if splice != "fbt"}
+_splices = {name: dict(fbt_found=splice) for name, splice in _found.items()}
+_splices["swin"] |= _random
 _settings = _base_.pairs["convnext_resnet"]["methods"]
 _searched = {
-    name: dict(fbt_found=dict(model=dict(_settings["fbt"]["model"], fusion=dict(splice=splice))))
-    for name, splice in _found.items()
+    name: {
+        method: dict(model=dict(_settings["fbt"]["model"], fusion=dict(splice=splice)))
+        for method, splice in splices.items()
+    }
+    for name, splices in _splices.items()
 }
 
 methods = dict(
@@ -31,6 +46,16 @@ methods = dict(
         about="FBT with the splice that a one-shot search has found",
         pairs=[f"{name}_resnet" for name in _found],
     ),
+    random=dict(about="the best by validation of three splices drawn at random", pairs="swin_resnet", best_of=_drawn),
+    **{
+        splice: dict(
+            _base_.methods["fbt"],
+            about=f"FBT, {splice}",
+            pairs="swin_resnet",
+            seeds=[seed for seed, splices in _drawn.items() if splice in splices],
+        )
+        for splice in _random
+    },
 )
 pairs = dict(
     _delete_=True,

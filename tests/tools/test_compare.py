@@ -27,6 +27,7 @@ methods = dict(
     scratch=dict(model=dict(teacher=None, fusion=None, edges=[], feature_loss=None, logit_loss=None)),
     t_s=dict(about="T to S", model=dict(fusion=None, edges=["teacher_to_student"])),
     fbt=dict(model=dict()),
+    either=dict(about="the better of two", pairs="a_b", best_of={0: ["t_s", "fbt"], 1: ["scratch", "t_s"]}),
 )
 seeds = [0, 1]
 controls = dict(scratch="alone", t_s="T to S")
@@ -84,6 +85,7 @@ def test_a_matrix_from_start_to_report(compare: Callable, tmp_path: Path) -> Non
     assert len(list((report / "trials").glob("*.json"))) == 12
     text = (report / "report.md").read_text()
     assert "+2.00 [+2.00, +2.00]" in text and "82.50 ± 0.71" in text and "81.60" not in text
+    assert "82.00 ± 0.00" in next(line for line in text.splitlines() if "the better of two" in line)  # 82 + 0, 81 + 1
 
     again, _, _ = compare("grid.py", "--cfg-options", "train_cfg.max_epochs=2")
     assert again == 0 and calls(tmp_path) == made  # nothing is run twice
@@ -125,10 +127,17 @@ def test_results_of_another_config_do_not_count(compare: Callable, tmp_path: Pat
     assert any("2 files in docs/results/grid/trials are of other configs" in line for line in out)
 
 
-def test_ctrl_c_leaves_a_matrix_that_goes_on(compare: Callable, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_matrix_that_goes_on(
+    compare: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "slow").touch()
-    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-    signal.setitimer(signal.ITIMER_REAL, 1.5)
+
+    def pressed(_: float, sleep: Callable = time.sleep) -> None:
+        if (tmp_path / "slow").exists() and calls(tmp_path):  # the first run has begun
+            signal.raise_signal(signal.SIGINT)
+        sleep(0.02)
+
+    monkeypatch.setattr(time, "sleep", pressed)
     started = time.monotonic()
     code, out, _ = compare("grid.py", "--pairs", "a_b", "--methods", "t_s")
     assert code == 130 and out[-1] == "stopped  0 of 2 runs are done; the same command goes on"
