@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, nearest
 from .knowledge import Knowledge
+from .part import NetPart
 from .registry import argument_problems
 from .staged import StagedModel
 
@@ -19,7 +20,7 @@ Told = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, dict[str, Tensor]]
 HeadFunction = Callable[[nn.Module, Tensor], Told]
 
 
-class Segment(nn.Module):
+class Segment(NetPart):
     """Consecutive steps of a network, each one of its submodules or methods, taken by name.
 
     Args:
@@ -29,27 +30,11 @@ class Segment(nn.Module):
     """
 
     def __init__(self, net: nn.Module, steps: Sequence[str], extra: Sequence[str] = ()) -> None:
-        super().__init__()
-        self._net = (net,)  # in a tuple, so that torch does not take the whole network for a part of this one
+        reached = {name: isinstance(_attribute(net, name), nn.Module) for name in (*steps, *extra)}
+        direct = [name for name in extra if name in net._parameters or name in net._buffers]
+        super().__init__(net, [name for name, is_module in reached.items() if is_module], direct)
         self.steps = tuple(steps)
         self._paths = tuple(tuple(step.split(".")) for step in steps)
-        self._direct = tuple(n for n in extra if n in net._parameters or n in net._buffers)
-        for name in (*steps, *(n for n in extra if n not in self._direct)):
-            if isinstance(part := _attribute(net, name), nn.Module):
-                self.add_module(name.replace(".", "_"), part)
-        self.relink()
-
-    @property
-    def net(self) -> nn.Module:
-        return self._net[0]
-
-    def relink(self) -> None:
-        """Lists the network's direct parameters and buffers again, in case it has replaced the tensors."""
-        for name in self._direct:
-            if name in self.net._parameters:
-                self.register_parameter(name, self.net._parameters[name])
-            else:
-                self.register_buffer(name, self.net._buffers[name], name not in self.net._non_persistent_buffers_set)
 
     def forward(self, x: Tensor) -> Tensor:
         for path in self._paths:  # found anew each time: parts of a network may be replaced

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fbt_plugins import FBTError, Knowledge
+from fbt_plugins.part import NetPart
 
 from .tracer import BATCH, ROOT, ShallowTracer, TraceError, name_of, val
 
@@ -251,11 +252,11 @@ class TracedCode:
         return training if net.training else plain
 
 
-class TracedPart(nn.Module):
+class TracedPart(NetPart):
     """A stage of a traced model.
 
     Args:
-        net: the network.
+        net: the network; traced code begins there: ``self.net.layer1(x)``.
         code: of all parts.
         number: of this part, from 0.
         modules, tensors: names of what it reaches, and whatever else should count as part of it.
@@ -264,29 +265,8 @@ class TracedPart(nn.Module):
     def __init__(
         self, net: nn.Module, code: TracedCode, number: int, modules: Iterable[str], tensors: Iterable[str]
     ) -> None:
-        super().__init__()
-        self._net = (net,)  # in a tuple, so that torch does not take the whole network for a part of this one
+        super().__init__(net, sorted(set(modules)), sorted(set(tensors)))
         self.code, self.number = code, number
-        self._direct = sorted(set(tensors))
-        for name in sorted(set(modules)):
-            self.add_module(name.replace(".", "_"), net.get_submodule(name))
-        self.relink()
-
-    @property
-    def net(self) -> nn.Module:
-        """Traced code begins here: ``self.net.layer1(x)``."""
-        return self._net[0]
-
-    def relink(self) -> None:
-        """Lists the network's direct parameters and buffers again, in case it has replaced the tensors."""
-        for path in self._direct:
-            owner, _, name = path.rpartition(".")
-            module = self.net.get_submodule(owner)
-            if name in module._parameters:
-                self.register_parameter(path.replace(".", "_"), module._parameters[name])
-            elif name in module._buffers:
-                persistent = name not in module._non_persistent_buffers_set
-                self.register_buffer(path.replace(".", "_"), module._buffers[name], persistent)
 
     def forward(self, x: Tensor) -> Any:
         return self.code.find(self.number, x, self.net)(self, x)
