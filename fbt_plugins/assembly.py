@@ -14,6 +14,7 @@ from .edge import (
     TEACHER,
     Edge,
     ModelInfo,
+    check_extra,
     check_stages,
     loss_needs,
     out_of_reach,
@@ -157,15 +158,16 @@ class Assembly:
             needs = loss_needs(self.task_loss, kind)
             self.task_needs, _ = wanted_stages(needs)
             check_stages(self.task_needs, kind, "model.task_loss", STUDENT, student)
+            check_extra(needs, kind, "model.task_loss", STUDENT, student)
             set_up(self.task_loss, student, None, data_info)
 
     def _info(self, role: str) -> ModelInfo:
-        return ModelInfo(self.specs(role), self.models[role].num_features)
+        return ModelInfo(self.specs(role), self.models[role].num_features, extra=self.models[role].extra)
 
     def _add_edge(self, options: dict[str, Any], data_info: Mapping[str, int]) -> None:
         infos = {role: self._info(role) for role in self.models}
         for name, fusion in self.fusions.items():
-            infos[name] = ModelInfo((), *_widths(fusion))
+            infos[name] = ModelInfo((), *_widths(fusion), frozenset.intersection(*(m.extra for m in fusion.owners)))
         times = {key: options[key] for key in TIMES if key in options}
         edge = Edge(models=infos, data_info=data_info, **{k: v for k, v in options.items() if k not in times})
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ TEACHER = "teacher"
 WITH_STAGES = {"student", TEACHER}
 """The models whose stages a loss can see; a ``stage_loss`` for all edges is one for edges between these."""
 
-NEEDS = ("same_width", "stages", "student_stages")
+NEEDS = ("same_width", "stages", "student_stages", "student_extra")
 _OPTIONS = ("name", "weight", "detach", "gate", *TIMES, *(f"{s}_loss" for s in SLOTS))
 
 
@@ -34,11 +34,13 @@ class ModelInfo:
         specs: outputs of its stages; empty where it offers none to losses.
         num_features: width of its features.
         others: further widths that they have in some steps: of a fusion model whose splices end in both models.
+        extra: what it tells besides, in ``Knowledge.extra``.
     """
 
     specs: Sequence[StageSpec]
     num_features: int
     others: Sequence[int] = ()
+    extra: Collection[str] = ()
 
     @property
     def widths(self) -> list[int]:
@@ -118,6 +120,7 @@ class Edge(nn.Module):
         for model, wanted in zip((self.receiver, self.giver), wanted_stages(needs), strict=True):
             check_stages(wanted, self.types[slot], f"model.edges: {self.name}", model, models[model])
             self.needs[model] |= wanted
+        check_extra(needs, self.types[slot], f"model.edges: {self.name}", self.receiver, receiver)
         if slot == "feature" and hasattr(loss, "setup"):
             for model in (self.giver, self.receiver):
                 self._one_width(model, models[model])
@@ -210,6 +213,9 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
         stages = needs.get(key, ())
         if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(_is_stage, stages)):
             raise LOSSES.fault(kind, f"needs {key}={short(stages)}, not stage numbers from 1 such as (3, 4)")
+    names = needs.get("student_extra", ())
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise LOSSES.fault(kind, f"needs student_extra={short(names)}, not names such as ('class_logits',)")
     return needs
 
 
@@ -233,6 +239,17 @@ def check_stages(wanted: Iterable[int], kind: str, where: str, model: str, info:
     if lacking := [n for n in wanted if n > count]:
         has = f"has {count}" if count else "gives features and logits only"
         raise ConfigError(f"{where}: {kind} needs stage {min(lacking)} of the {model}, which {has}")
+
+
+def check_extra(needs: Mapping[str, Any], kind: str, where: str, model: str, info: ModelInfo) -> None:
+    """Looks whether a model tells what a loss wants of the student besides features and logits.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    if lacking := [name for name in needs.get("student_extra", ()) if name not in info.extra]:
+        told = ", ".join(map(repr, sorted(info.extra))) or "features and logits only"
+        raise ConfigError(f"{where}: {kind} needs {lacking[0]!r} of the {model}, which gives {told}")
 
 
 def set_up(loss: Any, receiver: ModelInfo, giver: ModelInfo | None, data_info: Mapping[str, int]) -> None:

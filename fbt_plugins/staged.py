@@ -63,6 +63,7 @@ class _Shapes(NamedTuple):
     features: int
     classes: int
     macs: list[int]
+    extra: frozenset[str]
 
 
 class StagedModel(nn.Module):
@@ -215,6 +216,11 @@ class StagedModel(nn.Module):
         return self._widths.classes
 
     @property
+    def extra(self) -> frozenset[str]:
+        """Names of what its head tells besides, in ``Knowledge.extra``."""
+        return self._widths.extra
+
+    @property
     def _widths(self) -> _Shapes:
         """Shapes for a size that was asked for already, since features and logits have one width at all of them."""
         return next(iter(self._shapes.values()), None) or self._shapes_at(self.image_size)
@@ -252,7 +258,9 @@ class StagedModel(nn.Module):
             specs = [self._spec(i, x, families[i], size) for i, x in enumerate(maps)]
             self._check_prefix(specs)
             macs = [census.macs for census in counted]
-            self._shapes[size] = _Shapes(specs, known.features.shape[1], known.logits.shape[1], macs)
+            self._shapes[size] = _Shapes(
+                specs, known.features.shape[1], known.logits.shape[1], macs, frozenset(known.extra)
+            )
         return self._shapes[size]
 
     def _refusal(self, size: tuple[int, int], where: str, error: Exception) -> str:

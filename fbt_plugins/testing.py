@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .edge import ModelInfo, check_stages, loss_needs, set_up, value_fault, wanted_stages
+from .edge import ModelInfo, check_extra, check_stages, loss_needs, set_up, value_fault, wanted_stages
 from .errors import FBTError
 from .fusion import FusionStrategy, ends, junction_problem
 from .knowledge import Batch, Knowledge
@@ -205,9 +205,10 @@ class _LossCheck:
         of_student, of_teacher = wanted_stages(needs)
         self.widths = (6, 6) if needs.get("same_width") else (6, 8)
         specs = MODELS["maps"], MODELS["tokens and two prefix tokens"]
-        student, teacher = (ModelInfo(*pair) for pair in zip(specs, self.widths, strict=True))
+        student, teacher = (ModelInfo(*pair, extra=EXTRA) for pair in zip(specs, self.widths, strict=True))
         with _refused(self.who):
             check_stages(of_student, self.who, "check_loss", "student", student)
+            check_extra(needs, self.who, "check_loss", "student", student)
         self.shown = {i: specs[0][i - 1] for i in of_student}, {i: specs[1][i - 1] for i in of_teacher}
         with _refused(f"{self.who}.setup"):
             info, giver = {"num_classes": CLASSES, "num_samples": 32}, None if task else teacher

@@ -21,9 +21,9 @@ class DeiTLoss(nn.Module):
     - "soft", eq. 2: D is ``tau^2 KL(softmax(z_t / tau) || softmax(z_distillation / tau))``. The authors' code divides
       it by the number of classes as well.
 
-    For a student with a distillation head, as ``logit_loss`` of ``teacher_to_student`` and with ``task_loss=None``: the
-    labels are in here, and the logits that such a model gives are the mean of its two heads, which a task loss would
-    train with the labels too.
+    For a student with a distillation head, such as timm's ``deit_tiny_distilled_patch16_224``, as ``logit_loss`` of
+    ``teacher_to_student`` and with ``task_loss=None``: the labels are in here, and the logits that such a model gives
+    are the mean of its two heads, which a task loss would train with the labels too.
 
     Args:
         distillation_type: "hard" or "soft".
@@ -34,6 +34,8 @@ class DeiTLoss(nn.Module):
     Raises:
         ValueError: if an argument is out of range.
     """
+
+    needs = {"student_extra": ("class_logits", "distillation_logits")}  # noqa: RUF012 - read by edges, never written
 
     def __init__(
         self, distillation_type: str = "hard", alpha: float = 0.5, tau: float = 1.0, label_smoothing: float = 0.0
@@ -51,13 +53,9 @@ class DeiTLoss(nn.Module):
         """Labels as in :class:`CrossEntropyLoss`.
 
         Raises:
-            ValueError: if the student has no distillation head, or there is no teacher or label.
+            ValueError: if there is no teacher or label.
         """
         given = the_teacher("DeiTLoss", teacher)
-        if "distillation_logits" not in student.extra:
-            raise ValueError(
-                "DeiTLoss needs a student with a distillation token, such as timm's deit_tiny_distilled_patch16_224"
-            )
         of_class = Knowledge(student.features, student.extra["class_logits"])
         of_teacher = Knowledge(student.features, student.extra["distillation_logits"])
         same_shape("logits", of_teacher.logits, given.logits, "both models need the same classes")

@@ -233,6 +233,14 @@ class Misspelt(Loss):
     needs = {"same_widths": True}  # noqa: RUF012
 
 
+class Curious(Loss):
+    needs = {"student_extra": ("class_logits", "colour")}  # noqa: RUF012
+
+
+class Unreadable(Loss):
+    needs = {"student_extra": "class_logits"}  # noqa: RUF012
+
+
 def test_a_right_loss_passes() -> None:
     check_loss(Loss(right))
     check_loss(Banked(right))
@@ -262,6 +270,8 @@ def test_a_right_loss_passes() -> None:
         ),
         (Spare(right), "Spare: no gradient reaches spare"),
         (Misspelt(right), "Misspelt: loss 'Misspelt' needs 'same_widths'; did you mean 'same_width'?"),
+        (Curious(right), "Curious needs 'colour' of the student, which gives 'class_logits', 'distillation_logits'"),
+        (Unreadable(right), "needs student_extra=str 'class_logits', not names such as ('class_logits',)"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
