@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -45,6 +46,12 @@ DEIT = dict(VIT, name="deit_tiny_distilled_patch16_224")
 
 EDGES = ("teacher_to_student", "teacher_to_fusion", "fusion_to_student")
 TASK = dict(type="CrossEntropyLoss")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs: tests compare bit by bit, and two processes of one test cannot share one."""
+    if "gpu" not in config.getoption("markexpr"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -78,6 +78,7 @@ def test_parameters_outside_their_range_are_reported_together() -> None:
     assert len(caught.value.problems) == 2
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_same_draw_on_a_gpu() -> None:
     for arguments in ({"mixup_alpha": 0.8}, {"cutmix_alpha": 1.0}):
