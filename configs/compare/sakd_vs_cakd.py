@@ -1,20 +1,17 @@
 # Which teacher? One student, and teachers of like strength: its own architecture (SAKD), another CNN, attention, an MLP
 # (CAKD); each with KD, T->S only, FBT, and FBT with the splice that a one-shot search has found for the pair.
-#   python tools/train.py configs/teachers/peers_fashion_mnist.py --pair resnet --method plain    # and convnext, mixer
+#   python tools/train.py configs/teachers/peers_fashion_mnist.py --pair resnet --method plain   # docs/results/teachers
 #   python tools/search.py configs/compare/sakd_vs_cakd.py --pair resnet_resnet --method fbt      # where _found is from
 #   python tools/compare.py configs/compare/sakd_vs_cakd.py --workers 2
-# FASHION_MNIST=/usr/share/dataset-fashion-mnist before each of them. Teachers that are missing are made on the way with
-# --cfg-options teacher_run.if_missing=train
+# FASHION_MNIST=/usr/share/dataset-fashion-mnist before each of them.
 _base_ = "../search/study.py"
 
 _teachers = dict(resnet=_base_._resnet, convnext=_base_._convnext, swin=_base_._swin, mixer=_base_._mixer)
-_file = {name: f"teachers/fashion_mnist/peers/{name}.safetensors" for name in _teachers}
-_file["swin"] = _base_._teachers["swin"]["checkpoint"]
+_file = {name: f"docs/results/teachers/{name}.safetensors" for name in _teachers}
 _run = {
     name: dict(config="{{ fileDirname }}/../teachers/peers_fashion_mnist.py", pair=name, method="plain")
     for name in _teachers
 }
-_run["swin"] = dict(config="{{ fileDirname }}/../teachers/swin_fashion_mnist.py")
 _found = dict(  # docs/results/search/sakd_vs_cakd.*.json
     resnet="S1-2+T3-4+Shead", convnext="S1-4+Thead", swin="T1-4+Shead", mixer="S1-4+Thead"
 )
