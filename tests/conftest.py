@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mmengine
 import pytest
 import torch
 
@@ -49,7 +50,8 @@ TASK = dict(type="CrossEntropyLoss")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hides GPUs: tests compare bit by bit, and two processes of one test cannot share one."""
+    """Hides GPUs: tests compare bit by bit, and two processes of one test cannot share one; one thread per process."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if "gpu" not in config.getoption("markexpr"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -58,6 +60,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def plugins() -> Any:
     """The process's plugins."""
     return load_plugins()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unformatted() -> Any:
+    """Configs are written as they are: yapf would take a third of a miniature run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mmengine.config.config, "FormatCode", lambda text, **_: (text, False))
+        yield
 
 
 class Done(NamedTuple):

@@ -95,6 +95,8 @@ class DistillRunner(Runner):
         return runner
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        # Formatting takes a third of a second: only config.py is, not what goes to log, TensorBoard and checkpoints.
+        object.__setattr__(self.cfg, "_format_python_code", False)
         find_processes(self._launcher)
         self.device = resolve_device(self.cfg.get("device"), self._distributed)
         if self.device.type == "cuda":
@@ -344,9 +346,7 @@ class DistillRunner(Runner):
         earlier = checkpoints.set_aside(Path(self.work_dir), newer_than)
         if earlier is not None:
             say(f"earlier {relative(earlier)} has what another run left in this folder")
-        write_atomic(Path(self.work_dir) / "config.py", self.cfg.pretty_text)
-        # Formatting takes a third of a second and is done again at every save: once, here, is enough.
-        object.__setattr__(self.cfg, "_format_python_code", False)
+        write_atomic(Path(self.work_dir) / "config.py", Config(self.cfg.to_dict()).pretty_text)
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
         rank, world = get_dist_info()
