@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from fbt_plugins.cli import Parser, run
 from fbt_plugins.errors import FBTError
@@ -19,7 +18,7 @@ examples:
   python tools/search.py configs/search/study.py --pair convnext_resmlp --method fbt           # the one-shot search
   python tools/agreement.py docs/results/splices --one-shot work_dirs/search/study.convnext_resmlp/search.json
 
-Writes agreement.md and agreement.json into the folder of the trainings' results.
+Writes agreement.md, agreement.json and agreement.svg into the folder of the trainings' results.
 """
 
 
@@ -43,10 +42,12 @@ def main() -> None:
     from fbt_plugins.splice import Splice
 
     try:
+        import matplotlib  # noqa: F401
         import scipy  # noqa: F401
-    except ModuleNotFoundError:
-        raise FBTError("scipy is not installed: pip install 'fbt-plugins[report]'") from None
+    except ModuleNotFoundError as error:
+        raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[report]'") from None
     from fbt_plugins.report.agreement import agreements, as_json, first_epoch, junction_cka, random_search
+    from fbt_plugins.report.figures import rankings
     from fbt_plugins.report.trials import read_trials
 
     found = read_trials(args.results / "trials")
@@ -60,21 +61,22 @@ def main() -> None:
     if len(pairs := {trial.pair for trial in trials}) != 1:
         raise FBTError(f"{args.results}: trainings of one pair, not of {', '.join(sorted(pairs)) or 'none'}")
     one_shots = [_one_shot(path) for path in args.one_shot]
-    predictors: dict[str, Any] = {f"one shot {i + 1}": table for i, table in enumerate(one_shots)}
-    if len(one_shots) > 1:
-        common = [splice for splice in one_shots[0] if all(splice in table for table in one_shots)]
-        predictors["one shot, mean"] = {s: sum(t[s] for t in one_shots) / len(one_shots) for s in common}
-    predictors["F after its first validation"] = first_epoch(trials)
-    predictors["fewer junctions"] = {name: -len(splice.junctions) for name, splice in splices.items()}
-    plain = sorted((t for t in found if t.method == args.without_fusion and t.cka), key=lambda trial: trial.seed)
-    if plain:
+    cheap = {"F after its first validation": first_epoch(trials)}
+    plain = sorted((t for t in found if t.method == args.without_fusion), key=lambda trial: trial.seed)
+    if plain and plain[0].cka:
         sides = {
             name: [(f"{j.giver}{j.last}", f"{j.taker}{j.first - 1}") for j in splice.junctions]
             for name, splice in splices.items()
         }
-        predictors[f"CKA at the junctions, of {args.without_fusion}"] = junction_cka(plain[0], sides)
+        cheap[f"CKA at the junctions, of {args.without_fusion}"] = junction_cka(plain[0], sides)
+    cheap = {name: table for name, table in cheap.items() if table}
+    predictors = {f"one shot {i + 1}": table for i, table in enumerate(one_shots)}
+    if len(one_shots) > 1:
+        common = [splice for splice in one_shots[0] if all(splice in table for table in one_shots)]
+        predictors["one shot, mean"] = {s: fmean(table[s] for table in one_shots) for s in common}
+    predictors |= cheap | {"fewer junctions": {name: -len(splice.junctions) for name, splice in splices.items()}}
     try:
-        rows = agreements(trials, {name: table for name, table in predictors.items() if table})
+        rows = agreements(trials, predictors)
     except ValueError as error:
         raise FBTError(f"{args.results}: {error}") from error
     head = ("ranking", "splices", "tau with one seed", "95 %", "tau with the mean", "top-1 of its first, %")
@@ -90,13 +92,19 @@ def main() -> None:
         for r in rows
     ]
     table = tabulate(cells, head, tablefmt="github", disable_numparse=True)
-    expected = {size: fmean(found.values()) for size in RANDOM if (found := random_search(trials, size))}
+    expected = {size: fmean(drawn.values()) for size in RANDOM if (drawn := random_search(trials, size))}
     lines = [table, "", *(f"Random search of {size} trainings: {top1:.2f} %." for size, top1 in expected.items())]
     print("\n".join(lines))
     write_atomic(args.results / "agreement.md", "\n".join(lines) + "\n")
     contents = {"rankings": as_json(rows), "random_search": expected}
     write_atomic(args.results / "agreement.json", json.dumps(contents, indent=1) + "\n")
-    say(f"written  {relative(args.results / 'agreement.md')}, {relative(args.results / 'agreement.json')}")
+    picture = rankings(
+        {name: [trial.student for trial in trials if trial.method == name] for name in splices},
+        ({"one shot: F's top-1 %": one_shots} if one_shots else {}) | {name: [table] for name, table in cheap.items()},
+        fmean(trial.student for trial in plain) if plain else None,
+    )
+    write_atomic(args.results / "agreement.svg", picture)
+    say(f"written  {', '.join(relative(args.results / f'agreement.{kind}') for kind in ('md', 'json', 'svg'))}")
 
 
 def _one_shot(path: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Pictures as SVG text: differences with their intervals, and how T, F and S went, how alike they are."""
+"""Pictures as SVG text: differences with their intervals; how T, F and S went, how alike they are; rankings."""
 
 from __future__ import annotations
 
@@ -119,6 +119,41 @@ def similarities(pair: Pair, of: str, columns: int = 6) -> str | None:
         ax.spines[:].set_visible(False)
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
+    return _svg(figure)
+
+
+def rankings(
+    trained: Mapping[str, Sequence[float]],
+    predicted: Mapping[str, Sequence[Mapping[str, float]]],
+    control: float | None,
+) -> str:
+    """A row per splice, the best by its mean on top: its students, and beside them what rankings have of it.
+
+    Args:
+        trained: test top-1 of each splice's students, seed by seed.
+        predicted: by ranking, the values that it has of each splice, once or several times.
+        control: top-1 without a fusion model.
+    """
+    order = sorted(trained, key=lambda splice: fmean(trained[splice]))
+    figure, axes = _subplots(
+        1, 1 + len(predicted), (2.3 * (1 + len(predicted)) + 1, 0.9 + 0.22 * len(order)), sharey=True
+    )
+    panels = {"students trained by themselves, top-1 %": [trained]} | {
+        name: [{splice: [value] for splice, value in table.items()} for table in tables]
+        for name, tables in predicted.items()
+    }
+    for ax, (name, tables) in zip(axes, panels.items(), strict=True):
+        color = COLORS["student" if ax is axes[0] else "fusion"]
+        for y, splice in enumerate(order):
+            values = [value for table in tables for value in table.get(splice, ())]
+            if values:
+                ax.plot(values, [y] * len(values), "o", color=color, markersize=3.5, alpha=0.45, markeredgewidth=0)
+                ax.plot(fmean(values), y, "|", color=color, markersize=10, markeredgewidth=2)
+        ax.set_xlabel(name)
+    if control is not None:
+        axes[0].axvline(control, color=COLORS["teacher"], linewidth=1, linestyle="--")
+        axes[0].text(control, len(order) - 0.4, "without F", color=COLORS["teacher"], fontsize=7.5, ha="center")
+    axes[0].set_yticks(range(len(order)), order)
     return _svg(figure)
 
 

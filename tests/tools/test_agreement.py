@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
 
 from fbt_plugins.report.trials import Trial
 
@@ -42,6 +43,9 @@ def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path) -> None:
     # Students have 81 to 84, and 82 to 85; of two, validation chooses the worse one.
     assert written["random_search"] == {"1": 83.0, "2": pytest.approx((3 * 81.5 + 2 * 82.5 + 83.5) / 6), "3": 81.75}
     assert (folder / "agreement.md").read_text() in out
+    picture = (folder / "agreement.svg").read_text()
+    best_on_top = [picture.index(f">{splice}<") for splice in reversed(SPLICES)]
+    assert best_on_top == sorted(best_on_top, reverse=True) and ">without F<" in picture
     search.write_text("{}")
     code, _, err = tool("agreement", folder, "--one-shot", search)
     assert code == 2 and "not the search.json of a one-shot search" in err
