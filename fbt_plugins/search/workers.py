@@ -24,6 +24,8 @@ from ..errors import FBTError
 from .study import Claim, J, SharedStudy
 
 _LIBC = ctypes.CDLL(None)
+LOOK = 2.0
+"""Seconds between looks at what others do, unless one's own job has ended: each reads all jobs that are not done."""
 
 
 class LiveTable(Protocol):
@@ -65,7 +67,7 @@ class Workers(ABC, Generic[J]):
         self.running: list[Process[J]] = []
         self.failed: dict[J, str] = {}
         self.elsewhere = 0
-        self._beaten, self._start = 0.0, time.time()
+        self._beaten, self._looked, self._start = 0.0, -LOOK, time.time()
 
     @abstractmethod
     def is_done(self, job: J) -> bool:
@@ -102,13 +104,16 @@ class Workers(ABC, Generic[J]):
             self._beaten = time.monotonic()
             for process in self.running:
                 self.study.beat(process.claim)
-        for process in list(self.running):
-            if process.popen is None or process.popen.poll() is not None:
-                self.running.remove(process)
-                try:
-                    self.finish(process, process.popen.returncode if process.popen is not None else 0)
-                except FBTError as error:
-                    self._fail(process.claim, error)
+        ended = [process for process in self.running if process.popen is None or process.popen.poll() is not None]
+        for process in ended:
+            self.running.remove(process)
+            try:
+                self.finish(process, process.popen.returncode if process.popen is not None else 0)
+            except FBTError as error:
+                self._fail(process.claim, error)
+        if not ended and time.monotonic() - self._looked < LOOK:
+            return bool(self.running or self.elsewhere)
+        self._looked = time.monotonic()
         self._read_what_others_did()
         open_jobs = {job for job in self.wanted if not self.is_done(job)}
         while len(self.running) < self.workers and (claim := self.study.claim(open_jobs)):
