@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from math import comb
 from statistics import fmean
 from typing import Any
@@ -136,9 +137,9 @@ def _whole_seeds(trials: Sequence[Trial]) -> dict[int, list[Trial]]:
 
 
 def first_epoch(trials: Sequence[Trial]) -> dict[str, float]:
-    """Top-1 of each splice's own fusion model at its first validation, the mean over seeds."""
+    """Top-1 of each splice's own fusion model at its first validation, the mean over the seeds that all have."""
     values: dict[str, list[float]] = {}
-    for trial in trials:
+    for trial in chain.from_iterable(_whole_seeds(trials).values()):
         if trial.curve and "fusion" in trial.curve[0]:
             values.setdefault(trial.method, []).append(trial.curve[0]["fusion"])
     return {splice: fmean(v) for splice, v in values.items()}
