@@ -23,6 +23,7 @@ def close(a: DistillRunner, b: DistillRunner) -> None:
             assert value == pytest.approx(second[name], rel=1e-2, abs=1e-3), name
 
 
+@pytest.mark.slow
 def test_compiled_losses_are_the_same_losses(config: Build) -> None:
     options = {"train_cfg.max_epochs": 1, "val_dataloader": None, "val_cfg": None, "val_evaluator": None}
     compiled = run(config("compiled", **options, compile=dict(backend="aot_eager")))
