@@ -240,6 +240,7 @@ def test_what_is_chosen_from_can_be_listed(search: Callable) -> None:
     assert "  S1-3+T4: L2GFusion, ConvL2G" in out and out[-1] == "model.logit_loss.gamma: 1.0 to 2.0"
 
 
+@pytest.mark.slow
 def test_real_trials_of_which_the_worse_is_pruned(search: Callable, tmp_path: Path) -> None:
     (tmp_path / "ratio.py").write_text(SEARCH.replace("trials=5", 'trials=2, pruner="median"'))
     code, _, err = search("--cfg-options", "search.trials=1", pretend=False)

@@ -75,6 +75,7 @@ def test_statistics_agree_validation_counts_once_and_resume_is_exact(tmp_path: P
     assert saved(tmp_path, "metrics") == [accuracy(one)] * 2
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_job_with_a_line(tmp_path: Path) -> None:
     done = two("die", tmp_path)
     assert done.returncode != 0
