@@ -63,12 +63,12 @@ def main() -> None:
     one_shots = [_one_shot(path) for path in args.one_shot]
     cheap = {"F after its first validation": first_epoch(trials)}
     plain = sorted((t for t in found if t.method == args.without_fusion), key=lambda trial: trial.seed)
-    if plain and plain[0].cka:
+    if mapped := [trial for trial in plain if trial.cka]:
         sides = {
             name: [(f"{j.giver}{j.last}", f"{j.taker}{j.first - 1}") for j in splice.junctions]
             for name, splice in splices.items()
         }
-        cheap[f"CKA at the junctions, of {args.without_fusion}"] = junction_cka(plain[0], sides)
+        cheap[f"CKA at the junctions, of {args.without_fusion}"] = junction_cka(mapped[0], sides)
     cheap = {name: table for name, table in cheap.items() if table}
     predictors = {f"one shot {i + 1}": table for i, table in enumerate(one_shots)}
     if len(one_shots) > 1:
