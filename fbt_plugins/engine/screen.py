@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from ..family import of_model
 from ..fusion import BORROWED
 from .device import slowdown
 from .optim import PRECISIONS
@@ -50,7 +51,8 @@ def header(runner: Any) -> None:
     for role, model in distiller.models.items():
         size = model.input_size or distiller.image_size
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        row = (role, model.name, model.family, millions(count(model)), millions(trained) if trained else "frozen")
+        family = of_model(spec.family for spec in distiller.specs(role))  # model.family is that at its own size
+        row = (role, model.name, family, millions(count(model)), millions(trained) if trained else "frozen")
         table.add_row(*row, f"{size[0]}x{size[1]}")
     for name, fusion in distiller.fusions.items():
         trained = sum(p.numel() for p in fusion.parameters())
