@@ -67,5 +67,7 @@ pairs = {
     **_tau,
     "convnext_resmlp.batch_256": dict(_resmlp, **_epochs[24], train_dataloader=dict(batch_size=256)),
     "convnext_resmlp.epochs_36": dict(_resmlp, **_epochs[36]),
+    "convnext_swin.epochs_36": dict(_students["swin"], **_epochs[36]),
+    "convnext_resnet.epochs_36": dict(_students["resnet"], **_epochs[36]),
     **_weak,
 }
