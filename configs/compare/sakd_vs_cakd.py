@@ -67,3 +67,4 @@ pairs = dict(
     },
 )
 seeds = [0, 1, 2, 3, 4]
+controls = dict(fbt="3+1", random="a random search")  # besides T->S only and the same doubled
