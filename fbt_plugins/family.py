@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .meta import call
+
 FAMILIES = ("cnn", "attention", "mlp", "hybrid")
 CONVOLUTIONAL_SHARE = 0.3
 """Of a stage's arithmetic: a stage with attention that spends more than this on convolutions is a hybrid.
@@ -35,7 +37,7 @@ class Census(TorchDispatchMode):
         self.macs = self.convolutions = self.attention = self.pooling = self.layers = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
+        out = call(function, args, kwargs)
         packet = function.overloadpacket
         name = packet.__name__
         if packet in flop_registry:

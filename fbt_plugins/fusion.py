@@ -14,9 +14,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from .errors import ConfigError
 from .idle import with_idle
 from .knowledge import Knowledge
+from .meta import Shortened, meta_copy
 from .registry import described, one_line, short
 from .splice import Junction, Piece, Splice
-from .staged import StagedModel, StageSpec, meta_copy, partial_copy
+from .staged import StagedModel, StageSpec, partial_copy
 
 HEAD = "head"
 BORROWED, COPIED = "borrowed", "copied"
@@ -88,7 +89,7 @@ def junction_problem(
         source, target = ends(junction, student_specs, teacher_specs)
         where = f"junction {junction.name} from {source} to {target}"
         try:
-            with torch.no_grad():
+            with torch.no_grad(), Shortened():
                 found = meta_copy(junctions[junction.name])(torch.empty(source.sizes(2), device="meta"))
         except NotImplementedError:  # something that has no shape without values; it shows when it runs
             continue

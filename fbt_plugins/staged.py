@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .errors import FBTError, PartError, nearest
 from .family import FAMILIES, of_model, of_stages, take_census
 from .knowledge import Knowledge
+from .meta import meta_copy
 from .proof import SplitProof, prove
 
 LAYOUTS = ("NCHW", "NHWC", "NLC")
@@ -330,21 +331,6 @@ class StagedModel(nn.Module):
         size = self.image_size if image_size is None else pixels(image_size)
         self.specs_at(size)  # what is wrong with a stage or the head is said in plainer words here
         return prove(self, size, seed)
-
-
-def meta_copy(module: nn.Module, shared: object = None) -> Any:
-    """A copy without weights, on the meta device: shapes cost nothing there.
-
-    Args:
-        module: with tensors of any device; those that are plain attributes of its modules are copied alike.
-        shared: something that the copy need not have, and finds empty.
-    """
-    memo: dict[int, Any] = {} if shared is None else {id(shared): type(shared)()}
-    loose = (v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor))
-    for tensor in (*module.parameters(), *module.buffers(), *loose):
-        empty = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(module, memo)
 
 
 def partial_copy(model: StagedModel, numbers: Iterable[int]) -> StagedModel:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fbt_plugins.staged import meta_copy, proportional
+from fbt_plugins.meta import Shortened, meta_copy
+from fbt_plugins.staged import proportional
 
 from .traced import Image
 
@@ -100,7 +101,11 @@ def _layout_by_use(net: nn.Module, image: Image, name: str, sizes: tuple[int, ..
         elif type(module) in (nn.Linear, nn.LayerNorm):
             watch(module, "NHWC")
     shadow.get_submodule(name).register_forward_hook(keep)
-    with torch.no_grad(), suppress(Exception):  # what it has shown before it fails on this device is enough
+    with (
+        torch.no_grad(),
+        Shortened(),
+        suppress(Exception),
+    ):  # what it has shown before it fails on this device is enough
         shadow(torch.empty(2, *image, device="meta"))
     for output in outputs:
         _, first, second, third = output.stride()

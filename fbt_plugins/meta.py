@@ -1,0 +1,82 @@
+"""Models without weights: copies on torch's meta device, where running them tells shapes and costs little."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+
+def meta_copy(module: nn.Module, shared: object = None) -> Any:
+    """A copy without weights, on the meta device: shapes cost nothing there.
+
+    Args:
+        module: with tensors of any device; those that are plain attributes of its modules are copied alike.
+        shared: something that the copy need not have, and finds empty.
+    """
+    memo: dict[int, Any] = {} if shared is None else {id(shared): type(shared)()}
+    loose = (v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor))
+    for tensor in (*module.parameters(), *module.buffers(), *loose):
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
+
+
+def call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
+    """Calls an operator of torch; on the meta device norms, GELU and linear layers are shortened.
+
+    There torch computes these in Python, 2 ms a call, which was two thirds of the time to measure a model.
+    """
+    quick = _QUICK.get(function)
+    if quick is not None and isinstance(args[0], Tensor) and args[0].is_meta:
+        out = quick(*args)
+        if out is not None:  # what is wrong is for torch to say
+            return out
+    return function(*args, **(kwargs or {}))
+
+
+class Shortened(TorchDispatchMode):
+    """Within it, all operators are run by :func:`call`."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return call(function, args, kwargs)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _layer_norm(x: Tensor, shape: Sequence[int], *rest: Any) -> tuple[Tensor, ...] | None:
+    outer, inner = x.shape[: x.ndim - len(shape)], torch.Size(shape)
+    if x.shape != outer + inner or any(p.shape != inner for p in rest if isinstance(p, Tensor)):
+        return None
+    statistics = (*outer, *(1 for _ in inner))
+    return x.new_empty(x.shape), x.new_empty(statistics), x.new_empty(statistics)
+
+
+def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...] | None:
+    channels, training = x.shape[1:2], rest[4]
+    if any(p.shape != channels for p in rest if isinstance(p, Tensor)):
+        return None
+    statistics = channels if training else (0,)
+    return torch.empty_like(x), x.new_empty(statistics), x.new_empty(statistics)
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
+    if not (bias.shape == b.shape[1:] and a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]):
+        return None
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+_QUICK: dict[Any, Callable[..., Any]] = {
+    aten.gelu.default: _gelu,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.addmm.default: _addmm,
+}
