@@ -21,6 +21,7 @@ _fbt, _pair = _base_.methods["fbt"]["model"], _base_.pairs["convnext_resmlp"]
 methods = dict(
     _delete_=True,
     t_s=_base_.methods["t_s"],
+    t_s_x2=_base_.methods["t_s_x2"],
     random=dict(about="the best by validation of three splices drawn at random", best_of=_drawn),
     **{
         splice: dict(
@@ -33,8 +34,13 @@ methods = dict(
 )
 pairs = dict(
     _delete_=True,
-    convnext_resmlp=dict(_pair, methods=dict.fromkeys(("t_s", *_splices), _pair["methods"]["fbt"])),
+    convnext_resmlp=dict(_pair, methods=dict.fromkeys(("t_s", "t_s_x2", *_splices), _pair["methods"]["fbt"])),
 )
 optim_wrapper = dict(precision="fp32")  # so that it is minutes per run on any CPU
-controls = {"_delete_": True, "t_s": "T→S only", "S1-3+T4": "3+1", "random": "a random search"}
+controls = {
+    "_delete_": True,
+    **{name: _base_.controls[name] for name in ("t_s", "t_s_x2")},
+    "S1-3+T4": "3+1",
+    "random": "a random search",
+}
 train_cfg = dict(val_interval=1)  # the fusion model's accuracy after one epoch is one of the predictors
