@@ -86,6 +86,8 @@ class Matrix:
     ) -> list[tuple[str, str]]:
         """All (pair, method) that have runs, pair by pair; or those of some pairs and methods.
 
+        A method that is the best of others stands for these.
+
         Raises:
             ConfigError: for a name that is not there, or if no cell is left.
         """
@@ -94,12 +96,17 @@ class Matrix:
             (pair, method)
             for pair in self.pairs
             for method in self.methods
-            if pair in (pairs or self.pairs) and method in (methods or self.methods) and self.suits(pair, method)
-            if method not in self.best_of
+            if pair in (pairs or self.pairs) and method in self._behind(methods or self.methods, pair)
         ]
         if not cells:
             raise ConfigError(f"none of the methods {', '.join(methods or self.methods)} is for these pairs")
         return cells
+
+    def _behind(self, methods: Collection[str], pair: str) -> set[str]:
+        """The methods with runs that some methods need for a pair: themselves, or those among which they choose."""
+        own = [name for name in methods if self.suits(pair, name)]
+        chosen = {m for name in own for among in self.best_of.get(name, {}).values() for m in among}
+        return {m for m in {*own, *chosen} - set(self.best_of) if self.suits(pair, m)}
 
     def cell(self, pair: str | None, method: str | None) -> dict[str, Any]:
         """The config of one cell, with its published figure as ``reference`` and its name as ``cell``.

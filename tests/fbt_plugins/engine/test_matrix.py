@@ -68,6 +68,7 @@ def test_seeds_of_a_method_and_methods_without_runs(path: Path) -> None:
     assert [list(matrix.seeds_of(name)) for name in ("kd", "t_s")] == [[0, 5], [3]]
     assert "seeds" not in matrix.cell("a_c", "t_s")
     assert matrix.best_of == {"either": {0: ["kd", "scratch"]}}
+    assert matrix.cells(["a_c"], ["either"]) == [("a_c", "scratch"), ("a_c", "kd")]
     with pytest.raises(ConfigError, match="'either' is the best of others, and has no runs of its own"):
         matrix.cell("a_b", "either")
 
