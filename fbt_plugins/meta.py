@@ -69,7 +69,8 @@ def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...] | None:
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
-    if not (bias.shape == b.shape[1:] and a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]):
+    fits = a.ndim == b.ndim == 2 and a.shape[1:] == b.shape[:1] and bias.shape == b.shape[1:]
+    if not (fits and bias.dtype == a.dtype == b.dtype):
         return None
     return a.new_empty(a.shape[0], b.shape[1])
 

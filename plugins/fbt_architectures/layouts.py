@@ -101,11 +101,8 @@ def _layout_by_use(net: nn.Module, image: Image, name: str, sizes: tuple[int, ..
         elif type(module) in (nn.Linear, nn.LayerNorm):
             watch(module, "NHWC")
     shadow.get_submodule(name).register_forward_hook(keep)
-    with (
-        torch.no_grad(),
-        Shortened(),
-        suppress(Exception),
-    ):  # what it has shown before it fails on this device is enough
+    # What it has shown before it fails on this device is enough.
+    with torch.no_grad(), Shortened(), suppress(Exception):
         shadow(torch.empty(2, *image, device="meta"))
     for output in outputs:
         _, first, second, third = output.stride()
