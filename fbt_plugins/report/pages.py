@@ -42,7 +42,7 @@ def write_report(folder: str | Path, comparison: Comparison, command: str) -> li
     Args:
         folder: made if it is not there.
         comparison: what to show.
-        command: that made it.
+        command: that wrote it; it may have asked for a part of the runs that are shown.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def write_report(folder: str | Path, comparison: Comparison, command: str) -> li
 
 def markdown(comparison: Comparison, command: str) -> str:
     """The tables and what they mean, as Markdown."""
-    lines = [f"# {comparison.name}", "", "```bash", command, "```", ""]
+    lines = [f"# {comparison.name}", ""]
     lines += [f"**{warning}**\n" for warning in words.warnings(comparison)]
     for pair in comparison.pairs:
         rows = [words.cells(comparison, row) for row in pair.rows]
@@ -68,6 +68,7 @@ def markdown(comparison: Comparison, command: str) -> str:
         lines += [f"## Teachers of {found.student}", "", words.TEACHERS, "", _pipes(*words.teachers(found)), ""]
     lines += ["## How to read this", ""]
     lines += [f"{paragraph}\n" for paragraph in words.how_to_read(comparison)]
+    lines += [f"- written by: `{command}`"]
     lines += [f"- {name}: {value}" for name, value in words.provenance(comparison)]
     lines += [f"- published figures, {source}" for source in words.sources(comparison)]
     return "\n".join(lines) + "\n"
@@ -81,7 +82,7 @@ def _pipes(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -
 def page(comparison: Comparison, command: str) -> str:
     """One HTML page with its pictures inside; it asks for nothing from anywhere."""
     name = html.escape(comparison.name)
-    parts = [f"<h1>{name}</h1>", f"<p><code>{html.escape(command)}</code></p>"]
+    parts = [f"<h1>{name}</h1>"]
     parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in words.warnings(comparison)]
     if len(comparison.pairs) > 1:
         names = [html.escape(pair.name) for pair in comparison.pairs]
@@ -109,6 +110,7 @@ def page(comparison: Comparison, command: str) -> str:
     parts += ["<h2>How to read this</h2>"]
     parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in words.how_to_read(comparison)]
     parts += ["<p>In bold: intervals that leave out 0.</p>", "<h2>Where it comes from</h2>", "<dl>"]
+    parts += [f"<dt>written by</dt><dd><code>{html.escape(command)}</code></dd>"]
     about = [*words.provenance(comparison), *(("published figures", source) for source in words.sources(comparison))]
     parts += [f"<dt>{html.escape(term)}</dt><dd>{html.escape(value)}</dd>" for term, value in about]
     body = "\n".join([*parts, "</dl>"])

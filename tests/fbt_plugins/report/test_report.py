@@ -191,6 +191,8 @@ def test_the_pages_say_the_same_and_need_nothing_else(tmp_path: Path) -> None:
             assert shown in text, shown
         for shown in ("Fewer than 5 seeds", "Not finished (1): a_b/ofa/seed 0", "a published table", "12 finished"):
             assert shown in text, shown
+    assert "- written by: `python tools/compare.py configs/<grid>.py`" in markdown
+    assert "<code>python tools/compare.py configs/&lt;grid&gt;.py</code>" in page
     assert "about &lt;fbt&gt;" in page and "<grid>" not in page
     row = json.loads(data)["pairs"][0]["rows"][3]
     assert row["differences"]["t_s"]["n"] == 3 and row["published"]["top1"] == 81.61
