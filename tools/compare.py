@@ -52,7 +52,7 @@ def main() -> int:
 
         from fbt_plugins.search.matrix_runs import Runs, config_hash
         from fbt_plugins.search.screen import Screen
-        from fbt_plugins.search.study import FAILURES, Run, SharedStudy, hidden, in_one_line
+        from fbt_plugins.search.study import FAILURES, Run, SharedStudy, complaint, hidden
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
     from fbt_plugins import load_plugins
@@ -90,7 +90,7 @@ def main() -> int:
     try:
         stopped = runs.work(Screen(runs))
     except FAILURES as error:  # runs are told to save when this process ends, and are free when their heartbeats stop
-        raise FBTError(f"--storage: {in_one_line(error)}; the same command goes on") from error
+        raise FBTError(f"--storage: {complaint(error)}; the same command goes on") from error
 
     # All that is finished of the matrix, not only what this command asked for.
     done = [trial for run, trial in runs.done.items() if hashes.get((run.pair, run.method)) == run.config]

@@ -58,7 +58,7 @@ def main() -> int:
         from fbt_plugins.search.search_screen import SearchScreen
         from fbt_plugins.search.searches import Search, space_of
         from fbt_plugins.search.settings import Settings
-        from fbt_plugins.search.study import FAILURES, SharedStudy, Slot, hidden, in_one_line
+        from fbt_plugins.search.study import FAILURES, SharedStudy, Slot, complaint, hidden
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
     from fbt_plugins import load_plugins
@@ -93,7 +93,7 @@ def main() -> int:
     try:
         stopped = search.work(SearchScreen(search))
     except FAILURES as error:  # trials are told to save when this process ends, and are free when heartbeats stop
-        raise FBTError(f"--storage: {in_one_line(error)}; the same command goes on") from error
+        raise FBTError(f"--storage: {complaint(error)}; the same command goes on") from error
     if search.best():
         command = hidden(shlex.join(["python", "tools/search.py", *sys.argv[1:]]))
         paths = write_results(search, out, command)

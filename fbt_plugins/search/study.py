@@ -132,7 +132,7 @@ class SharedStudy(Generic[J]):
                 study_name=name, storage=self.storage, directions=list(directions), load_if_exists=True
             )
         except (*FAILURES, ImportError, OSError) as error:
-            raise FBTError(f"--storage {hidden(url)}: {in_one_line(error)}") from error
+            raise FBTError(f"--storage {hidden(url)}: {complaint(error)}") from error
 
     def trials(self, states: Iterable[TrialState] | None = None) -> list[FrozenTrial]:
         """All trials, or those in some states, in the order in which they were added."""
@@ -212,8 +212,8 @@ class SharedStudy(Generic[J]):
             self.storage.set_trial_state_values(trial, state, values)
 
 
-def in_one_line(error: BaseException) -> str:
-    """What a database complains about; optuna hides that behind an error of its own."""
+def complaint(error: BaseException) -> str:
+    """What a database complains about, in one line; optuna hides that behind an error of its own."""
     return hidden(one_line(error.__cause__ or error))[:300]
 
 
