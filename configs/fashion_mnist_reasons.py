@@ -9,21 +9,24 @@ _base_ = "fashion_mnist.py"
 _fbt = _base_.methods["fbt"]["model"]
 _t_s, _t_f, _f_s = _fbt["edges"]
 _l2g = dict(type="L2GFusion", splice="auto")
-_variants = {
+_on_any_cpu = {
     "fbt_fs_0.5": ("FBT, F->S at half weight", dict(edges=[_t_s, _t_f, dict(name=_f_s, weight=0.5)])),
     "fbt_fs_2": ("FBT, F->S at double weight", dict(edges=[_t_s, _t_f, dict(name=_f_s, weight=2.0)])),
     "fbt_tf_2": ("FBT, T->F at double weight", dict(edges=[_t_s, dict(name=_t_f, weight=2.0), _f_s])),
+    "fbt_copied": ("FBT, a trained copy of T's stage 4", dict(fusion=dict(_l2g, tail="copied"))),
+}
+_variants = {
     "fbt_flat": ("FBT, L2G without its block", dict(fusion=dict(type="PatchEmbedOnly", splice="auto"))),
     "fbt_deep": ("FBT, L2G of three blocks", dict(fusion=dict(_l2g, depth=3))),
-    "fbt_copied": ("FBT, a trained copy of T's stage 4", dict(fusion=dict(_l2g, tail="copied"))),
     "fbt_fitnet": ("FBT, and FitNet's loss on T->S", dict(stage_loss=dict(type="FitNetLoss"))),
 }
 methods = dict(
     _delete_=True,
     **{name: _base_.methods[name] for name in ("t_s", "t_s_x2", "fbt", "fitnet")},
     **{
-        name: dict(about=about, pairs="convnext_resmlp", model={**_fbt, **changes})
-        for name, (about, changes) in _variants.items()
+        name: dict(about=about, pairs=pair, model={**_fbt, **changes})
+        for pair, variants in (("convnext_resmlp", _variants), ("convnext_resmlp.fp32", _on_any_cpu))
+        for name, (about, changes) in variants.items()
     },
 )
 methods["fitnet"] = dict(methods["fitnet"], pairs="convnext_resmlp")
@@ -31,7 +34,9 @@ controls = {"_delete_": True, **{name: _base_.controls[name] for name in ("t_s",
 
 _students = {pair: _base_.pairs[f"convnext_{pair}"] for pair in ("resmlp", "resnet", "swin")}
 _settings = _students["resmlp"]["methods"]
-_resmlp = dict(_students["resmlp"], methods=dict(_settings, **dict.fromkeys(_variants, _settings["fbt"])))
+_resmlp = dict(
+    _students["resmlp"], methods=dict(_settings, **dict.fromkeys((*_variants, *_on_any_cpu), _settings["fbt"]))
+)
 _tau = {
     f"convnext_{name}.tau_{tau}": dict(
         _students[name],
@@ -47,6 +52,8 @@ _epochs = {
     )
     for epochs in (24, 36)
 }
+# Minutes per run on any CPU; bf16 is slower than that where it must be imitated.
+_fp32 = {name: dict(optim_wrapper=dict(pair["optim_wrapper"], precision="fp32")) for name, pair in _students.items()}
 _weak = {
     f"convnext_{name}.weak": dict(
         pair,
@@ -67,7 +74,9 @@ pairs = {
     **_tau,
     "convnext_resmlp.batch_256": dict(_resmlp, **_epochs[24], train_dataloader=dict(batch_size=256)),
     "convnext_resmlp.epochs_36": dict(_resmlp, **_epochs[36]),
-    "convnext_swin.epochs_36": dict(_students["swin"], **_epochs[36]),
-    "convnext_resnet.epochs_36": dict(_students["resnet"], **_epochs[36]),
+    "convnext_resmlp.fp32": dict(_resmlp, **_fp32["resmlp"]),
+    **{
+        f"convnext_{name}.epochs_36": dict(_students[name], **_epochs[36], **_fp32[name]) for name in ("swin", "resnet")
+    },
     **_weak,
 }
