@@ -14,11 +14,11 @@ _on_any_cpu = {
     "fbt_fs_2": ("FBT, F->S at double weight", dict(edges=[_t_s, _t_f, dict(name=_f_s, weight=2.0)])),
     "fbt_tf_2": ("FBT, T->F at double weight", dict(edges=[_t_s, dict(name=_t_f, weight=2.0), _f_s])),
     "fbt_copied": ("FBT, a trained copy of T's stage 4", dict(fusion=dict(_l2g, tail="copied"))),
+    "fbt_fitnet": ("FBT, and FitNet's loss on T->S", dict(stage_loss=dict(type="FitNetLoss"))),
 }
 _variants = {
     "fbt_flat": ("FBT, L2G without its block", dict(fusion=dict(type="PatchEmbedOnly", splice="auto"))),
     "fbt_deep": ("FBT, L2G of three blocks", dict(fusion=dict(_l2g, depth=3))),
-    "fbt_fitnet": ("FBT, and FitNet's loss on T->S", dict(stage_loss=dict(type="FitNetLoss"))),
 }
 methods = dict(
     _delete_=True,
@@ -29,14 +29,15 @@ methods = dict(
         for name, (about, changes) in variants.items()
     },
 )
-methods["fitnet"] = dict(methods["fitnet"], pairs="convnext_resmlp")
+methods["fitnet"] = dict(methods["fitnet"], pairs=["convnext_resmlp", "convnext_resmlp.fp32"])
 controls = {"_delete_": True, **{name: _base_.controls[name] for name in ("t_s", "t_s_x2")}}
 
 _students = {pair: _base_.pairs[f"convnext_{pair}"] for pair in ("resmlp", "resnet", "swin")}
 _settings = _students["resmlp"]["methods"]
-_resmlp = dict(
-    _students["resmlp"], methods=dict(_settings, **dict.fromkeys((*_variants, *_on_any_cpu), _settings["fbt"]))
+_settings = dict(
+    _settings, **dict.fromkeys((*_variants, *_on_any_cpu), _settings["fbt"]), fbt_fitnet=_settings["fitnet"]
 )
+_resmlp = dict(_students["resmlp"], methods=_settings)
 _tau = {
     f"convnext_{name}.tau_{tau}": dict(
         _students[name],
