@@ -3,6 +3,7 @@
 #   python tools/train.py configs/sakd.py --pair resnet34_resnet18 --method fbt
 _base_ = ["_base_/imagenet_224.py", "_base_/recipes.py", "_base_/models.py", "_base_/methods.py"]
 
+_kd = dict(task_loss=dict(weight=0.5), logit_loss=dict(weight=0.5))  # mdistiller's, on ImageNet
 _pairs = {  # mdistiller: beta of DKD, and its results
     "resnet34_resnet18": ("resnet34.tv_in1k", "mdistiller", 0.5, dict(kd=71.03, dkd=71.70, dist=72.07)),
     "resnet50_mobilenetv1": ("resnet50.tv_in1k", "mdistiller", 2.0, dict(kd=70.50, dkd=72.05)),
@@ -20,6 +21,7 @@ pairs = {
             student=_model[pair.split("_")[1]],
         ),
         methods=dict(
+            kd=dict(model=_kd if recipe == "mdistiller" else {}),
             dkd=dict(model=dict(logit_loss=dict(beta=beta))),
             deit=dict(model=dict(student=_model["deit-t-distilled"])),
         ),

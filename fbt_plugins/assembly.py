@@ -26,7 +26,7 @@ from .edge import (
 from .errors import ConfigError, FBTError, nearest
 from .fusion import BORROWED, TAILS, FusionModel, NoJunctionsError
 from .registry import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, one_line
-from .schedule import TIMES, Schedule, gap
+from .schedule import TIMES, Schedule, checked_weight, gap
 from .splice import AUTO, parse_all
 from .staged import StagedModel, StageSpec
 
@@ -146,11 +146,12 @@ class Assembly:
         if config is None:
             return None, 0.0
         options = dict(config)
-        weight, times = options.pop("weight", 1.0), {key: options.pop(key) for key in TIMES if key in options}
+        weight = _collect(problems, "", checked_weight, options.pop("weight", 1.0), "model.task_loss")
+        times = {key: options.pop(key) for key in TIMES if key in options}
         schedule = _collect(problems, "model.task_loss", lambda: Schedule(**times))
         if schedule is not None:
             self.schedules[TASK] = schedule
-        return _build(LOSSES, options, "model.task_loss", problems), float(weight)
+        return _build(LOSSES, options, "model.task_loss", problems), weight
 
     def _connect_task(self, data_info: Mapping[str, int]) -> None:
         kind, student = self.types[TASK], self._info(STUDENT)

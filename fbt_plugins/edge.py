@@ -14,7 +14,7 @@ from .gate import GATES
 from .idle import with_idle
 from .knowledge import Batch, Knowledge
 from .registry import LOSSES, short
-from .schedule import TIMES
+from .schedule import TIMES, checked_weight
 from .staged import StageSpec
 
 SLOTS = ("feature", "logit", "stage")
@@ -80,7 +80,8 @@ class Edge(nn.Module):
         gate: str | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.weight, self.detach, self.gate = name, float(weight), detach, gate
+        self.name, self.detach, self.gate = name, detach, gate
+        self.weight = checked_weight(weight, f"model.edges: {name}")
         self.giver, self.receiver = split_name(name, models)
         if gate is not None:
             self._check_gate(models)
@@ -94,7 +95,7 @@ class Edge(nn.Module):
             if config is None:
                 continue
             options = dict(config)
-            self.weights[slot] = float(options.pop("weight", 1.0))
+            self.weights[slot] = checked_weight(options.pop("weight", 1.0), places[slot])
             try:
                 loss = LOSSES.build(options)
             except FBTError as error:
@@ -349,6 +350,8 @@ def parse_edges(
         raise ConfigError(f"model: edges must be a list, not {edges!r}")
     parsed: list[dict[str, Any]] = []
     for entry in edges:
+        if not isinstance(entry, str | Mapping):
+            raise ConfigError(f"model.edges: an edge is a name or a dict, not {entry!r}")
         options: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
         unknown = [k for k in options if k not in _OPTIONS]
         if unknown or "name" not in options:

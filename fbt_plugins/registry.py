@@ -261,7 +261,7 @@ def value_problem(where: str, parameter: inspect.Parameter, value: Any) -> str |
         pass
     elif isinstance(default, bool):
         expected = None if isinstance(value, bool) else "True or False"
-    elif parameter.annotation in (int, "int") and not (number and value == int(value)):
+    elif parameter.annotation in (int, "int") and not (number and value % 1 == 0):
         expected = "a whole number"
     elif (isinstance(default, int | float) or parameter.annotation in (float, "float")) and isinstance(
         value, str | bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -71,6 +72,21 @@ class Schedule(nn.Module):
     def forward(self, loss: Any) -> Any:
         """A loss with the step's weight; itself where that does not change, or it is nothing that could be weighted."""
         return loss * self.factor if self.ramp and isinstance(loss, Tensor) else loss
+
+
+def checked_weight(value: Any, place: str) -> float:
+    """The weight of a loss or an edge.
+
+    Args:
+        value: what a config says.
+        place: where it says so.
+
+    Raises:
+        ConfigError: if it is no finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{place}: weight must be a finite number, not {value!r}")
+    return float(value)
 
 
 def gap(schedules: Iterable[Schedule]) -> tuple[float, float] | None:

@@ -23,7 +23,7 @@ methods = {
     ),
     "at": dict(
         about="attention transfer (arXiv 1612.03928)",
-        model=dict(edges=_to_student, stage_loss=dict(type="ATLoss")),
+        model=dict(edges=_to_student, stage_loss=dict(type="ATLoss", beta=2000.0)),  # as in their code
     ),
     "crd": dict(
         about="CRD (arXiv 1910.10699)",
@@ -66,7 +66,7 @@ methods = {
     ),
     # fusion models
     "fcfd": dict(
-        about="FCFD (arXiv 2304.11832): stages of both mixed at random",
+        about="FCFD's paths (arXiv 2304.11832): stages of both mixed at random, without its L2 loss",
         model=dict(
             fusion=dict(type="ConvL2G", splice=["S1+T2-4", "S1-2+T3-4", "S1-3+T4", "T1+S2-4", "T1-2+S3-4", "T1-3+S4"]),
             edges=["teacher_to_student", "teacher_to_fusion"],

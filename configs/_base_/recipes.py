@@ -67,7 +67,10 @@ _recipes = dict(
     mdistiller=dict(
         train_dataloader=dict(batch_size=64, dataset=dict(transforms=_crop_flip)),
         train_cfg=dict(by_epoch=True, max_epochs=100, val_interval=1),
-        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.2, momentum=0.9, weight_decay=1e-4)),
+        optim_wrapper=dict(
+            optimizer=dict(type="SGD", lr=0.2, momentum=0.9, weight_decay=1e-4),
+            paramwise_cfg=dict(decay_vectors=True),
+        ),
         param_scheduler=[dict(type="MultiStepLR", milestones=[30, 60, 90], gamma=0.1)],
     ),
 )

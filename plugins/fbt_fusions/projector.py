@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -109,5 +110,5 @@ def check_positive(**values: float) -> None:
         ValueError: naming it.
     """
     for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, not {value}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be {'finite' if value > 0 else 'positive'}, not {value}")

@@ -23,7 +23,8 @@ class ATLoss(StageLoss):
 
     Args:
         stages: which; the authors use all.
-        beta: as in the paper. The authors' code and mdistiller leave out the 1/2: ``beta=2000`` is what they do.
+        beta: as in the paper. The authors' code and mdistiller leave out the 1/2: ``beta=2000`` is what they do
+            (where grids are equal: RepDistiller and mdistiller pool activations, not maps, to the smaller grid).
         p: exponent of the attention map.
 
     Raises:

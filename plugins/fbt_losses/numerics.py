@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -82,24 +83,30 @@ def target_class(loss: str, batch: Batch) -> Tensor:
 
 
 def positive(name: str, value: float) -> float:
-    """A number above 0.
+    """A finite number above 0.
 
     Raises:
         ValueError: if it is not.
     """
     if not value > 0:
         raise ValueError(f"{name} must be above 0, not {value}")
-    return float(value)
+    return _finite(name, value)
 
 
 def not_negative(name: str, value: float) -> float:
-    """A number of at least 0.
+    """A finite number of at least 0.
 
     Raises:
         ValueError: if it is not.
     """
     if not value >= 0:
         raise ValueError(f"{name} must be at least 0, not {value}")
+    return _finite(name, value)
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, not {value}")
     return float(value)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fbt_plugins.errors import ConfigError
-from fbt_plugins.schedule import Schedule, gap
+from fbt_plugins.schedule import Schedule, checked_weight, gap
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,10 @@ def test_a_time_without_any_loss_is_found() -> None:
     assert found((0.13, 1)) == (0, 0.13)
     assert found((0, 0.4), (0.1, 0.2), (0.6, 1)) == (0.4, 0.6)
     assert found((0, 0.4), (0, 0.7)) == (0.7, 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "2", None, True])
+def test_a_weight_is_a_finite_number(value: Any) -> None:
+    assert checked_weight(2, "model.task_loss") == 2.0
+    with pytest.raises(ConfigError, match=f"model.task_loss: weight must be a finite number, not {value!r}"):
+        checked_weight(value, "model.task_loss")

@@ -73,6 +73,9 @@ OPTIONS = [
     ("randomness.seed=abc", "randomness.seed: a whole number, not 'abc'"),
     ("model.feature_loss.temperature=hot", "model.feature_loss: InfoNCELoss: temperature must be a number, not 'hot'"),
     ("model.student.input_size=0", "input_size must be 1 or more, not 0"),
+    ("model.logit_loss.weight=abc", "model.logit_loss: weight must be a finite number, not 'abc'"),
+    ("model.task_loss.weight=None", "model.task_loss: weight must be a finite number, not None"),
+    ("model.edges=[3]", "model.edges: an edge is a name or a dict, not 3"),
     ("model.edges=5", "model: edges must be a list, not 5"),
     ("model=3", "model: expected a dict, got 3"),
     # things that do not fit each other

@@ -107,6 +107,8 @@ def test_identity_refuses_unequal_ends_with_both_shapes(source: StageSpec, targe
     ("options", "reason"),
     [
         (dict(type="AttentionL2G", head_dim=0), "head_dim must be positive, not 0"),
+        (dict(type="AttentionL2G", head_dim=float("inf")), "head_dim must be a whole number, not inf"),
+        (dict(type="AttentionL2G", mlp_ratio=float("inf")), "mlp_ratio must be finite, not inf"),
         (dict(type="ConvL2G", kernel_size=4), "kernel_size must be odd, not 4"),
         (dict(type="ConvL2G", mlp_ratio=-1.0), "mlp_ratio must be positive, not -1.0"),
         (dict(type="MixerL2G", token_ratio=0.0), "token_ratio must be positive, not 0.0"),

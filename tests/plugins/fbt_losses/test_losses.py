@@ -192,6 +192,8 @@ def test_those_that_compare_two_models_cannot_be_set_up_as_task_losses(config: d
         (dict(type="OFALoss", gamma=0), "gamma must be above 0, not 0"),
         (dict(type="OFALoss", modulate="none"), "'target' or 'all'"),
         (dict(type="KDLoss", temperature=-1), "temperature must be above 0"),
+        (dict(type="KDLoss", temperature=float("inf")), "temperature must be finite, not inf"),
+        (dict(type="DISTLoss", beta=float("inf")), "beta must be finite, not inf"),
         (dict(type="InfoNCELoss", temperature=5.0), "from 0.01 to 1.0"),
         (dict(type="CrossEntropyLoss", label_smoothing=1.0), r"in \[0, 1\)"),
         (dict(type="DKDLoss", alpha=-1), "alpha must be at least 0, not -1"),
