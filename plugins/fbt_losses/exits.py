@@ -17,7 +17,7 @@ FINAL_SIDE = 7
 
 
 def make_exit(spec: StageSpec, left: int, student: int, teacher: int, num_classes: int) -> nn.Module:
-    """The branch of one stage, initialised as in OFA-KD's code.
+    """The branch of one stage, initialised as in OFA-KD's code, but that biases of convolutions begin at 0.
 
     Args:
         spec: what the stage gives; convolutions follow NCHW, transformer blocks the other layouts.
