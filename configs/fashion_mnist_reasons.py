@@ -34,8 +34,8 @@ controls = {"_delete_": True, **{name: _base_.controls[name] for name in ("t_s",
 
 _students = {pair: _base_.pairs[f"convnext_{pair}"] for pair in ("resmlp", "resnet", "swin")}
 _settings = _students["resmlp"]["methods"]
-_settings = {**_settings, **dict.fromkeys((*_variants, *_on_any_cpu), _settings["fbt"])}
-_resmlp = dict(_students["resmlp"], methods=dict(_settings, fbt_fitnet=_settings["fitnet"]))
+_own = dict.fromkeys((*_variants, *_on_any_cpu), _settings["fbt"]) | dict(fbt_fitnet=_settings["fitnet"])
+_resmlp = dict(_students["resmlp"], methods=dict(_settings, **_own))
 _tau = {
     f"convnext_{name}.tau_{tau}": dict(
         _students[name],

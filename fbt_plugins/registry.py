@@ -243,6 +243,11 @@ LEAST = {
 """The smallest values of arguments that mean the same wherever they occur."""
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a number, which True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def value_problem(where: str, parameter: inspect.Parameter, value: Any) -> str | None:
     """Holds a value against what its parameter's default or annotation says it is.
 
@@ -255,7 +260,7 @@ def value_problem(where: str, parameter: inspect.Parameter, value: Any) -> str |
         One line if a truth value or a number is expected and this is none, or if it is too small; else None.
     """
     default, name = parameter.default, parameter.name
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = is_number(value)
     expected = None
     if value is None or value is default:
         pass

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError
+from .registry import is_number
 
 TIMES = ("begin", "ramp", "end")
 
@@ -39,7 +40,7 @@ class Schedule(nn.Module):
         super().__init__()
         values = {"begin": begin, "ramp": ramp, "end": end}
         for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 raise ConfigError(f"{name} is a fraction of training, from 0 to 1, not {value!r}")
         if begin >= end:
             raise ConfigError(f"begin={begin} must be less than end={end}")
@@ -84,7 +85,7 @@ def checked_weight(value: Any, place: str) -> float:
     Raises:
         ConfigError: if it is no finite number.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value) or not math.isfinite(value):
         raise ConfigError(f"{place}: weight must be a finite number, not {value!r}")
     return float(value)
 
