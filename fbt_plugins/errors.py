@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 
 class FBTError(Exception):
@@ -103,3 +105,39 @@ def nearest(name: object, known: Iterable[str], limit: int = 8) -> str:
     if names and len(names) <= limit:
         return "; known: " + ", ".join(names)
     return ""
+
+
+def short(value: object) -> str:
+    """A value in an error line: its type, and its text where that is short."""
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text}" if value is not None and len(text) < 40 else type(value).__name__
+
+
+def described(error: BaseException) -> str:
+    """An exception with its type and message on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line, with its type where the message alone says little."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FBTError | ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a tool: user errors are one line each and exit code 2; ``FBT_DEBUG=1`` shows where they came from."""
+    try:
+        code = main()
+    except FBTError as error:
+        if debugging():
+            raise
+        for line in error.lines():
+            print(f"{error.prefix}{line}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    sys.exit(code or 0)

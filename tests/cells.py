@@ -8,8 +8,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from fbt_plugins.engine.config import complete, load_matrix
-from fbt_plugins.engine.matrix import Matrix
+from fbt_plugins.config.loading import complete, load_matrix
+from fbt_plugins.config.matrix import Matrix
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MATRICES = (

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from fbt_plugins import load_plugins
-from fbt_plugins.distiller import Distiller
+from fbt_plugins.distill.distiller import Distiller
 
 # Ours as well where the entry point is not installed yet; fixtures of a conftest come before those of a plugin.
-from fbt_plugins.pytest_plugin import check_architecture, check_fusion, check_loss, isolated_plugins  # noqa: F401
+from fbt_plugins.testing.pytest_plugin import check_architecture, check_fusion, check_loss, isolated_plugins  # noqa: F401
 
 torch.set_num_threads(1)
 

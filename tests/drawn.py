@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from fbt_plugins import ARCHITECTURES, StagedModel
-from fbt_plugins.splice import Piece
+from fbt_plugins.distill.splice import Piece
 
 Size = tuple[int, int]
 

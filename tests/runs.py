@@ -12,10 +12,10 @@ import torch
 from conftest import CONVNEXT, RESMLP
 from mmengine.config import Config
 
-from fbt_plugins.engine.checkpoints import read_checkpoint
-from fbt_plugins.engine.config import load_config
-from fbt_plugins.engine.files import write_atomic
+from fbt_plugins.config.loading import load_config
+from fbt_plugins.engine.hooks.checkpoints import read_checkpoint
 from fbt_plugins.engine.runner import DistillRunner
+from fbt_plugins.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 BASES = [str(ROOT / "configs" / "_base_" / name) for name in ("fbt.py", "fashion_mnist_mini.py", "adamw_cosine.py")]

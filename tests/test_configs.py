@@ -7,11 +7,12 @@ import pytest
 import torch
 from cells import CONFIGS, IMAGE, MATRICES, SAME_CELLS, cell_config, cells, matrix, sample, small
 
-from fbt_plugins.distiller import Distiller
+from fbt_plugins.config.hashing import config_hash
+from fbt_plugins.config.loading import load_config
+from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.check import check_config
-from fbt_plugins.engine.config import load_config
-from fbt_plugins.engine.teachers import TeacherRun
-from fbt_plugins.knowledge import Batch
+from fbt_plugins.engine.train import TeacherRun
+from fbt_plugins.models.knowledge import Batch
 
 TEACHER_MATRICES = ("teachers/cifar100", "teachers/peers_fashion_mnist")
 FILES = sorted(
@@ -152,8 +153,7 @@ def test_the_shipped_teacher_is_the_flagships_and_its_configs_student() -> None:
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_matrices_compare_stages_and_that_makes_no_other_run(name: str) -> None:
-    hashing = pytest.importorskip("fbt_plugins.search.matrix_runs", reason="optuna is not installed")
     config = cell_config(name, *matrix(name).cells()[0])
     assert config.cka == dict(images=512)
     same, other = ({**config.to_dict(), **changes} for changes in (dict(cka=None), dict(ema=dict(decay=0.5))))
-    assert hashing.config_hash(config.to_dict()) == hashing.config_hash(same) != hashing.config_hash(other)
+    assert config_hash(config.to_dict()) == config_hash(same) != config_hash(other)

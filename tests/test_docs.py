@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import fbt_plugins
-from fbt_plugins.distiller import Distiller
-from fbt_plugins.knowledge import Batch
-from fbt_plugins.plugins import Plugins, load_plugins
-from fbt_plugins.testing import isolated_plugins
+from fbt_plugins.distill.distiller import Distiller
+from fbt_plugins.models.knowledge import Batch
+from fbt_plugins.registry.loading import Plugins, load_plugins
+from fbt_plugins.testing.checks import isolated_plugins
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "tools" / "templates" / "my-parts"

@@ -15,11 +15,11 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 from fbt_plugins import load_plugins
-from fbt_plugins.cli import run as command
 from fbt_plugins.data import FashionMNISTMini, SeededSampler
-from fbt_plugins.engine.metrics import TopK, evaluate
+from fbt_plugins.engine.hooks.batchnorm import statistics
+from fbt_plugins.engine.hooks.topk import TopK, evaluate
 from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.engine.statistics import statistics
+from fbt_plugins.errors import run as command
 
 BATCH_NORM = {
     "model.student.name": "resnet18",

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from fbt_plugins.cli import Parser, run
-from fbt_plugins.errors import FBTError
+from fbt_plugins.commands.arguments import Parser
+from fbt_plugins.errors import FBTError, run
 
 RANDOM = (1, 2, 3)
 """Trainings of a random search beside the rankings."""
@@ -36,19 +36,19 @@ def main() -> None:
     args = parse().parse_args()
     from tabulate import tabulate
 
-    from fbt_plugins.engine.files import write_atomic
-    from fbt_plugins.engine.screen import relative, say
+    from fbt_plugins.console import relative, say
+    from fbt_plugins.distill.splice import Splice
     from fbt_plugins.errors import ConfigError
-    from fbt_plugins.splice import Splice
+    from fbt_plugins.files import write_atomic
 
     try:
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[report]'") from None
-    from fbt_plugins.report.agreement import agreements, as_json, first_epoch, junction_cka, random_search
     from fbt_plugins.report.figures import rankings
-    from fbt_plugins.report.trials import read_trials
+    from fbt_plugins.report.results import read_trials
+    from fbt_plugins.report.splice_ranking import agreements, as_json, first_epoch, junction_cka, random_search
 
     found = read_trials(args.results / "trials")
     splices: dict[str, Splice] = {}

@@ -10,7 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from fbt_plugins.cli import CfgOptions, Parser, run
+from fbt_plugins.commands.arguments import CfgOptions, Parser
+from fbt_plugins.errors import run
 
 EXAMPLES = """\
 examples:
@@ -52,10 +53,10 @@ def main() -> None:
     import torch
 
     from fbt_plugins import load_plugins
+    from fbt_plugins.config.loading import apply_arguments, load_config
     from fbt_plugins.engine.benchmark import benchmark
     from fbt_plugins.engine.check import check_config
-    from fbt_plugins.engine.config import apply_arguments, load_config
-    from fbt_plugins.engine.files import write_atomic
+    from fbt_plugins.files import write_atomic
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from fbt_plugins.cli import Parser, run
-from fbt_plugins.errors import FBTError
+from fbt_plugins.commands.arguments import Parser
+from fbt_plugins.errors import FBTError, run
 
 EXAMPLES = """\
 example:
@@ -29,14 +29,14 @@ def parse() -> Parser:
 def main() -> None:
     args = parse().parse_args()
     from fbt_plugins import load_plugins
-    from fbt_plugins.engine.config import complete, load_matrix
-    from fbt_plugins.engine.files import write_atomic
-    from fbt_plugins.engine.screen import relative, say
+    from fbt_plugins.compare.tuning import as_base, as_table, choose
+    from fbt_plugins.config.loading import complete, load_matrix
+    from fbt_plugins.console import relative, say
+    from fbt_plugins.files import write_atomic
     from fbt_plugins.report import read_trials
-    from fbt_plugins.search.choice import as_base, as_table, choose
 
     try:
-        from fbt_plugins.search.matrix_runs import config_hash
+        from fbt_plugins.config.hashing import config_hash
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
 

@@ -6,8 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from fbt_plugins.cli import CfgOptions, Parser, run
-from fbt_plugins.errors import FBTError
+from fbt_plugins.commands.arguments import CfgOptions, Parser
+from fbt_plugins.errors import FBTError, run
 
 EXAMPLES = """\
 examples:
@@ -50,14 +50,15 @@ def main() -> int:
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401
 
-        from fbt_plugins.search.matrix_runs import Runs, config_hash
-        from fbt_plugins.search.screen import Screen
-        from fbt_plugins.search.study import FAILURES, Run, SharedStudy, complaint, hidden
+        from fbt_plugins.compare.live_table import Screen
+        from fbt_plugins.compare.runs import Runs
+        from fbt_plugins.config.hashing import config_hash
+        from fbt_plugins.jobs.study import FAILURES, Run, SharedStudy, complaint, hidden
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
     from fbt_plugins import load_plugins
-    from fbt_plugins.engine.config import complete, load_matrix
-    from fbt_plugins.engine.screen import relative, say
+    from fbt_plugins.config.loading import complete, load_matrix
+    from fbt_plugins.console import relative, say
     from fbt_plugins.report import best_of, compare, write_report
 
     load_plugins()

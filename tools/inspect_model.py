@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fbt_plugins.cli import CfgOptions, Parser, run
+from fbt_plugins.commands.arguments import CfgOptions, Parser
+from fbt_plugins.errors import run
 
 EXAMPLES = """\
 examples:
@@ -75,8 +76,8 @@ def inspect(args: Any) -> None:
     from tabulate import tabulate
 
     from fbt_plugins import FUSIONS
-    from fbt_plugins.engine.files import write_atomic
-    from fbt_plugins.inspection import splice_rows, stage_rows
+    from fbt_plugins.analysis.inspection import splice_rows, stage_rows
+    from fbt_plugins.files import write_atomic
 
     model, size = build(args.type or "timm", args.name, args.num_classes, args.img_size, args.options or {})
     proof = None if args.no_proof else model.verify(size)
@@ -129,9 +130,9 @@ def report(args: Any) -> None:
     """Every model that the architectures can name."""
     from rich.progress import Progress
 
-    from fbt_plugins.coverage import catalogues, cover, markdown
-    from fbt_plugins.engine.files import write_atomic
+    from fbt_plugins.analysis.coverage import catalogues, cover, markdown
     from fbt_plugins.errors import FBTError, nearest
+    from fbt_plugins.files import write_atomic
 
     args.state.parent.mkdir(parents=True, exist_ok=True)
     types = [args.type] if args.type else None

@@ -6,7 +6,8 @@ import json
 
 from tabulate import tabulate
 
-from fbt_plugins.cli import Parser, run
+from fbt_plugins.commands.arguments import Parser
+from fbt_plugins.errors import run
 
 EXAMPLES = """\
 examples:

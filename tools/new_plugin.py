@@ -7,8 +7,8 @@ import keyword
 import re
 from pathlib import Path
 
-from fbt_plugins.cli import Parser, run
-from fbt_plugins.errors import FBTError
+from fbt_plugins.commands.arguments import Parser
+from fbt_plugins.errors import FBTError, run
 
 EXAMPLES = """\
 examples:

@@ -6,8 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from fbt_plugins.cli import CfgOptions, Parser, run
-from fbt_plugins.errors import FBTError
+from fbt_plugins.commands.arguments import CfgOptions, Parser
+from fbt_plugins.errors import FBTError, run
 
 EXAMPLES = """\
 examples:
@@ -52,18 +52,18 @@ def main() -> int:
     try:  # imported late: --help and usage errors must not wait for the engine
         import matplotlib  # noqa: F401
 
-        from fbt_plugins.search.matrix_runs import config_hash
+        from fbt_plugins.config.hashing import config_hash
+        from fbt_plugins.jobs.study import FAILURES, SharedStudy, Slot, complaint, hidden
+        from fbt_plugins.search.live_table import SearchScreen
         from fbt_plugins.search.one_shot import Finish, make_ranking, shared
         from fbt_plugins.search.results import write_results
-        from fbt_plugins.search.search_screen import SearchScreen
-        from fbt_plugins.search.searches import Search, space_of
+        from fbt_plugins.search.search import Search, space_of
         from fbt_plugins.search.settings import Settings
-        from fbt_plugins.search.study import FAILURES, SharedStudy, Slot, complaint, hidden
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
     from fbt_plugins import load_plugins
-    from fbt_plugins.engine.config import apply_arguments, load_config
-    from fbt_plugins.engine.screen import relative, say
+    from fbt_plugins.config.loading import apply_arguments, load_config
+    from fbt_plugins.console import relative, say
 
     load_plugins()
     config = load_config(args.config, args.cfg_options, args.pair, args.method)

@@ -8,7 +8,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from fbt_plugins.cli import CfgOptions, Parser, run
+from fbt_plugins.commands.arguments import CfgOptions, Parser
+from fbt_plugins.errors import run
 
 EXAMPLES = """\
 examples:
@@ -62,7 +63,7 @@ def main() -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     # Imported late: --help and usage errors must not wait for the engine.
     from fbt_plugins import load_plugins
-    from fbt_plugins.engine.config import apply_arguments, default_work_dir, load_config
+    from fbt_plugins.config.loading import apply_arguments, default_work_dir, load_config
 
     load_plugins()
     config = load_config(args.config, args.cfg_options, args.pair, args.method)
@@ -70,9 +71,9 @@ def main() -> None:
     apply_arguments(config, args.work_dir, args.launcher, **given)
     config.work_dir = config.get("work_dir") or default_work_dir(args.config, config)
     config.command = command_line()
+    from fbt_plugins.console import say
     from fbt_plugins.engine.check import check_config
-    from fbt_plugins.engine.screen import say
-    from fbt_plugins.engine.teachers import missing_teacher, train
+    from fbt_plugins.engine.train import missing_teacher, train
 
     distiller = check_config(config)
     if args.check:

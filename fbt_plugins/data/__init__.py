@@ -7,11 +7,11 @@ of workers changes nothing. Images are uint8 up to the batch, where they are div
 Importing this registers the data sets in mmengine's DATASETS and the sampler in DATA_SAMPLERS.
 """
 
+from ..randomness import derive_seed, seeded, stratified_order
 from .batched import InMemoryLoader, batched_transforms
 from .datasets import CIFAR10, CIFAR100, FashionMNIST, FashionMNISTMini, ImageFolder
 from .image_dataset import ImageDataset, InMemoryDataset
 from .mixing import Mixing
-from .randomness import derive_seed, seeded, stratified_order
 from .sampler import SeededSampler
 from .transforms import TimmTransform, build_transforms
 

@@ -14,8 +14,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from ..errors import ConfigError
+from ..randomness import derive_seed
 from .image_dataset import InMemoryDataset, TransformConfigs
-from .randomness import derive_seed
 from .transforms import build_transforms
 
 ALIKE = (v2.Pad, v2.Resize, v2.CenterCrop, v2.Grayscale, v2.ToDtype, v2.Normalize)

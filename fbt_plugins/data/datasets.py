@@ -15,11 +15,10 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.datasets.utils import check_integrity
 
-from ..errors import ConfigError, FBTError, nearest
-from ..registry import one_line
+from ..errors import ConfigError, FBTError, nearest, one_line
+from ..randomness import stratified_order
 from . import fashion_mnist
 from .image_dataset import ImageDataset, InMemoryDataset, TransformConfigs
-from .randomness import stratified_order
 
 SPLITS = ("train", "val", "test")
 _DOWNLOAD = "set download=True (such as --cfg-options train_dataloader.dataset.download=True)"

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import FBTError
-from ..registry import one_line
+from ..errors import FBTError, one_line
 
 EMBEDDED = "fashion_mnist_mini.npz"
 FILES = {

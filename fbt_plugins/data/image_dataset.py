@@ -11,9 +11,8 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import ConfigError, FBTError
-from ..registry import one_line
-from .randomness import derive_seed, seeded
+from ..errors import ConfigError, FBTError, one_line
+from ..randomness import derive_seed, seeded
 from .transforms import build_transforms
 
 TransformConfigs = Sequence[Mapping[str, Any]]

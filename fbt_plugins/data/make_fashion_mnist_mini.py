@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from ..errors import FBTError
+from ..randomness import stratified_order
 from .fashion_mnist import EMBEDDED, read_original
-from .randomness import stratified_order
 
 # name -> (original split, first and last position in its stratified order)
 PARTS = {"train": ("train", 0, 5000), "val": ("train", 5000, 6000), "test": ("test", 0, 2000)}

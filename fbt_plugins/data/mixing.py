@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ..errors import ConfigError
-from .randomness import seeded
+from ..randomness import seeded
 
 
 class Mixing:

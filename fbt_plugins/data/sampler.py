@@ -11,7 +11,7 @@ from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
 from ..errors import FBTError
-from .randomness import derive_seed
+from ..randomness import derive_seed
 
 
 @DATA_SAMPLERS.register_module()

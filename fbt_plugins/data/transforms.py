@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from ..errors import ConfigError, nearest
-from ..registry import argument_problems, one_line
+from ..errors import ConfigError, nearest, one_line
+from ..registry.signatures import argument_problems
 
 _V2: dict[str, Callable[..., Any]] = {
     name: value

@@ -1,1 +1,1 @@
-"""The engine: an mmengine Runner and its hooks, configs and their check, precision, metrics, files of a run."""
+"""One run: an mmengine Runner, its loops, its check, and what a run depends on."""

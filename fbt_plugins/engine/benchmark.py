@@ -17,16 +17,16 @@ from mmengine.runner import EpochBasedTrainLoop
 from rich.progress import track
 from torch import Tensor, nn
 
-from ..assembly import STUDENT, TEACHER
-from ..distiller import Distiller, start_of
-from ..edge import weighted
+from ..console import console, describe_device
+from ..distill.build import STUDENT, TEACHER
+from ..distill.distiller import Distiller, start_of
+from ..distill.edge_schedule import Schedule
+from ..distill.loss_contract import weighted
 from ..errors import ConfigError
-from ..knowledge import Batch, Knowledge
-from ..schedule import Schedule
-from ..staged import StagedModel
+from ..models.knowledge import Batch, Knowledge
+from ..models.staged import StagedModel
+from .provenance import versions
 from .runner import DistillRunner
-from .screen import console, describe_device
-from .summary import versions
 
 PARTS = ("images", "teacher", "student", "fusion", "losses", "backward", "optimizer")
 """Of the bare loop's step, in their order."""

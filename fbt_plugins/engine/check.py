@@ -23,22 +23,22 @@ from mmengine.registry import (
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
+from ..analysis.cka import StageSimilarity
+from ..config.loading import DEFAULT_HOOKS
 from ..data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
-from ..distiller import Distiller
-from ..edge import SLOTS, parse_edges
-from ..errors import ConfigError, FBTError, nearest
-from ..registry import FUSIONS, LOSSES, one_line
-from ..schedule import TIMES
-from ..weights import SUFFIX, misfit
-from .checkpoints import find_resume
-from .cka import StageSimilarity
-from .config import DEFAULT_HOOKS
+from ..distill.distiller import Distiller
+from ..distill.edge import SLOTS, parse_edges
+from ..distill.edge_schedule import TIMES
+from ..errors import ConfigError, FBTError, nearest, one_line
+from ..models.weights import SUFFIX, misfit
+from ..registry.registries import FUSIONS, LOSSES
 from .device import resolve_device
-from .ema import EMAHook
+from .hooks.checkpoints import find_resume
+from .hooks.ema import EMAHook
+from .hooks.teacher_cache import TeacherCacheHook, refusals
 from .runner import DistillRunner
-from .signatures import SignatureCheck
-from .teacher_cache import TeacherCacheHook, refusals
-from .teachers import TeacherRun, missing_teacher
+from .signature_check import SignatureCheck
+from .train import TeacherRun, missing_teacher
 
 OURS = (
     *("device", "custom_imports", "compile", "channels_last", "ema", "cka", "teacher_cache", "cell", "reference"),

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mmengine.runner import EpochBasedTrainLoop
 
-from ..distiller import Distiller
-from ..errors import FBTError, Interrupted
-from ..registry import one_line
-from .checkpoints import AtomicCheckpointHook
-from .memories import memories
-from .progress import NotFinite, ProgressHook
-from .screen import relative
-
-if TYPE_CHECKING:
-    from .runner import DistillRunner
+from ..console import relative
+from ..errors import FBTError, Interrupted, one_line
+from .hooks.checkpoints import AtomicCheckpointHook
+from .hooks.loss_memories import memories
+from .hooks.progress import NotFinite, ProgressHook
+from .training_run import TrainingRun
 
 
 @contextmanager
-def in_one_line(runner: DistillRunner) -> Iterator[None]:
+def in_one_line(runner: TrainingRun) -> Iterator[None]:
     """Says of a run's faults what they were and which checkpoint holds the last good state.
 
     Raises:
@@ -49,12 +45,11 @@ def in_one_line(runner: DistillRunner) -> Iterator[None]:
         raise FBTError(f"{what}; {_last_checkpoint(runner)}") from error
 
 
-def _plugins_fault(error: Exception, runner: DistillRunner) -> FBTError | None:
+def _plugins_fault(error: Exception, runner: TrainingRun) -> FBTError | None:
     """Whose code raised it; what a GPU reports may have come from anything that was started before."""
     if "CUDA error" in str(error):
         return None
-    distiller: Distiller = getattr(runner.model, "module", runner.model)
-    return distiller.culprit(error)
+    return runner.distiller.culprit(error)
 
 
 def _known(error: RuntimeError, distributed: bool) -> str | None:
@@ -70,17 +65,17 @@ def _known(error: RuntimeError, distributed: bool) -> str | None:
     return None
 
 
-def _last_checkpoint(runner: DistillRunner) -> str:
+def _last_checkpoint(runner: TrainingRun) -> str:
     hook = runner.hook(AtomicCheckpointHook)
     if hook is None or hook.saved < 0:
         return "nothing was saved yet"
     return f"{relative(hook.last_ckpt or runner.work_dir)} is whole; go on with --resume"
 
 
-def _after_nan(runner: DistillRunner, iteration: int) -> str:
+def _after_nan(runner: TrainingRun, iteration: int) -> str:
     """Saves the weights from before an iteration, since when nothing was updated; says what to do."""
     hint = "look at that loss, or lower the learning rate; --resume goes on from there"
-    distiller = getattr(runner.model, "module", runner.model)
+    distiller = runner.distiller
     state = [*distiller.state_dict().values(), *memories(distiller).values()]
     if not all(v.isfinite().all() for v in state if v.is_floating_point()):  # BatchNorm's, or a loss's memories
         return f"the model's statistics are not finite either: {_last_checkpoint(runner)}"

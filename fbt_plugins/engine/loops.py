@@ -11,13 +11,14 @@ from mmengine.runner.base_loop import BaseLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 
 from ..errors import FBTError
+from .training_run import TrainingRun
 
 
 class _Seeking:
     """What both loops share: batches of an epoch from any position on."""
 
     dataloader: Any
-    runner: Any
+    runner: TrainingRun
     _iter: int
 
     def batches(self, epoch: int, done: int) -> Iterator[Any]:
@@ -78,7 +79,7 @@ class IterLoop(_Seeking, IterBasedTrainLoop):
 
     def __init__(
         self,
-        runner: Any,
+        runner: TrainingRun,
         dataloader: Any,
         max_iters: int,
         val_begin: int = 1,

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from mmengine.config import Config
@@ -17,37 +17,27 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .. import distiller  # noqa: F401 - registers Distiller with mmengine
+from ..config.loading import DEFAULT_HOOKS
+from ..config.merging import merge
+from ..console import relative, say
 from ..data import InMemoryLoader, Mixing
 from ..data.preprocessor import ImagePreprocessor
-from ..errors import FBTError
-from ..registry import one_line
-from . import (  # noqa: F401 - they register themselves
-    checkpoints,
-    loops,
-    metrics,
-    optim,
-    parameters,
-    progress,
-    seeding,
-    stop,
-    summary,
-    teacher_check,
-)
-from .checkpoints import find_resume, read_checkpoint
-from .config import DEFAULT_HOOKS
+from ..distill.distiller import Distiller
+from ..errors import FBTError, one_line
+from ..files import remove_halves, write_atomic
+from . import loops, optim  # noqa: F401 - they register themselves, as all of .hooks does
 from .device import keep_freed_memory, resolve_device
-from .ema import TRAINED, EMAHook
 from .faults import in_one_line
-from .files import remove_halves, write_atomic
-from .launch import find_processes, join_processes, wrap
-from .memories import MEMORIES, restore_memories
-from .merging import merge
-from .screen import relative, say
-from .statistics import scatter_statistics
-from .teacher_cache import TeacherCacheHook
-
-H = TypeVar("H")
+from .hooks import checkpoints
+from .hooks.batchnorm import scatter_statistics
+from .hooks.checkpoints import find_resume, read_checkpoint
+from .hooks.ema import TRAINED, EMAHook
+from .hooks.loss_memories import MEMORIES, restore_memories
+from .hooks.progress import ProgressHook
+from .hooks.stop import StopHook
+from .hooks.teacher_cache import TeacherCacheHook
+from .processes import find_processes, join_processes, wrap
+from .training_run import H, unwrapped
 
 
 class DistillRunner(Runner):
@@ -213,9 +203,29 @@ class DistillRunner(Runner):
     def _maybe_compile(self, target: str) -> None:
         """Compiles what one batch's losses are computed by; mmengine's takes in the optimizer and its bookkeeping."""
         if options := self.cfg.get("compile"):
-            distiller = getattr(self.model, "module", self.model)
+            distiller: Any = self.distiller
             distiller.losses = torch.compile(distiller.losses, **({} if options is True else options))
             say("compile the first steps take longer")
+
+    @property
+    def distiller(self) -> Distiller:
+        """The distiller itself, whatever wraps it."""
+        return unwrapped(self.model)
+
+    @property
+    def resuming(self) -> bool:
+        """Whether it goes on from a checkpoint."""
+        return bool(self._resume)
+
+    @property
+    def tests(self) -> bool:
+        """Whether its config has a test split."""
+        return self._test_dataloader is not None
+
+    @property
+    def train_data(self) -> Any:
+        """The training data set, from when the model is built."""
+        return getattr(self._train_dataloader, "dataset", None)
 
     def hook(self, kind: type[H]) -> H | None:
         """The first hook of a class."""
@@ -238,7 +248,7 @@ class DistillRunner(Runner):
         Raises:
             NotFinite: with the first that was not finite.
         """
-        if (hook := self.hook(progress.ProgressHook)) is not None:
+        if (hook := self.hook(ProgressHook)) is not None:
             hook.check(done)
 
     def train(self) -> nn.Module:
@@ -256,7 +266,7 @@ class DistillRunner(Runner):
                 return super().train()
         finally:
             for hook in self.hooks:
-                if isinstance(hook, progress.ProgressHook | stop.StopHook):
+                if isinstance(hook, ProgressHook | StopHook):
                     hook.close()
 
     def load_or_resume(self) -> None:
@@ -314,7 +324,7 @@ class DistillRunner(Runner):
             for own, state in zip(self.param_schedulers or [], checkpoint.get("param_schedulers", ()), strict=True):
                 own.load_state_dict(state)
         scatter_statistics(self.model, checkpoint.get("rank_statistics", []))
-        restore_memories(getattr(self.model, "module", self.model), checkpoint.get(MEMORIES, {}))
+        restore_memories(self.distiller, checkpoint.get(MEMORIES, {}))
         self._has_loaded = True
 
     def load_checkpoint(
@@ -327,9 +337,8 @@ class DistillRunner(Runner):
         """
         checkpoint = read_checkpoint(filename)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        module = getattr(self.model, "module", self.model)
         try:
-            module.load_state_dict(checkpoint["state_dict"], strict=strict)
+            self.distiller.load_state_dict(checkpoint["state_dict"], strict=strict)
         except RuntimeError as error:
             reason = " ".join(str(error).split(":", 1)[-1].split())
             raise FBTError(f"checkpoint {filename!r} is not of this config's model: {reason[:300]}") from error

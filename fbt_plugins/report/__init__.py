@@ -5,7 +5,7 @@ from __future__ import annotations
 from .comparison import Comparison, compare
 from .intervals import Interval, interval, paired
 from .pages import write_report
-from .trials import Trial, best_of, read_trials, trial_of_run
+from .results import Trial, best_of, read_trials, trial_of_run
 
 __all__ = [
     "Comparison",

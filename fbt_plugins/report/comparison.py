@@ -8,7 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 from .intervals import Interval, interval, paired
-from .trials import Trial
+from .results import Trial
 
 
 @dataclass(frozen=True)

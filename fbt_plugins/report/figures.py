@@ -8,9 +8,9 @@ from math import isnan
 from statistics import fmean
 from typing import Any
 
+from .cells import NONE
 from .comparison import Pair
-from .trials import Trial
-from .words import NONE
+from .results import Trial
 
 COLORS = {"student": "#0b6fb8", "fusion": "#c2410c", "teacher": "#555555"}
 STYLES = {"student": "-", "fusion": "-", "teacher": "--"}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from . import figures, words
+from . import cells as words
+from . import figures
 from .comparison import Comparison
 
 _STYLE = """

@@ -1,1 +1,1 @@
-"""Many runs as one Optuna study."""
+"""A search for a better splice."""

@@ -24,24 +24,23 @@ from mmengine.hooks import Hook
 from tabulate import tabulate
 
 from .. import load_plugins
-from ..assembly import FUSION
-from ..cli import run
-from ..distiller import Distiller
+from ..config.loading import load_config
+from ..config.merging import merge_options
+from ..console import relative, say
+from ..distill.build import FUSION
+from ..distill.fusion import BORROWED
 from ..engine.check import check_config
-from ..engine.config import load_config
-from ..engine.files import locked, write_atomic
-from ..engine.merging import merge_options
-from ..engine.metrics import evaluate
-from ..engine.screen import relative, say
-from ..engine.stop import Signals
-from ..engine.teachers import train
-from ..errors import ConfigError, FBTError
-from ..fusion import BORROWED
-from .searches import NO_TEST, Search, space_of
+from ..engine.hooks.stop import Signals
+from ..engine.hooks.topk import evaluate
+from ..engine.train import train
+from ..engine.training_run import TrainingRun
+from ..errors import ConfigError, FBTError, run
+from ..files import locked, write_atomic
+from ..jobs.study import SharedStudy, Slot
+from ..jobs.workers import die_with_parent
+from .search import NO_TEST, Search, space_of
 from .settings import Settings
 from .space import Fusions, Space
-from .study import SharedStudy, Slot
-from .workers import die_with_parent
 
 RANKING = "splices.json"
 
@@ -79,11 +78,11 @@ class RankingHook(Hook):
     def __init__(self, fusion: str, best: int) -> None:
         self.fusion, self.best = fusion, best
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: TrainingRun) -> None:
         self._started = time.perf_counter()
 
-    def after_train(self, runner: Any) -> None:
-        distiller: Distiller = getattr(runner.model, "module", runner.model)
+    def after_train(self, runner: TrainingRun) -> None:
+        distiller = runner.distiller
         splices = list(map(str, distiller.fusions[self.fusion].splices))
         names = {splice: f"{self.fusion}@{splice}" for splice in splices}
         loop = runner.val_loop

@@ -12,8 +12,8 @@ from typing import Any
 import optuna
 from tabulate import tabulate
 
-from ..engine.files import write_atomic
-from .searches import Search, Tried
+from ..files import write_atomic
+from .search import Search, Tried
 
 
 def write_results(search: Search, out: Path, command: str) -> list[Path]:

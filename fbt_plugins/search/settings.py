@@ -12,7 +12,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from ..errors import ConfigError, nearest
-from .study import Direction
+from ..jobs.study import Direction
 
 OBJECTIVES: dict[str, Direction] = {
     "student_top1": "maximize",

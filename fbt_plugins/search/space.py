@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from ..distiller import Distiller
+from ..analysis.inspection import splice_rows
+from ..distill.distiller import Distiller
 from ..errors import ConfigError, FBTError, nearest
-from ..inspection import splice_rows
-from ..registry import FUSIONS
+from ..registry.registries import FUSIONS
 
 ALL = "all"
 _RANGE, _FUSIONS = ("low", "high", "step", "log"), ("switches", "strategies")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fbt_plugins import hookimpl
-from fbt_plugins.registry import Registries
+from fbt_plugins import Registries, hookimpl
 
 from . import small_models  # registers its names with timm  # noqa: F401
 from .module_models import build_module

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fbt_plugins.declaration import isotropic_ends
+from fbt_plugins.authoring import isotropic_ends
 
 from .layouts import Shape, read_shape
 from .traced import Crossing, Image, Trace

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fbt_plugins.meta import Shortened, meta_copy
-from fbt_plugins.staged import proportional
+from fbt_plugins.authoring import Shortened, meta_copy, proportional
 
 from .traced import Image
 

@@ -9,10 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from fbt_plugins import ConfigError, Declaration, StagedModel
-from fbt_plugins.errors import PartError, nearest
-from fbt_plugins.registry import argument_problems, one_line
-from fbt_plugins.staged import pixels
+from fbt_plugins import ConfigError, Declaration, StagedModel, nearest
+from fbt_plugins.authoring import PartError, argument_problems, one_line, pixels
 
 from .own_inputs import load_and_read
 from .traced_cut import cut_by_trace

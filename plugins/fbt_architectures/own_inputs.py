@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from fbt_plugins.errors import ConfigError
-from fbt_plugins.staged import pixels
-from fbt_plugins.weights import load_weights
+from fbt_plugins import ConfigError, load_weights
+from fbt_plugins.authoring import pixels
 
 
 def load_and_read(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fbt_plugins.declaration import Declaration, isotropic
+from fbt_plugins import Declaration, isotropic
 
 
 def timm_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

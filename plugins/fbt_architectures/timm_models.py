@@ -10,10 +10,8 @@ import timm
 import torch
 from torch import nn
 
-from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError, nearest
-from fbt_plugins.inspection import Catalogue
-from fbt_plugins.registry import one_line
-from fbt_plugins.staged import StagedModel, pixels
+from fbt_plugins import ConfigError, FBTError, StagedModel, UnknownNameError, nearest
+from fbt_plugins.authoring import Catalogue, one_line, pixels
 
 from .cut_points import classifiers_of
 from .own_inputs import NEW, check_head, load_and_read

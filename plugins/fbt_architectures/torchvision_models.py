@@ -9,10 +9,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from fbt_plugins import ConfigError, FBTError, StagedModel, UnknownNameError
-from fbt_plugins.errors import nearest
-from fbt_plugins.inspection import Catalogue
-from fbt_plugins.registry import one_line
+from fbt_plugins import ConfigError, FBTError, StagedModel, UnknownNameError, nearest
+from fbt_plugins.authoring import Catalogue, one_line
 
 from .cut_points import classifiers_of
 from .own_inputs import NEW, check_head, load_and_read

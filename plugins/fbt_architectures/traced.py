@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fbt_plugins import FBTError, Knowledge
-from fbt_plugins.part import NetPart
+from fbt_plugins.authoring import NetPart
 
 from .tracer import BATCH, ROOT, ShallowTracer, TraceError, name_of, val
 

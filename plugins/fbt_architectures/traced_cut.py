@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fbt_plugins import ConfigError, StagedModel
-from fbt_plugins.errors import nearest
+from fbt_plugins import ConfigError, StagedModel, nearest
 
 from .cut_points import classifiers_of, found, from_feature_info
 from .layouts import Shape, read_shape

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fbt_plugins import ConfigError
-from fbt_plugins.meta import Shortened, meta_copy
+from fbt_plugins.authoring import Shortened, meta_copy
 
 BATCH = 4099
 """Batch size on the meta device: a prime that no width or grid is a multiple of."""

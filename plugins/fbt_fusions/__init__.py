@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fbt_plugins import hookimpl
-from fbt_plugins.registry import Registries
+from fbt_plugins import Registries, hookimpl
 
 from .attention_l2g import AttentionL2G
 from .conv_l2g import ConvL2G

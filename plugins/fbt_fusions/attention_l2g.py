@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from fbt_plugins.staged import StageSpec
+from fbt_plugins import StageSpec
 
 from .projector import OnTokens, ProjectorFusion, check_positive, heads_for
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 
-from fbt_plugins.staged import StageSpec
+from fbt_plugins import StageSpec
 
 from .projector import OnChannelsFirst, ProjectorFusion, check_positive
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fbt_plugins.fusion import ends
-from fbt_plugins.splice import Splice
-from fbt_plugins.staged import StageSpec
+from fbt_plugins import Splice, StageSpec
+from fbt_plugins.authoring import ends
 
 
 class IdentityFusion:

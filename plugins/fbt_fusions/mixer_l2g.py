@@ -7,7 +7,7 @@ import math
 from timm.models.mlp_mixer import MixerBlock
 from torch import nn
 
-from fbt_plugins.staged import StageSpec
+from fbt_plugins import StageSpec
 
 from .projector import OnTokens, ProjectorFusion, check_positive
 

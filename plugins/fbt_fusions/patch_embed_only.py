@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from fbt_plugins.staged import StageSpec
+from fbt_plugins import StageSpec
 
 from .projector import ProjectorFusion
 

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fbt_plugins.fusion import ends
-from fbt_plugins.layout import FromMap, ToMap
-from fbt_plugins.splice import Splice
-from fbt_plugins.staged import StageSpec
+from fbt_plugins import FromMap, Splice, StageSpec, ToMap
+from fbt_plugins.authoring import ends
 
 
 class PatchEmbedding(nn.Module):

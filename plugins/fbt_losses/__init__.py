@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fbt_plugins import hookimpl
-from fbt_plugins.registry import Registries
+from fbt_plugins import Registries, hookimpl
 
 from .attention_transfer import ATLoss
 from .bkd import BKDLoss

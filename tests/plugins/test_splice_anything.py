@@ -17,10 +17,10 @@ from drawn import LARGE, ROWS, Draw, built, draws
 from torch import Tensor, nn
 
 from fbt_plugins import ARCHITECTURES, Batch, StagedModel
-from fbt_plugins.distiller import Distiller
+from fbt_plugins.distill.distiller import Distiller
+from fbt_plugins.distill.fusion import ends
+from fbt_plugins.distill.splice import Splice
 from fbt_plugins.errors import ConfigError
-from fbt_plugins.fusion import ends
-from fbt_plugins.splice import Splice
 
 FEW = draws(0, ROWS, per_size=20)
 MANY = [d for seed in range(1, 9) for d in draws(seed, ROWS + LARGE, per_size=14)]

@@ -7,7 +7,7 @@ import torch
 from small import SMALL
 
 from fbt_plugins import Batch
-from fbt_plugins.distiller import Distiller
+from fbt_plugins.distill.distiller import Distiller
 
 RESMLP = dict(type="timm", name="resmlp_s4_patch4_32", num_classes=7, embed_dim=16)
 PAIRS = {

@@ -13,8 +13,8 @@ import torch
 from runs import assert_equal
 from two_processes import BATCH_NORM, DRAWN, SCHEDULED, accuracy, build, gradients
 
-from fbt_plugins.engine.checkpoints import find_resume, read_checkpoint
-from fbt_plugins.engine.launch import find_processes, freeze_unreached
+from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint
+from fbt_plugins.engine.processes import find_processes, freeze_unreached
 from fbt_plugins.errors import FBTError
 
 TESTS = Path(__file__).parents[2]

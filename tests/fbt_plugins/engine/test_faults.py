@@ -15,7 +15,7 @@ from runs import Build, assert_same, run
 from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge
-from fbt_plugins.engine.checkpoints import find_resume
+from fbt_plugins.engine.hooks.checkpoints import find_resume
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import FBTError
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from runs import Build
 
-from fbt_plugins.engine.checkpoints import plain
 from fbt_plugins.engine.device import resolve_device
-from fbt_plugins.engine.files import AtomicBackend, write_atomic
-from fbt_plugins.engine.metrics import TopK
-from fbt_plugins.engine.progress import ProgressHook
+from fbt_plugins.engine.hooks.checkpoints import plain
+from fbt_plugins.engine.hooks.progress import ProgressHook
+from fbt_plugins.engine.hooks.topk import TopK
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError
+from fbt_plugins.files import AtomicBackend, write_atomic
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_a_device_that_is_not_there_is_refused(name: str, reason: str) -> None:
 def test_images_per_second_leave_out_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hook, clock = ProgressHook(), iter([100.0, 160.0])
     hook._last, hook._file = 90.0, tmp_path / "metrics.jsonl"
-    monkeypatch.setattr("fbt_plugins.engine.progress.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("fbt_plugins.engine.hooks.progress.time.perf_counter", lambda: next(clock))
     runner = MagicMock(iter=4, epoch=1, max_epochs=1)
     hook.before_val_epoch(runner)
     hook.after_val_epoch(runner, {"student_top1": 50.0})

@@ -11,8 +11,8 @@ import pytest
 import torch
 from runs import Build, assert_equal, assert_same, run, run_until
 
-from fbt_plugins.engine.checkpoints import find_resume, read_checkpoint, training_checkpoints
-from fbt_plugins.engine.memories import memories, restore_memories
+from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint, training_checkpoints
+from fbt_plugins.engine.hooks.loss_memories import memories, restore_memories
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import FBTError, Interrupted
 

@@ -10,10 +10,10 @@ from conftest import CNN, RESMLP, VIT
 from runs import Build, run
 from safetensors.torch import load_file
 
-from fbt_plugins.engine import screen
-from fbt_plugins.engine.checkpoints import find_resume
-from fbt_plugins.engine.config import load_config
+from fbt_plugins.config.loading import load_config
 from fbt_plugins.engine.device import slowdown
+from fbt_plugins.engine.hooks import run_tables as screen
+from fbt_plugins.engine.hooks.checkpoints import find_resume
 from fbt_plugins.engine.runner import DistillRunner
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from fbt_plugins.errors import FBTError
 from fbt_plugins.report import Trial, best_of, compare, interval, paired, read_trials, trial_of_run, write_report
+from fbt_plugins.report.cells import cells, columns, warnings
 from fbt_plugins.report.figures import curves
-from fbt_plugins.report.words import cells, columns, warnings
 
 # student's top-1 by method and seed
 TOP1 = {

@@ -15,11 +15,11 @@ from runs import builder
 from torch import nn
 
 from fbt_plugins import FUSIONS, StageSpec
+from fbt_plugins.distill.splice import Splice
 from fbt_plugins.engine.check import check_config
 from fbt_plugins.errors import ConfigError
-from fbt_plugins.search.searches import space_of
+from fbt_plugins.search.search import space_of
 from fbt_plugins.search.space import Choice, Fusions, Range
-from fbt_plugins.splice import Splice
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from fbt_fusions.projector import PatchEmbedding
 from timm.models.swin_transformer import SwinTransformerBlock
 
 from fbt_plugins import FUSIONS, FromMap, ToMap
+from fbt_plugins.distill.splice import Splice
 from fbt_plugins.errors import ConfigError
-from fbt_plugins.splice import Splice
-from fbt_plugins.staged import StageSpec
+from fbt_plugins.models.staged import StageSpec
 
 MAP = StageSpec("NCHW", 24, (8, 8))
 TARGETS = [

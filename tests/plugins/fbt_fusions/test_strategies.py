@@ -11,11 +11,11 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 
 from fbt_plugins import FUSIONS
+from fbt_plugins.distill.fusion import build_junctions
+from fbt_plugins.distill.splice import Splice
 from fbt_plugins.errors import ConfigError
-from fbt_plugins.fusion import build_junctions
-from fbt_plugins.splice import Splice
-from fbt_plugins.staged import StageSpec
-from fbt_plugins.testing import check_fusion
+from fbt_plugins.models.staged import StageSpec
+from fbt_plugins.testing.checks import check_fusion
 
 BLOCKS = {
     "L2GFusion": SwinTransformerBlock,

@@ -10,7 +10,7 @@ from conftest import CONVNEXT, DEIT, RESMLP, VIT
 from torch import Tensor
 
 from fbt_plugins import Batch, ConfigError
-from fbt_plugins.distiller import Distiller
+from fbt_plugins.distill.distiller import Distiller
 
 OPTIONS = dict(edges=["teacher_to_student"], splice=None, feature_loss=None, task_loss=None)
 TYPES = pytest.mark.parametrize("kind", ["hard", "soft"])

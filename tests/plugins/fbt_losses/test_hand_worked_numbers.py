@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge, StageSpec
-from fbt_plugins.edge import ModelInfo, set_up
+from fbt_plugins.distill.loss_contract import ModelInfo, set_up
 
 LN2 = math.log(2)
 STUDENT = Knowledge(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.5, 0.25, 0.25]]).log() + 7)  # a shift changes nothing

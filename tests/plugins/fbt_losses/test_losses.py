@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge
-from fbt_plugins.edge import ModelInfo, set_up
+from fbt_plugins.distill.loss_contract import ModelInfo, set_up
 from fbt_plugins.errors import ConfigError
-from fbt_plugins.testing import EXTRA, MODELS, check_loss
+from fbt_plugins.testing.checks import EXTRA, MODELS, check_loss
 
 CONFIGS = [
     dict(type="ATLoss"),

@@ -13,10 +13,10 @@ from fbt_losses.exits import TokenExit, make_exit
 from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge, StageSpec
-from fbt_plugins.distiller import Distiller
-from fbt_plugins.edge import ModelInfo, set_up
+from fbt_plugins.distill.distiller import Distiller
+from fbt_plugins.distill.loss_contract import ModelInfo, set_up
 from fbt_plugins.errors import ConfigError
-from fbt_plugins.testing import MODELS
+from fbt_plugins.testing.checks import MODELS
 
 CONFIGS = [
     dict(type="ATLoss"),

@@ -1,0 +1,1 @@
+"""Looks at models and what they know; trains nothing."""

@@ -1,0 +1,210 @@
+"""Which models of whole libraries can be cut, and how: a report that can be stopped and taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import FBTError, one_line
+from ..models.catalogue import Catalogue
+from ..registry.loading import load_plugins
+from ..registry.registries import ARCHITECTURES
+
+Row = dict[str, Any]
+CLASSES = 7
+"""Of the models that are built: another number than any of them has by itself."""
+
+
+def catalogues(types: Iterable[str] | None = None) -> dict[str, Catalogue]:
+    """The architectures that can name all that they build, by type."""
+    found = {name: getattr(build, "catalogue", None) for name, build in ARCHITECTURES.module_dict.items()}
+    return {name: c for name, c in found.items() if c is not None and (types is None or name in types)}
+
+
+def cut_one(type_: str, name: str) -> Row:
+    """Cuts a model without weights: "parameters", "way", "family", "layouts", "image_size"."""
+    with torch.device("meta"):
+        model = ARCHITECTURES.build({"type": type_, "name": name, "num_classes": CLASSES})
+    return {
+        "parameters": sum(p.numel() for p in model.net.parameters()),
+        "way": model.way,
+        "family": model.family,
+        "layouts": [str(spec) for spec in model.specs],
+        "image_size": list(model.image_size),
+    }
+
+
+def prove_one(type_: str, name: str) -> Row:
+    """Proves a cut with perturbed weights at the model's own image size; "proof" is what was compared."""
+    proof = ARCHITECTURES.build({"type": type_, "name": name, "num_classes": CLASSES}).verify()
+    return {"proof": {key: getattr(proof, key) for key in ("gradients", "buffers", "parameters", "batch_sizes")}}
+
+
+_STEPS = {"cut": (cut_one, "refused"), "proof": (prove_one, "wrong")}
+
+
+def take(step: str, type_: str, name: str) -> Row:
+    """One step for one model.
+
+    Returns:
+        "step", "type", "name", "kind", "seconds", and what the step found; or why not, "refused" or "wrong".
+    """
+    function, failed = _STEPS[step]
+    row: Row = {"type": type_, "name": name, "step": step}
+    start = time.perf_counter()
+    try:
+        row["kind"] = catalogues()[type_].kind(name)
+        row |= function(type_, name)
+    except FBTError as error:
+        row[failed] = " ".join(str(error).split())
+    except Exception as error:  # a model of a library may fail in any way; the report says how
+        row[failed] = f"error: {one_line(error)}"
+    return row | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def _work(step: str, type_: str, name: str) -> Row:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")  # what libraries say about their own old names
+    load_plugins()
+    return take(step, type_, name)
+
+
+def cover(types: Sequence[str] | None, state: Path, workers: int, largest: float) -> Iterator[tuple[int, int, Row]]:
+    """Cuts every model that the architectures can name, then proves the smallest of each kind.
+
+    Args:
+        types: of architectures; None is all that have a catalogue.
+        state: a file of JSON lines; what is in it already is not done again.
+        workers: processes.
+        largest: millions of parameters up to which a model is proved.
+
+    Yields:
+        (done, of how many, row) for each row, old ones first.
+    """
+    done = _read(state)
+    jobs = [("cut", t, n) for t, c in catalogues(types).items() for n in c.names()]
+    total = len(jobs)
+    rows: list[Row] = []
+    for row in _run(jobs, done, state, workers):
+        rows.append(row)
+        yield len(rows), total, row
+    proofs = [("proof", row["type"], row["name"]) for row in smallest(rows, largest)]
+    total += len(proofs)
+    for row in _run(proofs, done, state, workers):
+        rows.append(row)
+        yield len(rows), total, row
+
+
+def smallest(rows: Iterable[Row], largest: float) -> list[Row]:
+    """The smallest model of each kind that is cut and has no more than ``largest`` million parameters."""
+    best: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        if row["step"] == "cut" and "refused" not in row and row["parameters"] <= largest * 1e6:
+            key = (row["type"], row["kind"])
+            if key not in best or row["parameters"] < best[key]["parameters"]:
+                best[key] = row
+    return list(best.values())
+
+
+def _read(state: Path) -> dict[tuple[str, str, str], Row]:
+    """Rows by (step, type, name); a line that was cut off by the end of a run does not count."""
+    done = {}
+    for line in state.read_text(encoding="utf-8").splitlines() if state.exists() else ():
+        try:
+            row = json.loads(line)
+            done[row["step"], row["type"], row["name"]] = row
+        except (json.JSONDecodeError, KeyError):
+            continue
+    return done
+
+
+def _run(
+    jobs: Sequence[tuple[str, str, str]], done: dict[tuple[str, str, str], Row], state: Path, workers: int
+) -> Iterator[Row]:
+    yield from (done[job] for job in jobs if job in done)
+    left = [job for job in jobs if job not in done]
+    if not left:
+        return
+    with (
+        ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool,
+        state.open("a", encoding="utf-8") as file,
+    ):
+        futures = [pool.submit(_work, *job) for job in left]
+        try:
+            for future in as_completed(futures):
+                row = future.result()
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                yield row
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The report: a line per library, a table of kinds, and every model that is refused, with the reason."""
+    from tabulate import tabulate
+
+    cut = [row for row in rows if row["step"] == "cut"]
+    proofs = {(row["type"], row["name"]): row for row in rows if row["step"] == "proof"}
+    parts = []
+    for type_ in dict.fromkeys(row["type"] for row in cut):
+        own = [row for row in cut if row["type"] == type_]
+        kinds: dict[str, list[Row]] = {}
+        for row in own:
+            kinds.setdefault(row.get("kind", "?"), []).append(row)
+        table = []
+        for kind, members in sorted(kinds.items()):
+            good = [m for m in members if "refused" not in m]
+            proof = next(((m, proofs[type_, m["name"]]) for m in good if (type_, m["name"]) in proofs), None)
+            table.append(
+                (
+                    kind,
+                    f"{len(good)} of {len(members)}",
+                    "/".join(sorted({m["way"] for m in good})),
+                    "/".join(sorted({m["family"] for m in good})),
+                    _proof(*proof) if proof else "",
+                )
+            )
+        good = [row for row in own if "refused" not in row]
+        proved = sum(1 for row in own if "proof" in proofs.get((type_, row["name"]), {}))
+        wrong = [row for row in own if "wrong" in proofs.get((type_, row["name"]), {})]
+        some = sum(1 for members in kinds.values() if any("refused" not in m for m in members))
+        parts.append(
+            f"## {type_}\n\n{len(good)} of {len(own)} models are cut, of {some} of {len(kinds)} kinds; "
+            f"{proved} kinds are proved, {len(wrong)} proofs failed.\n"
+        )
+        headers = ("kind", "models cut", "way", "family", "proved with")
+        parts.append(tabulate(table, headers, tablefmt="github") + "\n")
+        refused = [(row["name"], row["refused"].removeprefix(f"{row['name']}: ")) for row in own if "refused" in row]
+        refused += [(row["name"], f"WRONG: {proofs[type_, row['name']]['wrong']}") for row in wrong]
+        if refused:
+            parts.append(f"Refused:\n\n{tabulate(refused, ('model', 'reason'), tablefmt='github')}\n")
+    return "\n".join(parts)
+
+
+def _proof(model: Row, proof: Row) -> str:
+    if "wrong" in proof:
+        return f"{model['name']}: WRONG"
+    return f"{model['name']} ({proof['proof']['gradients']} gradients, {proof['proof']['buffers']} buffers)"

@@ -1,0 +1,92 @@
+"""What a model's stages are, and which splices of two models fit: tables before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..distill.fusion import FusionStrategy, build_junctions, ends
+from ..distill.splice import Splice, enumerate_splices
+from ..errors import FBTError, one_line
+from ..models.census import take_census
+from ..models.staged import StagedModel
+
+Row = dict[str, Any]
+
+
+def stage_rows(model: StagedModel, image_size: tuple[int, int]) -> list[Row]:
+    """A row for each stage, and one for the head.
+
+    Args:
+        model: to look at.
+        image_size: (height, width) in pixels.
+
+    Returns:
+        Rows of "part", "output", "family", "parameters" and "macs" (multiply-accumulate operations for one image).
+
+    Raises:
+        FBTError: if the model cannot take images of that size.
+    """
+    specs, macs = model.specs_at(image_size), model.macs_at(image_size)
+    rows: list[Row] = [
+        {"part": f"stage {i}", "output": str(spec), "family": spec.family} for i, spec in enumerate(specs, 1)
+    ]
+    rows.append({"part": "head", "output": f"{model.num_features} features, {model.num_classes} logits", "family": ""})
+    for row, part, count in zip(rows, (*model.stages, model.head), macs, strict=True):
+        row |= {"parameters": sum(p.numel() for p in part.parameters()), "macs": count}
+    return rows
+
+
+def splice_rows(
+    student: StagedModel,
+    teacher: StagedModel,
+    strategy: FusionStrategy,
+    image_size: tuple[int, int],
+    switches: Iterable[int] = (1, 2),
+) -> list[Row]:
+    """A row for each splice of two models, by how often it switches.
+
+    Args:
+        student, teacher: the models.
+        strategy: builds the junctions.
+        image_size: (height, width) of the images that a model without an ``input_size`` is given.
+        switches: how often a splice may switch models.
+
+    Returns:
+        Rows of "splice", "junctions" (their trained parameters), "macs" (what the fusion model computes for one image
+        besides what student or teacher have computed anyway) and "refused" (why it does not fit, or "").
+    """
+    models = {"S": student, "T": teacher}
+    sizes = {owner: model.input_size or image_size for owner, model in models.items()}
+    rows = []
+    for count in switches:
+        for splice in enumerate_splices(len(student.stages), len(teacher.stages), count):
+            row: Row = {"splice": str(splice), "junctions": None, "macs": None, "refused": ""}
+            try:
+                row |= _cost(splice, models, strategy, sizes)
+            except FBTError as error:
+                row["refused"] = one_line(error)
+            except (RuntimeError, ValueError, IndexError) as error:
+                row["refused"] = one_line(error)
+            rows.append(row)
+    return rows
+
+
+def _cost(
+    splice: Splice, models: dict[str, StagedModel], strategy: FusionStrategy, sizes: dict[str, tuple[int, int]]
+) -> Row:
+    specs = {owner: model.specs_at(sizes[owner]) for owner, model in models.items()}
+    with torch.device("meta"):
+        junctions = build_junctions(strategy, specs["S"], specs["T"], splice).to("meta")  # tokens are a model's own
+    macs = 0
+    for junction, piece in zip(splice.junctions, splice.pieces[1:], strict=True):
+        module = junctions[junction.name].eval()
+        arrives, _ = ends(junction, specs["S"], specs["T"])
+        _, census = take_census(module, torch.empty(arrives.sizes(2), device="meta"), module.parameters())
+        macs += census.macs // 2
+        macs += sum(models[piece.owner].macs_at(sizes[piece.owner])[n - 1] for n in piece.stages)
+    owner = splice.pieces[-1].owner
+    macs += models[owner].macs_at(sizes[owner])[-1]
+    return {"junctions": sum(p.numel() for p in junctions.parameters()), "macs": macs}

@@ -1,0 +1,37 @@
+"""What authors of plugins may need besides ``from fbt_plugins import ...``.
+
+Like that, it is kept from release to release; everything else in ``fbt_plugins`` may move or change.
+
+For architectures: ``NetPart`` is a stage whose code begins at its whole network. ``isotropic_ends`` says where the
+field cuts a row of equal blocks. ``meta_copy`` and ``Shortened`` run a network without weights. ``pixels`` reads an
+image size. ``proportional`` tells whether a grid has the image's proportions. ``Catalogue`` lets tools list what can be
+built.
+
+For fusions: ``ends`` gives what arrives at a junction, and what the stage behind it takes.
+
+For all: ``argument_problems`` holds arguments against a signature. ``one_line`` puts an exception on one line.
+``PartError`` says that somebody's part gives something else than it must.
+"""
+
+from .distill.fusion import ends
+from .errors import PartError, one_line
+from .models.catalogue import Catalogue
+from .models.declaration import isotropic_ends
+from .models.net_part import NetPart
+from .models.staged import pixels, proportional
+from .models.weightless import Shortened, meta_copy
+from .registry.signatures import argument_problems
+
+__all__ = [
+    "Catalogue",
+    "NetPart",
+    "PartError",
+    "Shortened",
+    "argument_problems",
+    "ends",
+    "isotropic_ends",
+    "meta_copy",
+    "one_line",
+    "pixels",
+    "proportional",
+]

@@ -1,0 +1,1 @@
+"""Matrices: pairs of models x methods x seeds, each run once."""

@@ -1,0 +1,101 @@
+"""Runs a matrix: each run once, in a process of its own, and a file of what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from optuna.trial import FrozenTrial
+
+from ..errors import FBTError
+from ..files import write_atomic
+from ..jobs.study import Claim, Run, SharedStudy
+from ..jobs.workers import Process, Workers, last_line
+from ..report import Trial, read_trials, trial_of_run
+
+
+def hardware() -> str:
+    """What this machine is, in words."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name(0)}, {name}"
+    threads = os.environ.get("OMP_NUM_THREADS")
+    return f"{name}, {os.cpu_count()} cores" + (f", {threads} threads per run" if threads else "")
+
+
+class Runs(Workers[Run]):
+    """The runs of a matrix on this machine.
+
+    Args:
+        study: where runs are taken from.
+        wanted: those to be done.
+        command: that trains, without pair, method, seed and folder.
+        folder: of the runs' own folders.
+        results: folder of the finished runs' trial files.
+        workers: processes at the same time.
+
+    Attributes:
+        done: finished runs, whoever has done them.
+    """
+
+    def __init__(
+        self,
+        study: SharedStudy[Run],
+        wanted: list[Run],
+        command: Sequence[str],
+        folder: Path,
+        results: Path,
+        workers: int = 1,
+    ) -> None:
+        super().__init__(study, wanted, workers)
+        self.command, self.folder, self.results = command, folder, results
+        self.done: dict[Run, Trial] = {}
+        self._hardware = hardware()
+        for trial in read_trials(self.results):
+            self._keep(trial)
+        self.study.add(run for run in self.wanted if run not in self.done)
+
+    def is_done(self, job: Run) -> bool:
+        return job in self.done
+
+    def _keep(self, trial: Trial) -> None:
+        run = Run(trial.pair, trial.method, trial.seed, trial.config)
+        self.done[run] = trial
+        self.failed.pop(run, None)
+
+    def _save(self, trial: Trial) -> None:
+        write_atomic(self.results / trial.name, trial.text())
+        self._keep(trial)
+
+    def learn(self, trial: FrozenTrial) -> None:
+        self._save(Trial(**json.loads(trial.user_attrs["result"])))
+
+    def plan(self, claim: Claim[Run]) -> tuple[Path, list[str] | None]:
+        run = claim.run
+        folder = self.folder / run.pair / run.method / f"seed_{run.seed}_{run.config[:8]}"
+        if (folder / "summary.json").is_file():
+            return folder, None
+        arguments = ["--pair", run.pair, "--method", run.method, "--seed", str(run.seed)]
+        arguments += ["--work-dir", str(folder), "--resume", "auto"]
+        at = self.command.index("--cfg-options") if "--cfg-options" in self.command else len(self.command)
+        return folder, [*self.command[:at], *arguments, *self.command[at:]]
+
+    def finish(self, process: Process[Run], code: int) -> None:
+        if code:
+            raise FBTError(last_line(process.folder / "output.txt", code))
+        trial = trial_of_run(process.folder, process.claim.run.config, self._hardware)
+        self._save(trial)
+        self.study.finish(process.claim, [trial.student], trial.text())
+
+    def mean_seconds(self) -> float | None:
+        """Of a finished run."""
+        seconds = [s for run in self.wanted if run in self.done and (s := self.done[run].about_run.get("seconds"))]
+        return sum(seconds) / len(seconds) if seconds else None

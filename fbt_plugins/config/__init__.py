@@ -1,0 +1,1 @@
+"""Configs: read, merged, cut out of a matrix, fingerprinted."""

@@ -1,0 +1,24 @@
+"""A fingerprint of everything in a config that a result may depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_NOT_RESULTS = (
+    *("work_dir", "launcher", "resume", "device", "randomness", "reference", "cell", "cka"),
+    *("teacher_run", "publish"),
+)
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Of everything in a run's config that its result may depend on, but the seed; not of where the data lie."""
+    values = {key: value for key, value in config.items() if key not in _NOT_RESULTS}
+    for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        if loader := values.get(key):
+            values[key] = {**loader, "dataset": {k: v for k, v in loader["dataset"].items() if k != "root"}}
+    others = {key: value for key, value in (config.get("randomness") or {}).items() if key != "seed"}
+    text = json.dumps({**values, "randomness": others}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,206 @@
+"""Configs: mmengine's, with inherited siblings dropped where a ``type`` or a model's ``name`` changes."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from ..errors import ConfigError, FBTError, nearest, one_line
+from ..registry.loading import load_plugins
+from .matrix import Matrix
+from .merging import merge, merge_options
+
+DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
+    "step_seed": {"type": "StepSeedHook"},
+    "sampler_seed": {"type": "DistSamplerSeedHook"},
+    "param_scheduler": {"type": "ParamSchedulerHook"},
+    "teacher_check": {"type": "TeacherCheckHook"},
+    "progress": {"type": "ProgressHook"},
+    "checkpoint": {"type": "AtomicCheckpointHook"},
+    "stop": {"type": "StopHook"},
+    "plain_checkpoint": {"type": "PlainCheckpointHook"},
+    "summary": {"type": "SummaryHook"},
+}
+"""What every run does beside training; ``default_hooks`` in a config changes their arguments, or None drops one."""
+
+
+DEFAULTS: dict[str, Any] = {
+    "default_hooks": DEFAULT_HOOKS,
+    "randomness": {"seed": 0},
+    "cell": None,
+    "reference": None,
+    "teacher_run": None,
+    "publish": None,
+    "teacher_cache": None,
+    "ema": None,
+    "cka": None,
+    "compile": None,
+    "channels_last": False,
+}
+"""What a config need not say."""
+
+
+def load_config(
+    path: str | Path,
+    options: Mapping[str, Any] | None = None,
+    pair: str | None = None,
+    method: str | None = None,
+) -> Config:
+    """Reads a config file as mmengine does, takes one cell of it where it is a matrix, and merges ``--cfg-options``.
+
+    Args:
+        path: a config file (.py, .yaml, .json), with ``_base_`` as in mmengine.
+        options: values by dotted key.
+        pair, method: which cell of a matrix; see :class:`Matrix`.
+
+    Raises:
+        ConfigError: if the file is missing or cannot be read, is a matrix and the cell is not given or not there (or
+            the other way round), or an option has no place in it.
+    """
+    config = _load(path)
+    contents = config.to_dict()
+    with _blaming(path):
+        if (matrix := Matrix.of(contents)) is not None:
+            contents = matrix.cell(pair, method)
+        elif pair is not None or method is not None:
+            raise ConfigError("it is no matrix (it has no pairs and methods); drop --pair and --method")
+    object.__setattr__(config, "_cfg_dict", ConfigDict(complete(contents, options or {})))
+    imports = config.get("custom_imports") or {}
+    if not isinstance(imports, Mapping) or isinstance(imports.get("imports", ()), str):
+        raise ConfigError(f"config {path}: custom_imports: write dict(imports=['module', ...]), not {imports!r}")
+    for module in imports.get("imports", ()):
+        try:
+            load_plugins().load_module(module)
+        except FBTError as error:
+            raise ConfigError(f"config {path}: custom_imports: {error}") from error
+    return config
+
+
+def complete(contents: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config with everything written out, so that options can reach it and config.py is complete.
+
+    Raises:
+        ConfigError: if an option has no place in it.
+    """
+    return merge_options(merge(DEFAULTS, contents), options)
+
+
+def load_matrix(path: str | Path) -> Matrix:
+    """Reads a config file that is a matrix.
+
+    Raises:
+        ConfigError: if it is missing, cannot be read, or is none.
+    """
+    contents = _load(path).to_dict()
+    with _blaming(path):
+        if (matrix := Matrix.of(contents)) is None:
+            raise ConfigError("it is no matrix: it has no pairs and methods")
+    return matrix
+
+
+def default_work_dir(path: str | Path, config: Config) -> str:
+    """The folder of a run whose config and command line name none: a cell's says pair, method and seed.
+
+    That of a run that makes a teacher lies beside the teacher's file, and is called as that is.
+    """
+    if target := config.get("publish"):
+        return str(Path(target).with_suffix(""))
+    folder = Path("work_dirs") / Path(path).stem
+    if cell := config.get("cell"):
+        folder = folder / cell["pair"] / cell["method"] / f"seed_{config.randomness.seed}"
+    return str(folder)
+
+
+def _load(path: str | Path) -> Config:
+    """A file's own contents, without its helper variables."""
+    path = Path(path)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        raise ConfigError(
+            f"config {str(path)!r}: no such file{nearest(path.name, [p.name for p in folder.glob('*.py')], 0)}"
+        )
+    with _merging_our_way():
+        config = _read(path)
+    for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
+        config.pop(name)
+    return config
+
+
+def apply_arguments(
+    config: Config,
+    work_dir: str | None,
+    launcher: str = "none",
+    *,
+    resume: bool | str | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    amp: str | None = None,
+    compile: bool = False,
+) -> None:
+    """Puts a command line's own options, where they are given, over a config's values."""
+    config.launcher = launcher
+    if work_dir is not None:
+        config.work_dir = work_dir
+    if resume is not None:
+        config.resume = resume
+    if device is not None:
+        config.device = device
+    if seed is not None:
+        config.randomness.seed = seed
+    if compile:
+        config.compile = config.compile or True
+    if amp and config.get("optim_wrapper"):
+        config.optim_wrapper.precision = amp
+
+
+@contextmanager
+def _blaming(path: str | Path) -> Iterator[None]:
+    """Puts the file before what is wrong with its matrix."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([f"config {path}: {line}" for line in error.problems]) from error
+
+
+def _read(path: Path) -> Config:
+    """mmengine's reading of a file, with its errors on one line."""
+    try:
+        if path.suffix == ".py":
+            text = path.read_text(encoding="utf-8")
+            compile(text, str(path), "exec")
+            if Config._is_lazy_import(str(path)):
+                raise ConfigError(
+                    f"config {path}: it imports modules, which mmengine takes for a lazy config; use _base_"
+                )
+            if re.search(r"\{\{\s*_base_\.[^}]*\}\}['\"]?\s*[*/+-]|[*/+-]\s*['\"]?\{\{\s*_base_\.", text):
+                raise ConfigError(f"config {path}: {{{{_base_.x}}}} in an expression becomes a string; write _base_.x")
+        return Config.fromfile(str(path), import_custom_modules=False)
+    except SyntaxError as error:
+        where = f"{error.filename}, line {error.lineno}: " if error.lineno else ""
+        raise ConfigError(f"config {where or f'{path}: '}{error.msg} {(error.text or '').strip()}".rstrip()) from error
+    except FBTError:
+        raise
+    except Exception as error:  # a config is code: anything can go wrong in it
+        frames = [
+            f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith((".py", ".yaml", ".json"))
+        ]
+        own = next((f for f in reversed(frames) if "mmengine" not in f.filename and f.filename != __file__), None)
+        where = f"{own.filename}, line {own.lineno}" if own else str(path)
+        raise ConfigError(f"config {where}: {one_line(error)}") from error
+
+
+@contextmanager
+def _merging_our_way() -> Iterator[None]:
+    """mmengine calls its merge by name, so a subclass could not replace it."""
+    original = Config._merge_a_into_b
+    Config._merge_a_into_b = staticmethod(lambda a, b, allow_list_keys=False: ConfigDict(merge(b, a)))
+    try:
+        yield
+    finally:
+        Config._merge_a_into_b = staticmethod(original)

@@ -1,0 +1,346 @@
+"""The fusion model: runs a splice on pieces that teacher and student already computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..errors import ConfigError, described, one_line, short
+from ..models.knowledge import Knowledge
+from ..models.staged import StagedModel, StageSpec, partial_copy
+from ..models.weightless import Shortened, meta_copy
+from .splice import Junction, Piece, Splice
+from .zero_gradients import with_idle
+
+HEAD = "head"
+BORROWED, COPIED = "borrowed", "copied"
+TAILS = (BORROWED, COPIED)
+"""Whose stages and head stand behind a fusion model's junctions: their owners', or trained copies of its own."""
+
+
+class FusionStrategy(Protocol):
+    """What FUSIONS holds: builds the junctions of a splice."""
+
+    def build(
+        self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
+    ) -> nn.ModuleDict:
+        """One module per junction, under its name, that maps what arrives to what the next stage takes."""
+        ...
+
+
+class NoJunctionsError(ConfigError):
+    """A strategy built something else than the junctions of a splice."""
+
+
+def ends(
+    junction: Junction, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec]
+) -> tuple[StageSpec, StageSpec]:
+    """What arrives at a junction, and what the stage behind it takes: that is what the stage before it gives."""
+    specs = {"S": student_specs, "T": teacher_specs}
+    return specs[junction.giver][junction.last - 1], specs[junction.taker][junction.first - 2]
+
+
+def build_junctions(
+    strategy: FusionStrategy, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
+) -> nn.ModuleDict:
+    """A strategy's junctions for a splice, once they were seen to fit.
+
+    Raises:
+        ConfigError: if the strategy cannot join these two: one line with the shapes on both sides.
+        NoJunctionsError: if it builds anything but junctions that fit.
+    """
+    try:
+        junctions = strategy.build(student_specs, teacher_specs, splice)
+    except (ConfigError, ValueError) as error:  # how a strategy says that it cannot
+        sides = [(j, *ends(j, student_specs, teacher_specs)) for j in splice.junctions]
+        shapes = ", ".join(f"{j.name} from {source} to {target}" for j, source, target in sides)
+        raise ConfigError(f"splice {splice} cannot be built ({shapes}): {one_line(error)}") from error
+    if problem := junction_problem(junctions, student_specs, teacher_specs, splice):
+        raise NoJunctionsError(problem)
+    return junctions
+
+
+def junction_problem(
+    junctions: object, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
+) -> str | None:
+    """Holds what a strategy built against what a splice needs, on weightless copies.
+
+    Args:
+        junctions: what :meth:`FusionStrategy.build` returned.
+        student_specs, teacher_specs, splice: what it was given.
+
+    Returns:
+        What is wrong, as the rest of a sentence whose subject is the strategy; None if nothing is.
+    """
+    expected = [j.name for j in splice.junctions]
+    if not isinstance(junctions, nn.ModuleDict):
+        return f"built {short(junctions)} for the splice {splice}, not a torch.nn.ModuleDict of {', '.join(expected)}"
+    if set(junctions) != set(expected):
+        names = ", ".join(junctions) or "no junctions"
+        return f"built {names} for the splice {splice}, which has {', '.join(expected)}"
+    for junction in splice.junctions:
+        source, target = ends(junction, student_specs, teacher_specs)
+        where = f"junction {junction.name} from {source} to {target}"
+        try:
+            with torch.no_grad(), Shortened():
+                found = meta_copy(junctions[junction.name])(torch.empty(source.sizes(2), device="meta"))
+        except NotImplementedError:  # something that has no shape without values; it shows when it runs
+            continue
+        except Exception as error:  # it is anyone's code
+            return f"built a {where} that raises {described(error)}"
+        given = tuple(found.shape) if isinstance(found, Tensor) else short(found)
+        if given != target.sizes(2):
+            return f"built a {where} that gives {given} for a batch of 2; the next stage takes {target.sizes(2)}"
+    return None
+
+
+class FusionModel(nn.Module):
+    """Stages of one model, a junction, stages and head of another (FBT, section "Adaptive knowledge fusion").
+
+    It owns the junctions, and BatchNorm statistics for stages and head of the student that it runs a second time, so
+    that the student's own statistics see the student's own activations only. All else it holds by reference, unless its
+    tail is copied: then all that stands behind a junction is its own too, and trained.
+
+    With several splices, each training step runs one of them (the random paths of FCFD, arXiv 2304.11832); in eval mode
+    it is the first. Junctions of the same name, and copies of the same stage, are shared; statistics are each splice's
+    own. What a step does not run gets a gradient of exactly zero, whatever the values are, so that every parameter has
+    one in every step; an optimizer's momentum and weight decay go on.
+
+    Args:
+        splices: which stages come from whom, at least one.
+        student, teacher: the models; the teacher is frozen by its owner.
+        strategy: builds the junctions.
+        student_specs, teacher_specs: the outputs of their stages, for the images that each of them is given.
+        tail: "borrowed", or "copied": stages and head behind a junction start as what they are a copy of.
+
+    Attributes:
+        drawn: number of the splice that training runs, from 0.
+
+    Raises:
+        ConfigError: see :func:`build_junctions`; with a line for each splice.
+    """
+
+    def __init__(
+        self,
+        splices: Sequence[Splice],
+        student: StagedModel,
+        teacher: StagedModel,
+        strategy: FusionStrategy,
+        student_specs: Sequence[StageSpec],
+        teacher_specs: Sequence[StageSpec],
+        tail: str = BORROWED,
+    ) -> None:
+        super().__init__()
+        self.splices, self.tail, self.drawn = tuple(splices), tail, 0
+        self._models = {"S": student, "T": teacher}  # a plain dict: torch must not see them as parts of this module
+        self.junctions = self._build(strategy, student_specs, teacher_specs)
+        self._routes = [[self._steps(splice, piece) for piece in splice.pieces[1:]] for splice in self.splices]
+        steps = [step for route in self._routes for steps in route for step in steps]
+        self._twins: dict[str, StagedModel] = {}
+        self.copies = nn.ModuleDict()
+        if tail == COPIED:
+            self._copy(steps)
+        self.statistics = nn.ModuleDict(
+            {step.statistics: _Statistics(self._part(step)) for step in steps if step.statistics}
+        )
+        runs = [{id(part): part for part in self.parts(i)} for i in range(len(self.splices))]
+        everything = {key: part for parts in runs for key, part in parts.items()}
+        # Lists of what each splice leaves out; in a list, torch does not see them.
+        self._idle = [[part for key, part in everything.items() if key not in parts] for parts in runs]
+
+    def _build(
+        self, strategy: FusionStrategy, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec]
+    ) -> nn.ModuleDict:
+        junctions, problems = nn.ModuleDict(), []
+        for splice in self.splices:
+            try:
+                built = build_junctions(strategy, student_specs, teacher_specs, splice)
+            except NoJunctionsError:
+                raise
+            except ConfigError as error:
+                problems += error.problems
+                continue
+            junctions.update({name: module for name, module in built.items() if name not in junctions})
+        if problems:
+            raise ConfigError(problems)
+        return junctions
+
+    def _steps(self, splice: Splice, piece: Piece) -> list[_Step]:
+        """What runs behind a junction: the stages of a piece, and the head behind the last."""
+        count = len(self._models[piece.owner].stages)
+        names = [(number, str(number)) for number in piece.stages]
+        names += [(count + 1, HEAD)] if piece is splice.pieces[-1] else []
+        alone = len(self.splices) == 1
+        # Someone else runs it as well: the student, or another splice.
+        twice = piece.owner == "S" if self.tail == BORROWED else not alone
+        return [
+            _Step(piece.owner, number, name, (name if alone else f"{splice}/{piece.owner}{name}") if twice else "")
+            for number, name in names
+        ]
+
+    def _copy(self, steps: Sequence[_Step]) -> None:
+        for owner in sorted({step.owner for step in steps}):
+            own = {step.copy: step.number for step in steps if step.owner == owner}
+            twin = self._twins[owner] = partial_copy(self._models[owner], own.values())
+            for name, number in own.items():
+                self.copies[name] = twin.part(number).requires_grad_(True)
+
+    @property
+    def current(self) -> int:
+        """Number of the splice that :meth:`forward` runs, from 0."""
+        return self.drawn if self.training else 0
+
+    @property
+    def splice(self) -> Splice:
+        """The splice that :meth:`forward` runs."""
+        return self.splices[self.current]
+
+    @property
+    def owners(self) -> list[StagedModel]:
+        """The model that each splice ends in the head of."""
+        return [self._models[splice.pieces[-1].owner] for splice in self.splices]
+
+    @property
+    def title(self) -> str:
+        """Its splices and whose tail they have, for people to read."""
+        names = ", ".join(map(str, self.splices))
+        title = f"splice {names}" if len(self.splices) == 1 else f"one splice per step: {names}"
+        return title if self.tail == BORROWED else f"{title}; tail {self.tail}"
+
+    def draw(self, seed: int) -> None:
+        """Chooses the splice of a training step.
+
+        Args:
+            seed: of the step, with all bits random; each splice has the same share of all seeds.
+        """
+        self.drawn = seed % len(self.splices)
+
+    def parts(self, number: int = 0) -> list[nn.Module]:
+        """All that a splice runs between an image and its knowledge: stages, junctions, head.
+
+        Args:
+            number: of the splice, from 0.
+        """
+        splice, route = self.splices[number], self._routes[number]
+        parts = [self._models[splice.start.owner].part(i) for i in splice.start.stages]
+        for junction, steps in zip(splice.junctions, route, strict=True):
+            parts += [self.junctions[junction.name], *map(self._part, steps)]
+        return parts
+
+    def state_of(self, number: int) -> dict[str, Tensor]:
+        """The state of a fusion model that has one of the splices alone; its tail is borrowed.
+
+        Args:
+            number: of the splice, from 0.
+        """
+        own = {name: name for j in self.splices[number].junctions for name in [f"junctions.{j.name}"]}
+        own |= {f"statistics.{s.statistics}": f"statistics.{s.name}" for r in self._routes[number] for s in r}
+        state = {}
+        for key, value in self.state_dict().items():
+            part = ".".join(key.split(".")[:2])
+            if part in own:
+                state[own[part] + key.removeprefix(part)] = value
+        return state
+
+    def forward(self, activations: Tensor, number: int | None = None) -> Knowledge:
+        """What the fusion model knows.
+
+        Args:
+            activations: output of the last stage of the splice's first piece, as its model computed it.
+            number: of the splice, from 0; None is the current one.
+        """
+        number = self.current if number is None else number
+        x: Any = with_idle(activations, self._idle[number])
+        for junction, steps in zip(self.splices[number].junctions, self._routes[number], strict=True):
+            x = self.junctions[junction.name](x)
+            for step in steps:
+                x = self._run(step, x)
+        return x
+
+    def stage_outputs(self, start: Mapping[int, Tensor], number: int | None = None) -> dict[str, Tensor]:
+        """What passes from stage to stage, by name and in order: "S1", "S2", "S3", then a junction's "S3_T4", "T4".
+
+        Args:
+            start: outputs of the first piece's stages, as their model computed them, by number from 1.
+            number: of the splice, from 0; None is the current one.
+        """
+        number = self.current if number is None else number
+        splice = self.splices[number]
+        outputs = {f"{splice.start.owner}{i}": start[i] for i in splice.start.stages}
+        x = start[splice.start.last]
+        for junction, steps in zip(splice.junctions, self._routes[number], strict=True):
+            outputs[junction.name] = x = self.junctions[junction.name](x)
+            for step in steps:
+                if step.name != HEAD:
+                    outputs[step.copy] = x = self._run(step, x)
+        return outputs
+
+    def _part(self, step: _Step) -> nn.Module:
+        return self.copies[step.copy] if self.tail == COPIED else self._models[step.owner].part(step.number)
+
+    def _run(self, step: _Step, x: Tensor) -> Any:
+        """A stage or head, where needed with BatchNorm buffers of this model, which train mode updates in place."""
+        part = self._part(step)
+        if not step.statistics:
+            return part(x)
+        own = self.statistics[step.statistics]
+        assert isinstance(own, _Statistics)
+        return functional_call(part, own.named(), (x,))
+
+    def train(self, mode: bool = True) -> FusionModel:
+        super().train(mode)
+        for twin in self._twins.values():
+            twin.train(mode)  # a cut may ask its whole network which mode it is in
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FusionModel:
+        super()._apply(fn, recurse)
+        for twin in self._twins.values():
+            twin._apply(fn, recurse)  # a cut may read tensors where its whole network keeps them
+        return self
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A stage, or the head, behind a junction.
+
+    Attributes:
+        owner: "S" or "T".
+        number: of the stage from 1; one more than there are is the head.
+        name: "4" or "head".
+        statistics: where the fusion model keeps BatchNorm statistics for it, "" where it needs no second set.
+    """
+
+    owner: str
+    number: int
+    name: str
+    statistics: str
+
+    @property
+    def copy(self) -> str:
+        """What it is called, and where the fusion model keeps its copy, if it has one: "T4", "Shead"."""
+        return self.owner + self.name
+
+
+class _Statistics(nn.Module):
+    """A second set of BatchNorm running statistics for a stage or a head."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self._names: dict[str, str] = {}
+        for prefix, module in part.named_modules():
+            if isinstance(module, _NormBase):
+                for name, buffer in module.named_buffers(recurse=False):
+                    key = f"{prefix}.{name}"
+                    self._names[key] = key.replace(".", "_")
+                    self.register_buffer(self._names[key], buffer.detach().clone())
+
+    def named(self) -> dict[str, Tensor]:
+        """The buffers by their names inside the stage."""
+        return {key: getattr(self, name) for key, name in self._names.items()}

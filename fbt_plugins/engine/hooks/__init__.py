@@ -1,0 +1,12 @@
+"""What a run does beside training, a file a hook. Importing this registers them in mmengine's HOOKS."""
+
+from . import (  # noqa: F401
+    batchnorm,
+    checkpoints,
+    progress,
+    step_seed,
+    stop,
+    summary,
+    teacher_check,
+    topk,
+)

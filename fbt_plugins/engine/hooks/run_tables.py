@@ -1,0 +1,74 @@
+"""What a run shows on the terminal: a header, lines, warnings, the final table. Only the first process speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.dist import is_main_process
+from rich.table import Table
+
+from ...console import console, count, describe_device, millions, relative, say, warn
+from ...distill.fusion import BORROWED
+from ...models.census import of_model
+from ..device import slowdown
+from ..optim.wrapper import PRECISIONS
+from ..training_run import TrainingRun
+
+TOLERABLE = 2.0
+"""How many times longer than in fp32 a matrix product may take on a CPU before a run says so."""
+
+
+def header(runner: TrainingRun) -> None:
+    """Config, models, parameters trained and frozen, splice, device and data, before the first step."""
+    if not is_main_process():
+        return
+    distiller = runner.distiller
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "model", "family", "parameters", "trained", "input"):
+        table.add_column(column, justify="right" if column in ("parameters", "trained") else "left")
+    for role, model in distiller.models.items():
+        size = model.input_size or distiller.image_size
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        family = of_model(spec.family for spec in distiller.specs(role))  # model.family is that at its own size
+        row = (role, model.name, family, millions(count(model)), millions(trained) if trained else "frozen")
+        table.add_row(*row, f"{size[0]}x{size[1]}")
+    for name, fusion in distiller.fusions.items():
+        trained = sum(p.numel() for p in fusion.parameters())
+        whose = "shared" if fusion.tail == BORROWED else fusion.tail
+        table.add_row(name, fusion.title, "", whose, f"+{millions(trained)}", "")
+    own = sum(p.numel() for edge in distiller.edges.values() for p in edge.parameters())
+    if own:
+        table.add_row("losses", "projectors and temperatures", "", "", f"+{millions(own)}", "")
+    console.print(table)
+    for role, model in distiller.models.items():
+        if runner.cfg.model[role].get("head") == "new":
+            say(f"head    {role} {model.name}: a new one of {model.num_classes} classes, not that of its weights")
+    say(f"config  {relative(runner.cfg.filename)}" if runner.cfg.filename else "config  (built in Python)")
+    dataset = runner.train_dataloader.dataset
+    held = f", {len(runner.val_dataloader.dataset):,} for validation" if runner.val_loop is not None else ""
+    name = dataset.metainfo.get("name", type(dataset).__name__)
+    say(f"data    {name}: {len(dataset):,} images of {len(dataset.classes)} classes{held}")
+    say(f"device  {describe_device(runner.device)}, seed {runner.seed}")
+    precision = runner.cfg.optim_wrapper.get("precision", "fp32")
+    if (slower := slowdown(PRECISIONS[precision], runner.device)) > TOLERABLE:
+        warn(
+            f"{precision} takes {slower:.0f} times as long as fp32 on this CPU, which has no instructions for it",
+            "--cfg-options optim_wrapper.precision=fp32",
+        )
+    say(f"folder  {relative(runner.work_dir)}")
+
+
+def result_table(rows: Sequence[Mapping[str, Any]], split: str) -> None:
+    """Top-1, parameters and time of each model."""
+    if not is_main_process():
+        return
+    table = Table(title=f"Result ({split})", title_justify="left")
+    table.add_column("model")
+    for column in ("top-1 %", "parameters", "ms / image"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['role']} ({row['name']})", f"{row['top1']:.2f}", millions(row["parameters"]), f"{row['ms']:.3f}"
+        )
+    console.print(table)

@@ -1,0 +1,124 @@
+"""Signals: a run that is told to stop finishes its step, saves, and says how to go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
+from torch import distributed as dist
+
+from ...console import relative
+from ...errors import Interrupted
+from ..training_run import TrainingRun
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What schedulers, users and ``sbatch --signal=USR1@60`` send."""
+
+AGREE_EVERY = 10
+"""Updates after which the processes of a job ask each other whether one of them was told to stop."""
+
+
+class Signals:
+    """Signals as a flag to look at: an exception could come where it is swallowed, in a callback of logging for one.
+
+    A second SIGINT is a KeyboardInterrupt all the same.
+
+    Attributes:
+        received: number of the last signal; 0 is none.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+@HOOKS.register_module()
+class StopHook(Hook):
+    """Stops after the step in which a signal came, with a checkpoint; a second SIGINT stops at once.
+
+    During validation it stops at once, unless the steps before it are not yet saved.
+    """
+
+    priority = "LOWEST"  # after the checkpoint that may be due anyway
+
+    def __init__(self) -> None:
+        self._signals = Signals()
+        self._updates = 0
+        self._group: Any = None
+
+    def before_train(self, runner: TrainingRun) -> None:
+        self._signals.__enter__()
+        if get_world_size() > 1:
+            # On the CPU whatever the training's backend is: asking must not wait for a GPU.
+            self._group = dist.new_group(backend="gloo")
+
+    def after_train(self, runner: TrainingRun) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Signals mean again what they meant before the run."""
+        self._signals.__exit__()
+
+    def after_train_iter(
+        self, runner: TrainingRun, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        if not self._signals.received and self._group is None:
+            return
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        end = len(runner.train_loop.dataloader) if by_epoch else runner.max_iters
+        if (runner.iter + 1) % end and runner.optim_wrapper.should_update():
+            self._updates += 1
+            if self._told(ask=self._updates % AGREE_EVERY == 0):
+                self._stop(runner, runner.epoch, runner.iter + 1)
+
+    def after_train_epoch(self, runner: TrainingRun) -> None:
+        if self._told():
+            by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+            self._stop(runner, runner.epoch + by_epoch, runner.iter)
+
+    def after_val_iter(self, runner: TrainingRun, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self._signals.received and self._group is None and runner.checkpoints.saved == runner.iter:
+            raise self._line(runner)
+
+    def _told(self, ask: bool = True) -> int:
+        """The signal that any process of the job has received; 0 is none, or that it was not time to ask."""
+        if self._group is None:
+            return self._signals.received
+        if not ask:
+            return 0
+        flag = torch.tensor(self._signals.received)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
+        self._signals.received = int(flag)
+        return self._signals.received
+
+    def _stop(self, runner: TrainingRun, epoch: int, iteration: int) -> None:
+        if runner.checkpoints.saved != iteration:
+            runner.checkpoints.save_now(runner, epoch, iteration)
+        raise self._line(runner)
+
+    def _line(self, runner: TrainingRun) -> Interrupted:
+        name, saved = signal.Signals(self._signals.received).name, relative(runner.checkpoints.last_ckpt)
+        how = "" if runner.cfg.get("resume") == "auto" else " with --resume"
+        return Interrupted(f"stopped by {name}; saved {saved}; the same command{how} goes on", self._signals.received)

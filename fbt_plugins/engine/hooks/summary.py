@@ -1,0 +1,161 @@
+"""The end of a run: the best student, tested once, as a table, summary.json and student.safetensors."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from ...analysis.cka import StageSimilarity
+from ...console import console, count, relative, say
+from ...distill.distiller import Distiller
+from ...files import write_atomic
+from ..provenance import git_state, versions
+from ..training_run import TrainingRun
+from .checkpoints import read_checkpoint, save_student
+from .publish_teacher import publish
+from .run_tables import result_table
+from .topk import evaluate
+
+
+@HOOKS.register_module()
+class SummaryHook(Hook):
+    """Loads the checkpoint that validation chose, tests it once, and writes what a run leaves behind.
+
+    Args:
+        timing_batch: images per forward pass in the timing of each model.
+        timing_runs: forward passes, of which the median counts.
+        cka: arguments of :class:`StageSimilarity`, None for no such maps; the runner passes on the config's ``cka``.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, timing_batch: int = 64, timing_runs: int = 5, cka: Mapping[str, Any] | None = None) -> None:
+        self.timing_batch, self.timing_runs = timing_batch, timing_runs
+        self.similarity = None if cka is None else StageSimilarity(**cka)
+
+    def before_train(self, runner: TrainingRun) -> None:
+        self._started = time.perf_counter()
+
+    def after_train(self, runner: TrainingRun) -> None:
+        seconds = time.perf_counter() - self._started
+        distiller = runner.distiller
+        barrier()  # the first process may still be writing the best checkpoint, which all of them read
+        info = runner.message_hub.runtime_info
+        best = info.get("best_ckpt")
+        best_epoch = runner.epoch
+        if best is not None and Path(best).is_file():
+            checkpoint = read_checkpoint(best)
+            distiller.load_state_dict(checkpoint["state_dict"])
+            best_epoch = checkpoint["meta"]["epoch"]
+        path = Path(runner.work_dir) / "student.safetensors"
+        loader, evaluator, split = _final_data(runner)
+        if loader is None:  # nothing to measure on, but still a student
+            if is_main_process():
+                save_student(distiller.student, path, {"classes": list(runner.train_dataloader.dataset.classes)})
+                say(f"student  {relative(path)}")
+            return
+        with console.status(f"testing the best student (epoch {best_epoch})"):
+            metrics = evaluate(runner.model, loader, evaluator, distiller.names)
+        if not is_main_process():
+            return
+        images = next(iter(loader))
+        rows = [
+            {
+                "role": name,
+                "name": distiller.models[name].name
+                if name in distiller.models
+                else str(distiller.fusions[name].splices[0]),
+                "top1": metrics[f"{name}_top1"],
+                "parameters": _parameters(distiller, name),
+                "ms": self._milliseconds(distiller, name, images),
+            }
+            for name in distiller.names
+        ]
+        classes = list(loader.dataset.classes)
+        about = {
+            "classes": classes,
+            "image_size": list(distiller.image_size),
+            "top1": metrics["student_top1"],
+            "split": split,
+        }
+        save_student(distiller.student, path, about)
+        summary = {
+            **metrics,
+            "split": split,
+            "best_epoch": best_epoch,
+            "best_validation_student_top1": info.get("best_score"),
+            "models": rows,
+            "seconds": round(seconds, 1),
+            "config": runner.cfg.filename,
+            "command": runner.cfg.get("command"),
+            "cell": runner.cfg.get("cell"),
+            "reference": runner.cfg.get("reference"),
+            "cka": self._cka(runner, distiller),
+            "seed": runner.seed,
+            "device": str(runner.device),
+            "world_size": runner.world_size,
+            "versions": versions(),
+            "git": git_state(),
+        }
+        write_atomic(Path(runner.work_dir) / "summary.json", json.dumps(summary, indent=2) + "\n")
+        result_table(rows, f"{split}, {len(loader.dataset):,} images, best epoch {best_epoch} by validation")
+        if reference := runner.cfg.get("reference"):
+            ours, theirs = metrics["student_top1"], reference["top1"]
+            say(f"published {theirs:.2f} % ({reference['source']}); here {ours:.2f} % ({ours - theirs:+.2f})")
+        say(f"student  {relative(path)}")
+        say(f"summary  {relative(path.with_name('summary.json'))}")
+        if target := runner.cfg.get("publish"):
+            publish(path.parent, Path(target))
+            say(f"teacher  {target}, {metrics['student_top1']:.2f} % top-1 ({split})")
+
+    def _cka(self, runner: TrainingRun, distiller: Distiller) -> dict[str, Any] | None:
+        """On validation images; the test split is for accuracies alone."""
+        if self.similarity is None or runner.val_loop is None:
+            return None
+        with console.status("comparing the stages"):
+            return self.similarity.maps(distiller, runner.val_dataloader.dataset)
+
+    def _milliseconds(self, distiller: Distiller, name: str, batch: dict[str, Any]) -> float:
+        """Median time per image of a model's forward pass from the image, alone."""
+        part = {**batch, "inputs": batch["inputs"][: self.timing_batch], "labels": batch["labels"][: self.timing_batch]}
+        data = distiller.data_preprocessor(part, False)
+        distiller.eval()
+        times = []
+        for _ in range(self.timing_runs + 1):
+            _wait(data["inputs"].device)
+            start = time.perf_counter()
+            distiller.predict(data["inputs"], [name])
+            _wait(data["inputs"].device)
+            times.append(time.perf_counter() - start)
+        return 1000 * sorted(times[1:])[len(times[1:]) // 2] / len(data["inputs"])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _parameters(distiller: Distiller, name: str) -> int:
+    """Of a model that runs alone; a fusion model's are its junctions and all stages and the head that it runs."""
+    if name in distiller.models:
+        return count(distiller.models[name])
+    return sum(map(count, distiller.fusions[name].parts()))
+
+
+def _final_data(runner: TrainingRun) -> tuple[Any, Evaluator, str]:
+    """The test split where the config has one, else validation; None where it has neither."""
+    if runner.tests:
+        loop = runner.test_loop
+        return loop.dataloader, loop.evaluator, "test"
+    if runner.val_loop is not None:
+        return runner.val_loop.dataloader, runner.val_loop.evaluator, "validation"
+    return None, Evaluator([]), "none"

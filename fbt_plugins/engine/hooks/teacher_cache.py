@@ -1,0 +1,215 @@
+"""What the teacher knows about a few fixed views of each training image, computed once and read back from files."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from ...console import console, relative, say
+from ...data import ImageDataset, InMemoryLoader
+from ...distill.build import TEACHER
+from ...distill.distiller import Distiller
+from ...errors import ConfigError, FBTError, one_line
+from ...models.knowledge import Knowledge
+from ...models.staged import StagedModel
+from ...models.weights import weights_sha256
+from ..provenance import versions
+from ..training_run import TrainingRun
+from .teacher_cache_files import Shapes, open_cache, write_cache
+
+FORMAT = 1
+_BATCH = 128
+
+
+class TeacherCacheHook(Hook):
+    """Gives the losses the teacher's features and logits from files instead of running it on every batch.
+
+    Images are augmented in ``views`` ways, the same in every run, and epoch n shows view n modulo ``views``: fresh
+    augmentation is what the time is paid with. The files are built before the first step where there are none. Nothing
+    here is state: what a step gets depends on its images' views and positions only. The runner registers it where the
+    config has ``teacher_cache``; as one of ``custom_hooks`` it would come too late.
+
+    A comparison wants the same images for all its methods, those that files cannot serve too: with ``required=False``
+    every run shows the fixed views, and the teacher, where there is one, is run on them if it must be.
+
+    Args:
+        views: augmented versions of each image.
+        seed: of their augmentation, in place of the run's, so that runs of other seeds share the files.
+        path: the cache's folder; None is one under ``teacher_cache`` beside the run's, named after what it holds. All
+            runs of a matrix share it: it is beside their pairs' folders.
+        required: whether a run that cannot take the teacher's outputs from files is refused.
+
+    Raises:
+        ConfigError: if there is no view at all.
+    """
+
+    priority = "NORMAL"  # after the teacher was looked at, before the progress bar
+
+    def __init__(self, views: int = 4, seed: int = 0, path: str | None = None, required: bool = True) -> None:
+        if views < 1:
+            raise ConfigError(f"teacher_cache: views must be 1 or more, not {views}; teacher_cache=None is off")
+        self.views, self.seed, self.path, self.required = int(views), int(seed), path, required
+        self._unread: list[str] = []
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def fix_views(self, runner: TrainingRun) -> None:
+        """Lets the training data show the fixed views; must come before a worker process gets its copy of them.
+
+        Raises:
+            ConfigError: if the run cannot have a cache.
+        """
+        self._unread = refusals(runner.distiller, runner.cfg.get("data_preprocessor"))
+        problems = list(self._unread) if self.required else []
+        dataset = runner.train_data
+        if not hasattr(dataset, "fix_views"):  # mmengine's slice of a data set hands attributes on, and is none itself
+            problems.append(f"teacher_cache: the training data must be an ImageDataset, not {type(dataset).__name__}")
+        if problems:
+            raise ConfigError(problems)
+        dataset.fix_views(self.views, self.seed)
+
+    def before_train(self, runner: TrainingRun) -> None:
+        what = f"{self.views} fixed view{'s' * (self.views > 1)} per image instead of fresh augmentation"
+        teacher = runner.distiller.teacher
+        if self._unread:
+            say(f"teacher cache: {what} ({'the teacher runs on them' if teacher else 'no teacher'})")
+            return
+        assert teacher is not None  # without one the cache is unread
+        dataset = runner.train_dataloader.dataset
+        key = cache_key(runner, dataset, teacher)
+        folder = Path(self.path).expanduser() if self.path else default_folder(runner, key)
+        widths = {"features": teacher.num_features, "logits": teacher.num_classes}
+        shapes = {part: (self.views, len(dataset), width) for part, width in widths.items()}
+        note = "reused"
+        if not folder.exists():
+            start = time.perf_counter()
+            _build_once(runner, folder, key, shapes)
+            note = f"built in {time.perf_counter() - start:.0f} s"
+        self._arrays = open_cache(folder, key, shapes)
+        size = sum(array.nbytes for array in self._arrays.values()) / 1e6
+        say(f"teacher cache: {what} ({relative(folder)}, {size:.1f} MB, {note})")
+
+    def before_train_iter(self, runner: TrainingRun, batch_idx: int, data_batch: Any = None) -> None:
+        if not self._arrays:
+            return
+        where = data_batch["view"].cpu().numpy(), data_batch["index"].cpu().numpy()
+        for part, array in self._arrays.items():
+            data_batch[f"teacher_{part}"] = torch.from_numpy(np.asarray(array[where]))
+
+
+def refusals(distiller: Distiller | None, preprocessor: Mapping[str, Any] | None) -> list[str]:
+    """Why a run cannot have a cache, one line each.
+
+    Args:
+        distiller: the models, with or without weights; None where they could not be built.
+        preprocessor: the config's ``data_preprocessor``.
+    """
+    where, off = "teacher_cache", "or set teacher_cache=None"
+    problems = []
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        alpha = (preprocessor or {}).get(name, 0)
+        if isinstance(alpha, int | float) and alpha > 0:
+            problems.append(f"{where}: no image is itself with data_preprocessor.{name}={alpha}; set that to 0, {off}")
+    if distiller is None:
+        return problems
+    if distiller.teacher is None:
+        return [*problems, f"{where}: there is no teacher; set model.teacher, {off}"]
+    for name, fusion in distiller.fusions.items():
+        for splice in fusion.splices:
+            if splice.start.owner == "T":
+                why = f"model.fusion {name!r} ({splice}) starts in the teacher, which must run on the images"
+                problems.append(f"{where}: {why}; let its splice start in the student, {off}")
+    for name, edge in distiller.edges.items():
+        if stages := edge.needs.get(TEACHER):
+            why = f"{name} needs the teacher's stages {sorted(stages)}, and only features and logits are stored"
+            problems.append(f"{where}: {why}; choose other losses, {off}")
+    if not any(TEACHER in edge.ends for edge in distiller.edges.values()):
+        problems.append(f"{where}: no edge takes anything from the teacher itself; add 'teacher_to_student', {off}")
+    return problems
+
+
+def cache_key(runner: TrainingRun, dataset: ImageDataset, teacher: StagedModel) -> dict[str, Any]:
+    """Everything that the stored numbers depend on, by the names that an error line uses."""
+    names = ("name", "arguments", "mean", "std", "input_size")
+    with runner.optim_wrapper.optim_context(runner.model):
+        kind = runner.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    key = {
+        "format": FORMAT,
+        "teacher": {name: getattr(teacher, name) for name in names},
+        "teacher weights": weights_sha256(teacher),
+        "data set": {"name": dataset.metainfo["name"], "size": len(dataset), "sha256": dataset.fingerprint()},
+        "transforms": dataset.transforms,
+        "in_memory": isinstance(runner.train_dataloader, InMemoryLoader),  # other random numbers
+        "image size": dataset.image_size,
+        "views": dataset.views,
+        "view seed": dataset.seed,
+        "precision": str(dtype).removeprefix("torch."),
+        "versions": versions(),  # another library's release may draw other augmentations
+    }
+    return json.loads(json.dumps(key, default=str))
+
+
+def default_folder(runner: TrainingRun, key: Mapping[str, Any]) -> Path:
+    """Beside the run's folder, or, for a matrix's PAIR/METHOD/RUN, beside the pairs'; no other key has its name."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    name = re.sub(r"[^\w.-]+", "_", f"{key['data set']['name']}-{key['teacher']['name']}-{digest}")
+    beside = Path(runner.work_dir).absolute().parent
+    if (cell := runner.cfg.get("cell")) and beside.parts[-2:] == (cell["pair"], cell["method"]):
+        beside = beside.parents[1]
+    return beside / "teacher_cache" / name
+
+
+def _build_once(runner: TrainingRun, folder: Path, key: Mapping[str, Any], shapes: Shapes) -> None:
+    """Builds in the first process. The others look for its folder: a collective would time out."""
+    failed = folder.with_name(f".{folder.name}.{runner.timestamp}.failed")  # all processes have the same time stamp
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)  # in all of them: none is to wait for what cannot come
+        if is_main_process():
+            write_cache(folder, key, shapes, _knowledge(runner))
+        while not folder.exists():
+            if failed.exists():
+                raise FBTError("teacher cache: process 0 could not build it")
+            time.sleep(0.5)
+    except BaseException as error:
+        if is_main_process() and runner.world_size > 1:
+            with suppress(OSError):
+                failed.touch()
+        if isinstance(error, OSError):
+            raise FBTError(f"teacher cache {folder}: it cannot be written ({one_line(error)})") from error
+        raise
+
+
+@torch.no_grad()
+def _knowledge(runner: TrainingRun) -> Iterator[Knowledge]:
+    """The teacher's, batch by batch, of every view of the training images, in the precision of training."""
+    distiller = runner.distiller
+    dataset = runner.train_dataloader.dataset
+    everything: Any = itertools.product(range(dataset.views), range(len(dataset)))
+    loader: Any
+    if isinstance(runner.train_dataloader, InMemoryLoader):
+        loader = InMemoryLoader(dataset, everything, _BATCH, device=runner.device)
+    else:
+        # A generator of its own: else the loader draws from the run's, which must not feel whether a cache was there.
+        workers, generator = runner.train_dataloader.num_workers, torch.Generator()
+        loader = DataLoader(dataset, _BATCH, sampler=everything, num_workers=workers, generator=generator)
+    batches = math.ceil(dataset.views * len(dataset) / _BATCH)
+    for batch in track(loader, "teacher cache", batches, console=console, disable=not console.is_terminal):
+        inputs = distiller.data_preprocessor(batch, False)["inputs"]
+        with runner.optim_wrapper.optim_context(distiller):
+            known = distiller.know(inputs, {TEACHER})[TEACHER]
+        yield known

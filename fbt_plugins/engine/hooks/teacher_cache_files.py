@@ -1,0 +1,97 @@
+"""The files of a teacher cache: half-precision arrays and the key that says what they were computed from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import FBTError, one_line
+from ...files import write_atomic
+from ...models.knowledge import Knowledge
+
+KEY = "key.json"
+Shapes = Mapping[str, tuple[int, int, int]]
+"""Of "features" and "logits": (views, images, width)."""
+
+
+def open_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes) -> dict[str, np.ndarray]:
+    """The arrays of a cache, float16, mapped into memory.
+
+    Args:
+        folder: where they are.
+        key: what they must have been computed from.
+        shapes: of the arrays.
+
+    Raises:
+        FBTError: if the cache is another's, or damaged.
+    """
+    mend = "delete that folder, or set another teacher_cache.path"
+    try:
+        stored = json.loads((folder / KEY).read_text(encoding="utf-8"))
+        stale = [part for part in key if stored.get(part) != key[part]]
+        if stale:
+            raise FBTError(f"teacher cache {folder}: it was made with another {', another '.join(stale)}; {mend}")
+        arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in shapes}
+    except (OSError, EOFError, ValueError, AttributeError) as error:
+        raise FBTError(f"teacher cache {folder}: not a whole cache ({one_line(error)}); {mend}") from error
+    for part, array in arrays.items():
+        if array.shape != shapes[part] or array.dtype != np.float16:
+            found = f"{part} are {array.dtype} {array.shape}, not float16 {shapes[part]}"
+            raise FBTError(f"teacher cache {folder}: not a whole cache ({found}); {mend}")
+    return arrays
+
+
+def write_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes, batches: Iterable[Knowledge]) -> None:
+    """Writes a cache; its folder appears once it is complete.
+
+    Args:
+        folder: where it will be; what a killed process left beside it is never looked at.
+        key: what it was computed from, as ``key.json``.
+        shapes: of the arrays.
+        batches: what the teacher knows, view by view and image by image.
+
+    Raises:
+        FBTError: if a number has no place in half precision.
+        OSError: if the files cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        with ExitStack() as stack:
+            files = {part: stack.enter_context((temporary / f"{part}.npy").open("wb")) for part in shapes}
+            for part, file in files.items():
+                header = {"descr": "<f2", "fortran_order": False, "shape": shapes[part]}
+                np.lib.format.write_array_header_1_0(file, header)
+            for known in batches:
+                for part, file in files.items():
+                    file.write(_half(getattr(known, part), part))
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        write_atomic(temporary / KEY, json.dumps(key, indent=2) + "\n")
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            # Another run was faster; whether its key is this one's is seen when the cache is opened.
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _half(values: Tensor, part: str) -> bytes:
+    half = values.to("cpu", torch.float16)
+    if not half.isfinite().all():
+        found = f"the teacher's {part} reach {values.abs().max().item():.6g}, and half precision ends at 65504"
+        raise FBTError(f"teacher cache: {found}; set teacher_cache=None")
+    return half.numpy().tobytes()

@@ -1,0 +1,69 @@
+"""Accuracy of every model under its own name, and the loop that measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.registry import METRICS
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ...errors import ConfigError
+from ..training_run import unwrapped
+
+
+@METRICS.register_module()
+class TopK(BaseMetric):
+    """Share of images whose label is among a model's k largest logits, in percent, as "student_top1" and so on.
+
+    Args:
+        topk: the values of k, 1 among them; those above the number of classes are left out.
+    """
+
+    default_prefix = ""
+
+    def __init__(self, topk: Sequence[int] = (1, 5)) -> None:
+        super().__init__(collect_device="cpu", prefix="")
+        self.topk = tuple(topk)
+        if 1 not in self.topk or min(self.topk) < 1:
+            raise ConfigError(f"TopK: topk must be whole numbers above 0, 1 among them, not {topk}")
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Tensor]]) -> None:
+        """Takes ``{"labels": (N,), model: (N, classes), ...}``; one result per image: padding is trimmed."""
+        for sample in data_samples:
+            labels = sample["labels"]
+            columns: dict[str, list[bool]] = {}
+            for name, logits in sample.items():
+                if name == "labels":
+                    continue
+                kept = [k for k in self.topk if k <= logits.shape[1]]
+                best = logits.topk(max(kept), dim=1).indices == labels[:, None]
+                columns |= {f"{name}_top{k}": best[:, :k].any(1).tolist() for k in kept}
+            self.results.extend(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+    def compute_metrics(self, results: list[dict[str, bool]]) -> dict[str, float]:
+        return {key: 100 * sum(r[key] for r in results) / len(results) for key in results[0]}
+
+
+def evaluate(model: nn.Module, loader: DataLoader[Any], evaluator: Evaluator, names: Iterable[str]) -> dict[str, float]:
+    """Metrics of some of a distiller's models over a data set, in eval mode.
+
+    Args:
+        model: the distiller, or a wrapper around it.
+        loader: of the data set.
+        evaluator: mmengine's, with the metrics.
+        names: of the models.
+    """
+    distiller = unwrapped(model)
+    was_training, wanted = distiller.training, list(names)
+    distiller.eval()
+    with torch.no_grad():
+        for batch in loader:
+            data = distiller.data_preprocessor(batch, False)
+            logits = distiller.predict(data["inputs"], wanted)
+            evaluator.process([{"labels": data["labels"], **logits}], batch)
+    distiller.train(was_training)
+    return evaluator.evaluate(len(loader.dataset))  # type: ignore[arg-type]

@@ -1,0 +1,106 @@
+"""What a callable takes, read off its signature, and options held against it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from mmengine.registry import Registry
+
+from ..errors import FBTError, nearest
+from ..registry.registries import PluginRegistry
+from ..registry.signatures import value_problem
+
+
+def parameters_of(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """What a callable accepts by name, and whether that is all; a class that passes ``**kwargs`` on is followed."""
+    mro = inspect.getmro(factory) if inspect.isclass(factory) else ()
+    steps: list[Callable[..., Any]] = [vars(c)["__init__"] for c in mro if "__init__" in vars(c)] or [factory]
+    accepted: dict[str, inspect.Parameter] = {}
+    for step in steps:
+        try:
+            parameters = list(inspect.signature(step).parameters.values())
+        except (TypeError, ValueError):
+            return accepted, False
+        for p in parameters[1:] if inspect.isclass(factory) else parameters:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                # What a base class requires, the class itself may provide.
+                accepted.setdefault(
+                    p.name, p if step is steps[0] or p.default is not p.empty else p.replace(default=None)
+                )
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return accepted, True
+    return accepted, False
+
+
+class SignatureCheck:
+    """Collects what is wrong with options, without calling what they are for.
+
+    Attributes:
+        problems: one line each.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def _typed(
+        self, registry: Registry, config: Any, where: str, given: Iterable[str] = (), extra: Iterable[str] = ()
+    ) -> None:
+        """A dict with a ``type`` (or a list of them) against the signature of what the registry has for it."""
+        if isinstance(config, list | tuple):
+            for i, item in enumerate(config):
+                self._typed(registry, item, f"{where}.{i}", given, extra)
+            return
+        if config is None:
+            return
+        if not isinstance(config, Mapping) or not isinstance(config.get("type"), str):
+            self.problems.append(f"{where}: expected a dict with a 'type', got {config!r}")
+            return
+        name = config["type"]
+        if isinstance(registry, PluginRegistry):
+            factory = self._collect(where, registry.get, name)
+        else:
+            registry.import_from_location()
+            factory = registry.module_dict.get(name)
+            if factory is None:
+                dotted = " (dotted import paths are not accepted)" if "." in name else ""
+                self.problems.append(
+                    f"{where}.type: no {registry.name} {name!r}{dotted}{nearest(name, registry.module_dict)}"
+                )
+        if factory is not None:
+            self._signature(factory, {k: v for k, v in config.items() if k != "type"}, where, given, extra)
+
+    def _signature(
+        self,
+        factory: Callable[..., Any],
+        options: Any,
+        where: str,
+        given: Iterable[str] = (),
+        extra: Iterable[str] = (),
+    ) -> None:
+        if not isinstance(options, Mapping):
+            self.problems.append(f"{where}: expected a dict, got {options!r}")
+            return
+        accepted, complete = parameters_of(factory)
+        if complete:
+            self._known_keys(options, [*(a for a in accepted if a not in given), *extra], where)
+        for name, parameter in accepted.items():
+            if name in options:
+                if problem := value_problem(where, parameter, options[name]):
+                    self.problems.append(problem)
+            elif parameter.default is parameter.empty and name not in given:
+                self.problems.append(f"{where}: {name!r} is missing")
+
+    def _known_keys(self, options: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+        names = list(known)
+        for key in options:
+            if key not in names:
+                self.problems.append(f"{where}: unknown key {key!r}{nearest(key, names, limit=12)}")
+
+    def _collect(self, where: str, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except FBTError as error:
+            self.problems += [f"{where}: {line}" if where else line for line in str(error).splitlines()]
+        return None

@@ -1,0 +1,1 @@
+"""Many runs as one Optuna study, shared by processes and machines."""

@@ -1,0 +1,238 @@
+"""Many runs as an Optuna study: which there are, and who has taken which."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, Literal, Self, TypeVar
+
+import optuna
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..errors import FBTError, one_line
+
+FAILURES = (SQLAlchemyError, optuna.exceptions.OptunaError)
+"""How a database says that it is gone or will not answer."""
+
+Direction = Literal["maximize", "minimize"]
+
+OPEN = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True, order=True)
+class Job:
+    """Something that is to be done once; its fields say what, and a trial has them as its user attributes."""
+
+    @classmethod
+    def of(cls, trial: FrozenTrial) -> Self:
+        """What a trial of the study is for."""
+        return cls(**{field.name: trial.user_attrs[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True, order=True)
+class Run(Job):
+    """One run of a matrix.
+
+    Attributes:
+        pair, method, seed: which.
+        config: hash of its config, the same for all seeds.
+    """
+
+    pair: str
+    method: str
+    seed: int
+    config: str
+
+    def __str__(self) -> str:
+        return f"{self.pair}/{self.method}/seed {self.seed}"
+
+
+@dataclass(frozen=True, order=True)
+class Slot(Job):
+    """One of the trials that a search has: what it tries is chosen when it is taken.
+
+    Attributes:
+        number: from 0.
+    """
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"trial {self.number}"
+
+
+J = TypeVar("J", bound=Job)
+
+
+@dataclass(frozen=True)
+class Claim(Generic[J]):
+    """A job that this process has taken, and nobody else has.
+
+    Attributes:
+        run: which.
+        trial: its number in the storage.
+    """
+
+    run: J
+    trial: int
+
+
+class SharedStudy(Generic[J]):
+    """Jobs in a database that many machines may share.
+
+    A job is taken in one transaction. Whoever has it sends heartbeats; when those stop, the job is free again.
+
+    Args:
+        name: of the study.
+        url: of the database, as SQLAlchemy has it; its folder is made where it is SQLite's.
+        kind: of job.
+        directions: "maximize" or "minimize", of each value that a finished job has.
+        heartbeat: seconds between two heartbeats.
+        grace: seconds without one after which a run's owner counts as dead.
+
+    Raises:
+        FBTError: if the database cannot be reached.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        kind: type[J],
+        directions: Sequence[Direction] = ("maximize",),
+        heartbeat: int = 15,
+        grace: int = 90,
+    ) -> None:
+        self.kind, self.url, self.heartbeat = kind, url, heartbeat
+        sqlite = url.startswith("sqlite:")
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        retry = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
+        try:
+            if sqlite:
+                Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            self.storage = RDBStorage(
+                url,
+                engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
+                heartbeat_interval=heartbeat,
+                grace_period=grace,
+                heartbeat_stale_trial_callback=retry,
+            )
+            if sqlite:
+                _lock_whole_transactions(self.storage.engine)
+            self.study = optuna.create_study(
+                study_name=name, storage=self.storage, directions=list(directions), load_if_exists=True
+            )
+        except (*FAILURES, ImportError, OSError) as error:
+            raise FBTError(f"--storage {hidden(url)}: {complaint(error)}") from error
+
+    def trials(self, states: Iterable[TrialState] | None = None) -> list[FrozenTrial]:
+        """All trials, or those in some states, in the order in which they were added."""
+        return self.study.get_trials(deepcopy=False, states=None if states is None else tuple(states))
+
+    def trial(self, claim: Claim[J]) -> FrozenTrial:
+        """A claim's own trial."""
+        return self.storage.get_trial(claim.trial)
+
+    def add(self, jobs: Iterable[J], fixed: Mapping[J, Mapping[str, Any]] | None = None) -> None:
+        """Adds the jobs that are neither waiting, running nor finished; those that failed are tried again.
+
+        Two machines that start at the same moment may both add one; :meth:`claim` then takes the first only.
+
+        Args:
+            jobs: what is to be done.
+            fixed: parameters that no sampler chooses, by job.
+        """
+        there = {self.kind.of(trial) for trial in self.trials(OPEN)}
+        new = [job for job in dict.fromkeys(jobs) if job not in there]
+        own = {job: {"fixed_params": dict(values)} for job, values in (fixed or {}).items()}
+        self.study.add_trials(
+            [create_trial(state=TrialState.WAITING, user_attrs=asdict(job), system_attrs=own.get(job)) for job in new]
+        )
+
+    def claim(self, wanted: set[J]) -> Claim[J] | None:
+        """Takes a waiting job; None if there is none of those wanted."""
+        fail_stale_trials(self.study)
+        trials = self.trials(OPEN)
+        first = {self.kind.of(trial): trial.number for trial in reversed(trials)}
+        for trial in trials:
+            run = self.kind.of(trial)
+            if trial.state is not TrialState.WAITING or run not in wanted:
+                continue
+            # Before it is taken: were this process killed in between, nobody would miss its heartbeats.
+            self.storage.record_heartbeat(trial._trial_id)
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                if not self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    continue
+                if trial.number == first[run]:
+                    return Claim(run, trial._trial_id)
+                self._end(trial._trial_id, TrialState.FAIL)
+        return None
+
+    def beat(self, claim: Claim[J]) -> None:
+        """Says that a job's owner is alive."""
+        self.storage.record_heartbeat(claim.trial)
+
+    def report(self, trial: int, step: int, value: float) -> bool:
+        """Records how far a trial has come; whether the study's pruner would end it there."""
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self.storage.set_trial_intermediate_value(trial, step, value)
+            return self.study.pruner.prune(self.study, self.storage.get_trial(trial))
+        return False
+
+    def finish(self, claim: Claim[J], values: Sequence[float], result: str) -> None:
+        """Records a finished job, with a text about it for machines that lack its files."""
+        self._end(claim.trial, TrialState.COMPLETE, list(values), result=result)
+
+    def prune(self, claim: Claim[J], result: str) -> None:
+        """Records a job that was stopped because it promised little; its last intermediate value counts."""
+        self._end(claim.trial, TrialState.PRUNED, result=result)
+
+    def fail(self, claim: Claim[J], reason: str) -> None:
+        """Records in one line why a job has failed."""
+        self._end(claim.trial, TrialState.FAIL, error=reason)
+
+    def give_back(self, claim: Claim[J]) -> None:
+        """Lets others, or this machine another time, have a job that was begun."""
+        self._end(claim.trial, TrialState.WAITING)
+
+    def _end(self, trial: int, state: TrialState, values: list[float] | None = None, **notes: str) -> None:
+        """Nothing happens where others have taken this process for dead: then they do the run again."""
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            for key, text in notes.items():
+                self.storage.set_trial_user_attr(trial, key, text)
+            self.storage.set_trial_state_values(trial, state, values)
+
+
+def complaint(error: BaseException) -> str:
+    """What a database complains about, in one line; optuna hides that behind an error of its own."""
+    return hidden(one_line(error.__cause__ or error))[:300]
+
+
+def hidden(url: str) -> str:
+    """A text in which no URL has its password any more."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+
+
+def _lock_whole_transactions(engine: Any) -> None:
+    """Lets SQLite lock when a transaction begins, not when it first writes: what it has read then stays true.
+
+    Without it two processes may both read that a run is waiting, and both take it.
+    """
+
+    @event.listens_for(engine, "connect")
+    def leave_transactions_to_us(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections made before this

@@ -1,0 +1,267 @@
+"""The declared way of cutting a model: one line of data that names its parts in the order they run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError, nearest
+from ..registry.signatures import argument_problems
+from .knowledge import Knowledge
+from .net_part import NetPart
+from .staged import StagedModel
+
+FEATURES = ("classifier", "avgpool")
+Told = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, dict[str, Tensor]]
+HeadFunction = Callable[[nn.Module, Tensor], Told]
+
+
+class Segment(NetPart):
+    """Consecutive steps of a network, each one of its submodules or methods, taken by name.
+
+    Args:
+        net: the network.
+        steps: names such as "layer1.0" or "_pos_embed".
+        extra: further submodules and direct parameters of the network that these steps reach, by name.
+    """
+
+    def __init__(self, net: nn.Module, steps: Sequence[str], extra: Sequence[str] = ()) -> None:
+        reached = {name: isinstance(_attribute(net, name), nn.Module) for name in (*steps, *extra)}
+        direct = [name for name in extra if name in net._parameters or name in net._buffers]
+        super().__init__(net, [name for name, is_module in reached.items() if is_module], direct)
+        self.steps = tuple(steps)
+        self._paths = tuple(tuple(step.split(".")) for step in steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for path in self._paths:  # found anew each time: parts of a network may be replaced
+            x = _follow(self._net[0], path)(x)
+        return x
+
+
+class Head(Segment):
+    """The steps behind the last stage, then a function that gives features, logits, and what else there is to tell.
+
+    Args:
+        net, steps, extra: see :class:`Segment`.
+        function: (net, output of the steps) -> (features, logits), or with ``Knowledge.extra`` as a third.
+        pool: another feature than the function's, taken from the output of the steps.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        steps: Sequence[str],
+        function: HeadFunction,
+        extra: Sequence[str],
+        pool: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(net, steps, extra)
+        self._function, self._pool = function, pool
+
+    def forward(self, x: Tensor) -> Knowledge:  # type: ignore[override]
+        x = super().forward(x)
+        features, logits, *extra = self._function(self.net, x)
+        return Knowledge(features if self._pool is None else self._pool(x), logits, {}, *extra)
+
+
+def step_head(*steps: str) -> HeadFunction:
+    """A head that is plain steps, the last of which is the classifier: its input is the feature."""
+
+    *before, classifier = (tuple(step.split(".")) for step in steps)
+
+    def run(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        for path in before:
+            x = _follow(net, path)(x)
+        return x, _follow(net, classifier)(x)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """How the models of one family are cut.
+
+    Names are separated by blanks and run in the order given; a name is a submodule or a method that maps one tensor to
+    one, ``*`` stands for all children in their order, and ``{a,b}`` for a and then b.
+
+    Attributes:
+        stem: what runs before the units; it belongs to stage 1.
+        units: what a model can be cut behind.
+        cuts: the units that end the default stages, or a function that names them.
+        head: function (net, last output) -> (features, logits), a dict for ``Knowledge.extra`` may be the third; or the
+            names of its steps, the classifier last.
+        post: runs behind the last unit and belongs to the last stage.
+        tail: runs behind the last stage and belongs to the head.
+        layout: of every stage's output.
+        raster: whether tokens come row by row (see :class:`StageSpec`).
+    """
+
+    stem: str
+    units: str
+    cuts: str | Callable[[nn.Module, list[str]], list[str]]
+    head: str | HeadFunction
+    post: str = ""
+    tail: str = ""
+    layout: str = "NCHW"
+    raster: bool = True
+
+    def cut(
+        self, net: nn.Module, stages: int | Sequence[str] | None = None, feature: str = "classifier", **about: Any
+    ) -> StagedModel:
+        """Cuts a model.
+
+        Args:
+            net: the model.
+            stages: None for the family's own four stages; a number for that many stages of about as many units each;
+                or the names of the units that end the stages.
+            feature: "classifier" (the input of the last linear layer) or "avgpool" (the mean over all positions).
+            about: what :class:`StagedModel` is told besides.
+
+        Raises:
+            ConfigError: if ``stages`` does not fit the model.
+        """
+        units = expand(net, self.units.split())
+        self._exist(net, [*units, *(expand(net, self.head.split()) if isinstance(self.head, str) else ())])
+        ends = self._ends(net, units, stages)
+        rows, start = [], 0
+        for end in ends:
+            stop = max(i for i, u in enumerate(units) if u == end or u.startswith(end + ".")) + 1
+            rows.append(units[start:stop])
+            start = stop
+        rows[0] = [*self._present(net, self.stem), *rows[0]]
+        rows[-1] = [*rows[-1], *self._present(net, self.post)]
+        tail = self._present(net, self.tail)
+
+        methods = [any(not isinstance(_attribute(net, s), nn.Module) for s in row) for row in rows]
+        direct = [n for n, t in (*net._parameters.items(), *net._buffers.items()) if t is not None]
+        owner = methods.index(True) if any(methods) else None  # direct parameters are read by the methods
+        used = {s.split(".")[0] for row in rows for s in row} | {s.split(".")[0] for s in tail}
+        left = [n for n, _ in net.named_children() if n not in used] + (direct if owner is None else [])
+        parts = [Segment(net, row, direct if i == owner else ()) for i, row in enumerate(rows)]
+        function = step_head(*self.head.split()) if isinstance(self.head, str) else self.head
+        pool = self._average(about.get("prefix_tokens", 0)) if _one_of(feature) == "avgpool" else None
+        head = Head(net, tail, function, left, pool)
+        given = {"way": "declared", "layout": self.layout, "raster": self.raster, **about}
+        if problems := argument_problems(StagedModel, {"net": net, "stages": parts, "head": head, **given}, "cut"):
+            raise ConfigError(problems)
+        return StagedModel(net, parts, head, **given)
+
+    def _average(self, prefix_tokens: int) -> Callable[[Tensor], Tensor]:
+        """The mean over the positions of an output, prefix tokens left out."""
+        if self.layout == "NLC":
+            return lambda x: x[:, prefix_tokens:].mean(1)
+        axes = (2, 3) if self.layout == "NCHW" else (1, 2)
+        return lambda x: x.mean(axes)
+
+    def _ends(self, net: nn.Module, units: list[str], stages: int | Sequence[str] | None) -> list[str]:
+        default = self.cuts.split() if isinstance(self.cuts, str) else self.cuts(net, units)
+        if stages is None or stages == len(default):
+            stages, what = default, "cuts"
+        else:
+            what = "stages"
+        if isinstance(stages, int):
+            if not 2 <= stages <= len(units):
+                raise ConfigError(f"stages={stages}: this model can be cut into 2 to {len(units)} stages")
+            return [units[-(-len(units) * (i + 1) // stages) - 1] for i in range(stages)]
+        position = -1
+        for name in stages:
+            found = [i for i, u in enumerate(units) if u == name or u.startswith(name + ".")]
+            if not found:
+                known = sorted({u.rsplit(".", i)[0] for u in units for i in range(u.count(".") + 1)})
+                raise ConfigError(f"{what}: no unit {name!r} to cut behind{nearest(name, known, limit=24)}")
+            if found[-1] <= position:
+                raise ConfigError(
+                    f"{what}: {name!r} does not come after the cut before it; give them in the order they run"
+                )
+            position = found[-1]
+        if position != len(units) - 1:
+            raise ConfigError(f"{what}: the last stage must end the row; add {units[-1]!r}")
+        return list(stages)
+
+    @staticmethod
+    def _exist(net: nn.Module, names: Sequence[str], or_none: bool = False) -> None:
+        for name in names:
+            owner, _, last = name.rpartition(".")
+            holder = _attribute(net, owner) if owner else net
+            if not hasattr(holder, last) or (getattr(holder, last) is None and not or_none):
+                methods = [n for n in dir(type(net)) if n not in dir(nn.Module)]
+                raise _missing(net, "module or method", name, methods)
+
+    def _present(self, net: nn.Module, names: str) -> list[str]:
+        """The names whose part is not None: members of a family may lack some."""
+        found = expand(net, names.split())
+        self._exist(net, found, or_none=True)
+        return [name for name in found if _attribute(net, name) is not None]
+
+
+def expand(net: nn.Module, names: Sequence[str]) -> list[str]:
+    """Replaces ``*`` by the names of all children at that place, and ``{a,b}`` by each of the two, in order."""
+    result: list[str] = []
+    for name in names:
+        match = re.search(r"\*|\{([^}]*)\}", name)
+        if match is None:
+            result.append(name)
+            continue
+        before, after = name[: match.start()], name[match.end() :]
+        children = match[1].split(",") if match[1] else _children(net, before.rstrip("."))
+        result += expand(net, [before + child + after for child in children])
+    return result
+
+
+def _children(net: nn.Module, name: str) -> list[str]:
+    found = _attribute(net, name) if name else net
+    if not isinstance(found, nn.Module):
+        raise _missing(net, "module", name)
+    return [n for n, _ in found.named_children()]
+
+
+def _missing(net: nn.Module, what: str, name: str, methods: Sequence[str] = ()) -> ConfigError:
+    known = [*(n for n, _ in net.named_modules() if n), *methods]
+    return ConfigError(f"{type(net).__name__} has no {what} {name!r}{nearest(name, known, limit=24)}")
+
+
+def _one_of(feature: str) -> str:
+    if feature not in FEATURES:
+        raise ConfigError(f"feature: {feature!r}{nearest(feature, FEATURES)}")
+    return feature
+
+
+def isotropic(net: nn.Module, units: list[str]) -> list[str]:
+    """The units that end four stages of a row of equal blocks; see :func:`isotropic_ends`."""
+    if len(units) < 4:
+        raise ConfigError(
+            f"{type(net).__name__}: {len(units)} blocks cannot make 4 stages; set stages to at most {len(units)}"
+        )
+    return [units[end - 1] for end in isotropic_ends(len(units))]
+
+
+def isotropic_ends(blocks: int) -> list[int]:
+    """After how many blocks the field cuts: 2 : 2 : n - 6 : 2, or distinct rounded fractions of 12 blocks.
+
+    Args:
+        blocks: at least 4.
+    """
+    n = blocks
+    ends = [2, 4, n - 2, n] if n >= 8 else [max(1, round(n * f)) for f in (1 / 6, 1 / 3, 5 / 6, 1)]
+    for i in range(3):
+        ends[i] = max(ends[i], ends[i - 1] + 1 if i else 1)
+    return ends
+
+
+def _follow(net: nn.Module, path: Sequence[str]) -> Any:
+    """A submodule or method; by plain getattr, which torch.compile can see through."""
+    found: Any = net
+    for part in path:
+        found = getattr(found, part)
+    return found
+
+
+def _attribute(net: nn.Module, name: str) -> Any:
+    found: Any = net
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found

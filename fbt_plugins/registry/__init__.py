@@ -1,0 +1,1 @@
+"""A config's name becomes an object: the registries, and the plugins that fill them."""

@@ -1,0 +1,157 @@
+"""Finds plugins (built in, installed, or named in a config) and says whose fault a failure is."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from ..errors import FBTError, TakenNameError, debugging, nearest, one_line
+from . import hookspecs
+from .registries import REGISTRIES, PluginFailure, PluginInfo, Registries
+
+
+class Plugins:
+    """Loads plugins into a set of registries. The process has one, behind :func:`load_plugins`; tests make their own.
+
+    Attributes:
+        loaded: plugins that registered what they offer, by name.
+        failures: plugins that did not, in the order they were met.
+    """
+
+    def __init__(self, registries: Registries = REGISTRIES) -> None:
+        self.registries = registries
+        self.loaded: dict[str, PluginInfo] = {}
+        self.failures: list[PluginFailure] = []
+        self._manager = pluggy.PluginManager(hookspecs.GROUP)
+        self._manager.add_hookspecs(hookspecs)
+        for registry in registries:
+            registry.failures = self.failures
+
+    def load_installed(self, found: Iterable[EntryPoint] | None = None) -> None:
+        """Loads each entry point of the group ``fbt_plugins`` that is not loaded yet; a failure stops no other."""
+        for point in entry_points(group=hookspecs.GROUP) if found is None else found:
+            dist = point.dist
+            name, version = (getattr(dist, a, None) or "?" for a in ("name", "version"))
+            self._load(PluginInfo(point.name, name, version, point.value), point.load)
+
+    def load_module(self, name: str) -> None:
+        """Loads a module by its import path, as a config's ``custom_imports`` does; its hook, if it has one, is called.
+
+        Raises:
+            FBTError: if it cannot be imported or its hook fails.
+        """
+        if any(info.module == name for info in self.loaded.values()):  # installed, and named in the config besides
+            return
+        self._load(PluginInfo(name, module=name), lambda: importlib.import_module(name), needs_hook=False)
+        for failure in self.failures:
+            if failure.plugin == name and not failure.distribution:
+                raise FBTError(str(failure))
+
+    def _load(self, plugin: PluginInfo, load: Callable[[], ModuleType], needs_hook: bool = True) -> None:
+        other = self.loaded.get(plugin.name)
+        known = [(f.plugin, f.distribution) for f in self.failures]
+        if (other and other.distribution == plugin.distribution) or (plugin.name, plugin.distribution) in known:
+            return
+        before = [(dict(r._module_dict), dict(r.owners)) for r in self.registries]
+        try:
+            if other:
+                raise FBTError(f"its entry point has the name of {other}")
+            module = load()
+            wanted = getattr(module, "FBT_API_VERSION", hookspecs.API_VERSION)
+            if wanted != hookspecs.API_VERSION:
+                raise ForeignVersionError(wanted)
+            self._register(module, plugin.name, needs_hook)
+        except (Exception, SystemExit) as error:  # a plugin is anyone's code: whatever it raises is its own failure
+            if debugging():
+                traceback.print_exception(error)
+            for registry, (modules, owners) in zip(self.registries, before, strict=True):
+                registry._module_dict, registry.owners = modules, owners
+            failure = (plugin.name, plugin.distribution, plugin.version, one_line(error), remedy(plugin, error))
+            self.failures.append(PluginFailure(*failure))
+            return
+        plugin = replace(plugin, module=getattr(module, "__name__", plugin.module))
+        for registry, (modules, _) in zip(self.registries, before, strict=True):
+            registry.owners |= dict.fromkeys(registry._module_dict.keys() - modules.keys(), plugin)
+        self.loaded[plugin.name] = plugin
+
+    def _replaces_nothing(self, before: list[dict[str, Any]]) -> None:
+        """mmengine's ``force=True`` would put one plugin's class in the place of another's."""
+        for registry, modules in zip(self.registries, before, strict=True):
+            for name, module in modules.items():
+                if registry._module_dict.get(name) is not module:
+                    raise TakenNameError(f"it replaces the {registry.name} {name!r} of {registry.owners.get(name)}")
+
+    def _register(self, module: ModuleType, name: str, needs_hook: bool) -> None:
+        try:
+            if self._manager.register(module, name) is None:
+                raise FBTError("its name is blocked")
+        except pluggy.PluginValidationError as error:
+            raise FBTError("its fbt_register must take one argument, called registries") from error
+        try:
+            for caller in self._manager.get_hookcallers(module) or ():
+                if not caller.has_spec():
+                    raise FBTError(f"there is no hook {caller.name!r}{nearest(caller.name, ['fbt_register'])}")
+            if callable(getattr(module, "fbt_register", None)) and not self._manager.get_hookcallers(module):
+                raise FBTError("its fbt_register is not marked: write @hookimpl above it (from fbt_plugins)")
+            others = [p for p in self._manager.get_plugins() if p is not module]
+            if not any(impl.plugin is module for impl in self._manager.hook.fbt_register.get_hookimpls()):
+                if not needs_hook:  # it may register mmengine's things, such as hooks, while it is imported
+                    return
+                raise FBTError("it has no hook: define fbt_register(registries) and mark it with fbt_plugins.hookimpl")
+            before = [dict(r._module_dict) for r in self.registries]
+            self._manager.subset_hook_caller("fbt_register", others)(registries=self.registries)
+            self._replaces_nothing(before)
+        except BaseException:
+            self._manager.unregister(module)
+            raise
+
+
+class ForeignVersionError(FBTError):
+    """A plugin was written for another version of the interface.
+
+    Args:
+        wanted: that version.
+    """
+
+    def __init__(self, wanted: Any) -> None:
+        super().__init__(f"written for plugin interface {wanted}, this is {hookspecs.API_VERSION}")
+        self.newer = isinstance(wanted, int) and wanted > hookspecs.API_VERSION
+
+
+def remedy(plugin: PluginInfo, error: BaseException) -> str:
+    """What a user can do about a plugin that failed to load."""
+    ours = "upgrade fbt-plugins: pip install --upgrade fbt-plugins"
+    if isinstance(error, ForeignVersionError) and error.newer:
+        return f"{ours}, or remove the plugin: pip uninstall {plugin.distribution}" if plugin.distribution else ours
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = error.name.partition(".")[0]
+        if missing != plugin.module.partition(".")[0].partition(":")[0]:
+            return f"pip install {missing}, which {plugin.distribution or plugin.module} needs"
+        if plugin.distribution:
+            return f"its own module is not there: pip install --force-reinstall {plugin.distribution}"
+        return "write the module's name as import does; it is looked for in the current folder and on PYTHONPATH"
+    hint = "" if isinstance(error, FBTError) else "; FBT_DEBUG=1 shows the traceback"
+    return plugin.way_out + hint
+
+
+_PLUGINS: Plugins | None = None
+
+
+def load_plugins() -> Plugins:
+    """Loads every installed plugin, once; calling it again costs nothing.
+
+    Returns:
+        The process's plugins: what is loaded and what failed.
+    """
+    global _PLUGINS
+    if _PLUGINS is None:
+        _PLUGINS = Plugins()
+        _PLUGINS.load_installed()
+    return _PLUGINS

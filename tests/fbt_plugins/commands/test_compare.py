@@ -1,0 +1,195 @@
+"""tools/compare.py as it is typed: with runs that only pretend to train, and once with real ones."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from runs import TINY
+
+optuna = pytest.importorskip("optuna")
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[3]
+TOOL = ROOT / "tools" / "compare.py"
+GRID = (
+    TINY
+    + """
+pairs = dict(a_b=dict(reference=dict(fbt=dict(top1=81.6, source="a table"))), a_c=dict())
+methods = dict(
+    scratch=dict(model=dict(teacher=None, fusion=None, edges=[], feature_loss=None, logit_loss=None)),
+    t_s=dict(about="T to S", model=dict(fusion=None, edges=["teacher_to_student"])),
+    fbt=dict(model=dict()),
+    either=dict(about="the better of two", pairs="a_b", best_of={0: ["t_s", "fbt"], 1: ["scratch", "t_s"]}),
+)
+seeds = [0, 1]
+controls = dict(scratch="alone", t_s="T to S")
+"""
+)
+# Stands for python and tools/train.py: takes the same arguments and leaves the same files.
+PRETENDER = """#!{python} -S
+import json, pathlib, sys, time
+a = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+folder = pathlib.Path(a["--work-dir"])
+with (pathlib.Path({log!r})).open("a") as log: log.write(" ".join(sys.argv[2:]) + "\\n")
+if a["--method"] == "fbt" and pathlib.Path({fail!r}).exists():
+    print("error: no such teacher"); sys.exit(2)
+if pathlib.Path({slow!r}).exists():
+    time.sleep(60)
+seed = int(a["--seed"]); top1 = 80 + seed + dict(scratch=0, t_s=1, fbt=2)[a["--method"]]
+(folder / "metrics.jsonl").write_text(json.dumps({{"epoch": 1, "val/student_top1": top1}}) + "\\n")
+cell = dict(pair=a["--pair"], method=a["--method"], about="")
+(folder / "summary.json").write_text(json.dumps(dict(
+    cell=cell, seed=seed, split="test", student_top1=top1, seconds=5)))
+"""
+
+
+@pytest.fixture
+def compare(tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Runs the tool in a folder of its own; exit code, lines on stdout and on stderr."""
+    (tmp_path / "grid.py").write_text(GRID)
+    names = {key: str(tmp_path / key) for key in ("log", "fail", "slow")}
+    (tmp_path / "python").write_text(PRETENDER.format(python=sys.executable, **names))
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.02)))
+
+    def run(*args: str) -> tuple[int, list[str], list[str]]:
+        done = tool("compare", *args)
+        return done.code, done.out.splitlines(), done.err.splitlines()
+
+    return run
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder / "log").read_text().splitlines() if (folder / "log").exists() else []
+
+
+def test_a_matrix_from_start_to_report(compare: Callable, tmp_path: Path) -> None:
+    code, out, err = compare("grid.py", "--workers", "3", "--cfg-options", "train_cfg.max_epochs=2")
+    assert code == 0 and not err
+    assert sum(line.startswith("[") for line in out) == 12 and "[12/12]" in "".join(out)
+    made = calls(tmp_path)
+    assert len(set(made)) == 12
+    for line in made:
+        assert line.startswith("grid.py --pair a_") and "--resume auto --cfg-options train_cfg.max_epochs=2" in line
+    report = tmp_path / "docs" / "results" / "grid"
+    assert len(list((report / "trials").glob("*.json"))) == 12
+    text = (report / "report.md").read_text()
+    assert "+2.00 [+2.00, +2.00]" in text and "82.50 ± 0.71" in text and "81.60" not in text
+    assert "82.00 ± 0.00" in next(line for line in text.splitlines() if "the better of two" in line)  # 82 + 0, 81 + 1
+
+    again, _, _ = compare("grid.py", "--cfg-options", "train_cfg.max_epochs=2")
+    assert again == 0 and calls(tmp_path) == made  # nothing is run twice
+
+
+def test_a_fresh_clone_goes_on_from_the_files_alone(compare: Callable, tmp_path: Path) -> None:
+    compare("grid.py", "--pairs", "a_b", "--methods", "scratch", "t_s")
+    assert len(calls(tmp_path)) == 4
+    (tmp_path / "work_dirs").rename(tmp_path / "gone")
+    code, _, _ = compare("grid.py", "--pairs", "a_b")
+    assert code == 0 and len(calls(tmp_path)) == 6
+    assert all("--method fbt" in line for line in calls(tmp_path)[4:])
+
+
+def test_another_machine_takes_results_out_of_the_study(compare: Callable, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    compare("grid.py", "--pairs", "a_b", "--storage", url, "--out", "one")
+    code, _, _ = compare("grid.py", "--pairs", "a_b", "--storage", url, "--out", "two")
+    assert code == 0 and len(calls(tmp_path)) == 6
+    one, two = (sorted((tmp_path / name / "trials").glob("*.json")) for name in ("one", "two"))
+    assert [p.read_text() for p in one] == [p.read_text() for p in two] and len(one) == 6
+
+
+def test_a_failure_is_one_line_and_hurts_nothing_else(compare: Callable, tmp_path: Path) -> None:
+    (tmp_path / "fail").touch()
+    code, _, err = compare("grid.py", "--pairs", "a_b", "--seeds", "0")
+    assert code == 1 and len(err) == 1
+    assert err[0].startswith("failed   a_b/fbt/seed 0: no such teacher (exit code 2; all of it is in ")
+    assert "Not finished (1): a_b/fbt/seed 0" in (tmp_path / "docs/results/grid/report.md").read_text()
+    (tmp_path / "fail").unlink()
+    code, _, err = compare("grid.py", "--pairs", "a_b", "--seeds", "0")
+    assert code == 0 and not err and len(calls(tmp_path)) == 4
+
+
+def test_results_of_another_config_do_not_count(compare: Callable, tmp_path: Path) -> None:
+    compare("grid.py", "--pairs", "a_b", "--methods", "t_s")
+    code, out, _ = compare("grid.py", "--pairs", "a_b", "--methods", "t_s", "--cfg-options", "train_cfg.max_epochs=9")
+    assert code == 0 and len(calls(tmp_path)) == 4
+    assert any("2 files in docs/results/grid/trials are of other configs" in line for line in out)
+
+
+def test_ctrl_c_leaves_a_matrix_that_goes_on(
+    compare: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow").touch()
+
+    def pressed(_: float, sleep: Callable = time.sleep) -> None:
+        if (tmp_path / "slow").exists() and calls(tmp_path):  # the first run has begun
+            signal.raise_signal(signal.SIGINT)
+        sleep(0.02)
+
+    monkeypatch.setattr(time, "sleep", pressed)
+    started = time.monotonic()
+    code, out, _ = compare("grid.py", "--pairs", "a_b", "--methods", "t_s")
+    assert code == 130 and out[-1] == "stopped  0 of 2 runs are done; the same command goes on"
+    assert time.monotonic() - started < 20
+    (tmp_path / "slow").unlink()
+    code, _, _ = compare("grid.py", "--pairs", "a_b", "--methods", "t_s")
+    assert code == 0 and len(list((tmp_path / "docs/results/grid/trials").glob("*.json"))) == 2
+
+
+def test_a_database_that_goes_away_is_one_line(compare: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: object, wanted: object) -> None:
+        raise optuna.exceptions.StorageInternalError("it is hidden") from OSError("connection lost")
+
+    monkeypatch.setattr("fbt_plugins.jobs.study.SharedStudy.claim", gone)
+    code, _, err = compare("grid.py", "--pairs", "a_b", "--methods", "t_s")
+    assert code == 2 and err == ["error: --storage: OSError: connection lost; the same command goes on"]
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("nowhere.py",), "no such file"),
+        ((str(ROOT / "configs" / "tiny.py"),), "it is no matrix"),
+        (("grid.py", "--pairs", "a_d"), "no pair 'a_d'; did you mean"),
+        (("grid.py", "--methods", "fbtt"), "no method 'fbtt'; did you mean 'fbt'"),
+        (("grid.py", "--workers", "0"), "--workers is 1 or more"),
+        (("grid.py", "--seeds", "x"), "invalid int value"),
+        (("grid.py", "--storage", "postgres:/x"), "--storage postgres:/x"),
+        (("grid.py", "--cfg-options", "modle.x=1"), "there is no modle in the config"),
+    ],
+)
+def test_bad_input_is_one_line(compare: Callable, args: tuple[str, ...], reason: str) -> None:
+    code, _, err = compare(*args)
+    assert code == 2 and len(err) == 1 and reason in err[0], err
+
+
+@pytest.mark.slow
+def test_real_runs_and_a_worker_that_is_killed(tmp_path: Path) -> None:
+    """SIGKILL in the middle: the run's own process saves and stops, and the same command goes on from there."""
+    (tmp_path / "grid.py").write_text(GRID)
+    command = [sys.executable, str(TOOL), "grid.py", "--pairs", "a_b", "--methods", "t_s", "fbt", "--seeds", "0"]
+    command += ["--cfg-options", "train_cfg.max_epochs=30"]
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    runs = tmp_path / "work_dirs" / "compare" / "grid" / "runs"
+    for _ in range(600):
+        if list(runs.rglob("epoch_*.pth")):
+            break
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "iterations done" in next(runs.glob("a_b/t_s/*/output.txt")).read_text()
+    row = json.loads((tmp_path / "docs/results/grid/report.json").read_text())["pairs"][0]["rows"]
+    assert [r["method"] for r in row] == ["t_s", "fbt"] and row[1]["published"]["top1"] == 81.6

@@ -1,0 +1,137 @@
+"""Matrices: which config a cell has, what is refused, and what a cell's run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from runs import TINY, run
+
+from fbt_plugins.config.loading import default_work_dir, load_config, load_matrix
+from fbt_plugins.config.matrix import Matrix
+from fbt_plugins.errors import ConfigError
+
+TABLES = """
+pairs = dict(
+    a_b=dict(reference=dict(kd=dict(top1=71.5, source="a table")), train_dataloader=dict(batch_size=4)),
+    a_c=dict(methods=dict(kd=dict(model=dict(logit_loss=dict(temperature=2.0))))),
+)
+methods = dict(
+    scratch=dict(model=dict(teacher=None, fusion=None, edges=[], feature_loss=None, logit_loss=None)),
+    kd=dict(
+        about="KD",
+        model=dict(
+            fusion=None,
+            edges=["teacher_to_student"],
+            feature_loss=None,
+            logit_loss=dict(type="KDLoss", temperature=4.0),
+        ),
+    ),
+    t_s=dict(pairs="*_c", seeds=[3], model=dict(fusion=None, edges=["teacher_to_student"])),
+    either=dict(best_of={0: ["kd", "scratch"]}),
+)
+seeds = [0, 5]
+controls = dict(kd="KD")
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "grid.py").write_text(TINY + TABLES)
+    return tmp_path / "grid.py"
+
+
+def test_pair_then_method_then_what_the_pair_has_for_the_method(path: Path) -> None:
+    config = load_config(path, pair="a_b", method="kd")
+    assert config.model.logit_loss == dict(type="KDLoss", temperature=4.0)  # OFA's gamma is gone with its type
+    assert config.train_dataloader.batch_size == 4 and config.model.fusion is None
+    assert config.cell == dict(pair="a_b", method="kd", about="KD")
+    assert config.reference == dict(top1=71.5, source="a table")
+    other = load_config(path, {"randomness.seed": 5}, pair="a_c", method="kd")
+    assert other.model.logit_loss.temperature == 2.0 and other.train_dataloader.batch_size == 8
+    assert other.reference is None
+    assert not {"pairs", "methods", "seeds", "controls"} & set(other)
+    assert default_work_dir(path, other) == "work_dirs/grid/a_c/kd/seed_5"
+
+
+def test_cells_are_those_that_suit(path: Path) -> None:
+    matrix = load_matrix(path)
+    assert matrix.cells() == [("a_b", "scratch"), ("a_b", "kd"), ("a_c", "scratch"), ("a_c", "kd"), ("a_c", "t_s")]
+    assert matrix.cells(["a_c"], ["t_s", "kd"]) == [("a_c", "kd"), ("a_c", "t_s")]
+    with pytest.raises(ConfigError, match="none of the methods t_s is for these pairs"):
+        matrix.cells(["a_b"], ["t_s"])
+
+
+def test_seeds_of_a_method_and_methods_without_runs(path: Path) -> None:
+    matrix = load_matrix(path)
+    assert [list(matrix.seeds_of(name)) for name in ("kd", "t_s")] == [[0, 5], [3]]
+    assert "seeds" not in matrix.cell("a_c", "t_s")
+    assert matrix.best_of == {"either": {0: ["kd", "scratch"]}}
+    assert matrix.cells(["a_c"], ["either"]) == [("a_c", "scratch"), ("a_c", "kd")]
+    with pytest.raises(ConfigError, match="'either' is the best of others, and has no runs of its own"):
+        matrix.cell("a_b", "either")
+
+
+@pytest.mark.parametrize(
+    ("pair", "method", "reason"),
+    [
+        (None, None, r"it is a matrix: say which run, with --pair \(one of a_b, a_c\) and --method \(one of scratch,"),
+        ("a_b", None, "say which run"),
+        ("a_d", "kd", "no pair 'a_d'; did you mean"),
+        ("a_b", "kdd", "no method 'kdd'; did you mean 'kd'"),
+        ("a_b", "t_s", r"'t_s' is for the pairs '\*_c', not for 'a_b'"),
+    ],
+)
+def test_a_cell_that_is_not_there_is_one_line(path: Path, pair: str | None, method: str | None, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        load_config(path, pair=pair, method=method)
+    assert len(caught.value.problems) == 1 and caught.value.problems[0].startswith(f"config {path}: ")
+
+
+def test_a_plain_config_has_no_cells(path: Path) -> None:
+    path.write_text(TINY)
+    with pytest.raises(ConfigError, match=r"no matrix .* drop --pair and --method"):
+        load_config(path, pair="a_b")
+    with pytest.raises(ConfigError, match="no matrix"):
+        load_matrix(path)
+
+
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        (dict(pairs={"a": {}}), "methods: expected a dict of dicts by name, got None"),
+        (dict(pairs=["a"], methods={"m": {}}), r"pairs: expected a dict of dicts by name, got \['a'\]"),
+        (dict(pairs={"a": {}}, methods={"m": 3}), "methods: expected a dict of dicts"),
+        (dict(pairs={"a": {}}, methods={"m": {}}, seeds=["0"]), "seeds: expected a list of whole numbers"),
+        (dict(seeds=[1]), "pairs: expected"),
+        (dict(pairs={"a": {}}, methods={"kd": {}}, controls=["kd"]), r"controls: expected a dict of words by method"),
+        (
+            dict(pairs={"a": {}}, methods={"m": dict(seeds=3)}),
+            "methods.m.seeds: expected a list of whole numbers, got 3",
+        ),
+        (
+            dict(pairs={"a": {}}, methods={"m": dict(best_of=["n"])}),
+            "m.best_of: expected a dict of lists of methods by",
+        ),
+        (dict(pairs={"a": {}}, methods={"kd": {}, "m": dict(best_of={0: ["kdd"]})}), "'kdd' with runs; did you mean"),
+        (dict(pairs={"a": {}}, methods={"kd": {}, "m": dict(best_of={0: ["m"]})}), "no method 'm' with runs"),
+        (dict(pairs={"a": {}}, methods={"kd": {}}, controls={"kdd": "KD"}), "no method 'kdd'; did you mean 'kd'"),
+    ],
+)
+def test_tables_of_another_form_are_refused(tables: dict, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Matrix.of(tables)
+
+
+def test_a_cells_run_stands_by_itself(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(path, {"train_cfg.max_epochs": 1}, pair="a_b", method="kd")
+    config.work_dir = str(tmp_path / "run")
+    run(config)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["reference"] == dict(top1=71.5, source="a table")
+    assert summary["cell"] == dict(pair="a_b", method="kd", about="KD")
+    shown = f"published 71.50 % (a table); here {summary['student_top1']:.2f} %"
+    assert shown in capsys.readouterr().out
+    again = load_config(tmp_path / "run" / "config.py")
+    assert again.to_dict() == config.to_dict()

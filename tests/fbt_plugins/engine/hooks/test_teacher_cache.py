@@ -1,0 +1,384 @@
+"""The teacher cache: what it holds, when it is refused, and that a run with it is a run."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONVNEXT, RESMLP
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from torch import nn
+
+from fbt_plugins.config.loading import load_config
+from fbt_plugins.data.image_dataset import InMemoryDataset
+from fbt_plugins.engine.check import check_config
+from fbt_plugins.engine.hooks import teacher_cache
+from fbt_plugins.engine.hooks.teacher_cache_files import open_cache, write_cache
+from fbt_plugins.engine.runner import DistillRunner
+from fbt_plugins.errors import ConfigError, FBTError
+from fbt_plugins.models.knowledge import Knowledge
+from fbt_plugins.registry.registries import ARCHITECTURES
+
+ROOT = Path(__file__).parents[4]
+BASES = [str(ROOT / "configs" / "_base_" / name) for name in ("fbt.py", "adamw_cosine.py")]
+CROP = [dict(type="RandomCrop", size=32, padding=4), dict(type="RandomHorizontalFlip")]
+TINY = f"""
+_base_ = {BASES}
+model = dict(student={RESMLP}, teacher={CONVNEXT})
+train_dataloader = dict(
+    batch_size=8,
+    dataset=dict(type="SmallImages", transforms={CROP}),
+    sampler=dict(type="SeededSampler", shuffle=True),
+)
+train_cfg = dict(by_epoch=True, max_epochs=3)
+param_scheduler = [dict(type="CosineAnnealingLR", T_max=3, end=3, convert_to_iter_based=True)]
+device = "cpu"
+default_hooks = dict(checkpoint=dict(save_best=None))
+teacher_cache = dict(views=2)
+"""
+
+
+@DATASETS.register_module(force=True)
+class SmallImages(InMemoryDataset):
+    """24 images of noise, the first pixel of which is ``pixel``."""
+
+    def __init__(self, transforms: Any = (), seed: int = 0, pixel: int = 0) -> None:
+        images = torch.randint(256, (24, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        images[0, 0, 0] = pixel
+        super().__init__([str(n) for n in range(10)], images, torch.arange(24) % 10, transforms, seed)
+
+
+class StageLoss(nn.Module):
+    needs = {"stages": (2,)}  # noqa: RUF012
+
+
+Make = Callable[..., Config]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Make:
+    """A run of nine steps with a teacher whose weights are a file."""
+    torch.manual_seed(0)
+    torch.save(ARCHITECTURES.build(CONVNEXT).net.state_dict(), tmp_path / "teacher.pth")
+
+    def build(folder: str = "run", **options: Any) -> Config:
+        (tmp_path / "tiny.py").write_text(TINY)
+        loaded = load_config(
+            tmp_path / "tiny.py", {"model.teacher.checkpoint": str(tmp_path / "teacher.pth"), **options}
+        )
+        loaded.work_dir = str(tmp_path / folder)
+        return loaded
+
+    return build
+
+
+def run(config: Config) -> DistillRunner:
+    check_config(config)
+    runner = DistillRunner.from_cfg(config)
+    runner.train()
+    return runner
+
+
+def caches(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "teacher_cache").iterdir())
+
+
+def test_it_holds_what_the_teacher_knows_about_each_view(config: Make, tmp_path: Path) -> None:
+    runner = run(config(**{"train_cfg.max_epochs": 1}))
+    (folder,) = caches(tmp_path)
+    assert folder.name.startswith("SmallImages-convnext_atto-")
+    data = SmallImages(CROP)
+    data.fix_views(2, seed=0)
+    for view in (0, 1):
+        images = torch.stack([data[view, position]["inputs"] for position in range(24)]) / 255
+        known = runner.model.know(images, {"teacher"})["teacher"]
+        for part in ("features", "logits"):
+            stored = torch.from_numpy(np.load(folder / f"{part}.npy")[view])
+            torch.testing.assert_close(stored.float(), getattr(known, part), rtol=1e-3, atol=1e-3)
+    key = json.loads((folder / "key.json").read_text())
+    assert key["views"] == 2 and key["precision"] == "float32" and key["teacher"]["name"] == "convnext_atto"
+
+
+def test_the_teacher_never_sees_an_image_of_training_and_each_step_gets_its_own(config: Make) -> None:
+    runner = DistillRunner.from_cfg(config())
+    model, step, ran, views = runner.model, runner.model.train_step, [0, 0], []
+    training = False
+
+    def train_step(data: dict[str, Any], **kwargs: Any) -> Any:
+        nonlocal training
+        views.append(set(data["view"].tolist()))
+        fresh = model.know(data["inputs"] / 255, {"teacher"})["teacher"]
+        torch.testing.assert_close(data["teacher_logits"].float(), fresh.logits, rtol=1e-3, atol=1e-3)
+        assert data["teacher_features"].dtype == torch.float16 and data["teacher_features"].shape == (8, 32)
+        training = True
+        outputs = step(data, **kwargs)
+        training = False
+        return outputs
+
+    for i, stage in enumerate((model.teacher.stages[0], model.teacher.stages[3])):
+        stage.register_forward_hook(lambda *_, i=i: ran.__setitem__(i, ran[i] + training))
+    model.train_step = train_step
+    runner.train()
+    assert ran == [0, 9]  # the last stage is the fusion model's
+    assert views == [{0}] * 3 + [{1}] * 3 + [{0}] * 3
+
+
+def test_runs_share_it_and_it_says_so(config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = run(config("first"))
+    out = capsys.readouterr().out
+    assert "teacher cache: 2 fixed views per image instead of fresh augmentation (" in out and "built in" in out
+    second = run(config("second"))
+    assert "reused)" in capsys.readouterr().out
+    for (name, a), (_, b) in zip(first.model.state_dict().items(), second.model.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    run(config("third", **{"randomness.seed": 7, "train_cfg.max_epochs": 1}))
+    assert "reused)" in capsys.readouterr().out and len(caches(tmp_path)) == 1
+
+
+def test_resumed_is_uninterrupted(config: Make) -> None:
+    whole = run(config("whole"))
+    broken = DistillRunner.from_cfg(config("broken"))
+    step = broken.model.train_step
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if broken.iter == 7:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    broken.model.train_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    resumed = run(config("broken", resume=True))
+    for (name, a), (_, b) in zip(whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_views_are_fixed_before_a_worker_has_the_data(config: Make) -> None:
+    settings = config(**{"train_dataloader.num_workers": 1, "train_dataloader.num_batch_per_epoch": 2})
+    settings.train_cfg = dict(by_epoch=False, max_iters=2, val_interval=2)
+    settings.param_scheduler = [dict(type="ConstantLR", factor=1.0, by_epoch=False)]
+    assert run(settings).iter == 2
+
+
+def test_it_is_of_the_runs_precision(config: Make, tmp_path: Path) -> None:
+    runner = DistillRunner.from_cfg(config(**{"train_cfg.max_epochs": 0, "optim_wrapper.precision": "bf16"}))
+    runner.train()
+    (folder,) = caches(tmp_path)
+    assert json.loads((folder / "key.json").read_text())["precision"] == "bfloat16"
+    logits = torch.from_numpy(np.load(folder / "logits.npy"))
+    assert torch.equal(logits, logits.bfloat16().half())
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"data_preprocessor": dict(mixup_alpha=0.8)}, r"no image is itself with data_preprocessor.mixup_alpha=0.8"),
+        ({"data_preprocessor": dict(cutmix_alpha=1.0)}, r"no image is itself with data_preprocessor.cutmix_alpha=1.0"),
+        ({"model.fusion.splice": "T1-3+S4"}, r"model.fusion 'fusion' \(T1-3\+S4\) starts in the teacher"),
+        ({"model.fusion.splice": ["S1-3+T4", "T1+S2+T3-4"]}, r"model.fusion 'fusion' \(T1\+S2\+T3-4\) starts in the"),
+        ({"model.logit_loss": dict(type="StageLoss"), **dict.fromkeys(("model.fusion", "model.feature_loss"))}, "[2]"),
+        ({"model.edges": ["fusion_to_student"]}, "no edge takes anything from the teacher itself"),
+        (
+            dict.fromkeys(f"model.{k}" for k in ("teacher", "fusion", "feature_loss", "logit_loss")),
+            "there is no teacher",
+        ),
+        ({"teacher_cache.views": 0}, "views must be 1 or more, not 0"),
+    ],
+)
+def test_what_cannot_be_cached_is_refused(
+    config: Make,
+    options: dict[str, Any],
+    reason: str,
+    plugins,  # type: ignore[no-untyped-def]
+) -> None:
+    losses = plugins.registries.losses
+    losses.register_module(name="StageLoss", module=StageLoss)
+    try:
+        if "model.logit_loss" in options:
+            options = {"model.edges": ["teacher_to_student"], **options}
+        settings = config(**{k: v for k, v in options.items() if k != "model.teacher"})
+        if "model.teacher" in options:
+            settings.model.update(teacher=None, edges=[])
+        with pytest.raises(ConfigError, match=reason) as error:
+            check_config(settings)
+        assert len(error.value.problems) == 1 and "teacher_cache: " in error.value.problems[0]
+        with pytest.raises(ConfigError, match=reason):
+            DistillRunner.from_cfg(settings)
+    finally:
+        losses._module_dict.pop("StageLoss")
+
+
+def scratch(settings: Config) -> None:
+    settings.model.update(teacher=None, fusion=None, edges=[], feature_loss=None, logit_loss=None)
+
+
+def starts_in_the_teacher(settings: Config) -> None:
+    settings.model.fusion.splice = "T1-3+S4"
+
+
+def test_where_it_is_not_required_all_runs_show_the_same_views(
+    config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = {
+        "cached": (lambda settings: None, "built in"),
+        "scratch": (scratch, "instead of fresh augmentation (no teacher)"),
+        "T1-3+S4": (starts_in_the_teacher, "instead of fresh augmentation (the teacher runs on them)"),
+    }
+    shown: dict[str, list[torch.Tensor]] = {}
+    for name, (change, says) in cases.items():
+        settings = config(name, **{"teacher_cache.required": False})
+        change(settings)
+        check_config(settings)
+        runner = DistillRunner.from_cfg(settings)
+        step, images = runner.model.train_step, shown.setdefault(name, [])
+
+        def train_step(
+            data: dict[str, Any], *, step: Any = step, images: Any = images, cached: bool = name == "cached", **kw: Any
+        ) -> Any:
+            assert ("teacher_logits" in data) == cached
+            images.append(data["inputs"].clone())
+            return step(data, **kw)
+
+        runner.model.train_step = train_step
+        runner.train()
+        assert says in capsys.readouterr().out
+    assert len(shown["cached"]) == 9 and len(caches(tmp_path)) == 1
+    for name in ("scratch", "T1-3+S4"):
+        assert all(torch.equal(a, b) for a, b in zip(shown["cached"], shown[name], strict=True)), name
+
+
+def test_the_cells_of_a_matrix_share_it_wherever_their_runs_are(config: Make, tmp_path: Path) -> None:
+    key = {"data set": {"name": "a"}, "teacher": {"name": "b"}}
+    for folder, cell, beside in [
+        ("runs/a_b/kd/seed_0", dict(pair="a_b", method="kd"), "runs"),
+        ("runs/a_b/fbt/seed_1", dict(pair="a_b", method="fbt"), "runs"),
+        ("elsewhere/mine", dict(pair="a_b", method="fbt"), "elsewhere"),
+        ("runs/a_b/kd/seed_0", None, "runs/a_b/kd"),
+    ]:
+        runner = SimpleNamespace(work_dir=str(tmp_path / folder), cfg=dict(cell=cell))
+        assert teacher_cache.default_folder(runner, key).parent == tmp_path / beside / "teacher_cache"
+
+
+def test_unknown_keys_are_refused(config: Make) -> None:
+    with pytest.raises(ConfigError, match="teacher_cache: unknown key 'veiws'; did you mean 'views'"):
+        check_config(config(**{"teacher_cache.veiws": 3}))
+    with pytest.raises(ConfigError, match="teacher_cache: views must be a whole number, not 'many'"):
+        check_config(config(**{"teacher_cache.views": "many"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"model.teacher.checkpoint": "{}/other.pth"}, "teacher weights"),
+        pytest.param({"model.teacher.mean": (0.1, 0.2, 0.3)}, "teacher", marks=pytest.mark.slow),
+        pytest.param({"train_dataloader.dataset.transforms.0.padding": 3}, "transforms", marks=pytest.mark.slow),
+        ({"train_dataloader.dataset.pixel": 9}, "data set"),
+        ({"teacher_cache.seed": 1}, "view seed"),
+        pytest.param({"teacher_cache.views": 3}, "views", marks=pytest.mark.slow),
+        pytest.param({"optim_wrapper.precision": "bf16"}, "precision", marks=pytest.mark.slow),
+    ],
+)
+def test_a_stale_cache_is_refused_by_the_part_that_differs(
+    config: Make, tmp_path: Path, options: dict[str, Any], part: str
+) -> None:
+    state = torch.load(tmp_path / "teacher.pth", weights_only=True)
+    state["stem.0.bias"][0] += 1
+    torch.save(state, tmp_path / "other.pth")
+    place = {"teacher_cache.path": str(tmp_path / "mine"), "train_cfg.max_epochs": 1}
+    run(config(**place))
+    changed = {k: v.format(tmp_path) if isinstance(v, str) else v for k, v in options.items()}
+    with pytest.raises(FBTError, match=rf"mine: it was made with another {part}; delete that folder, or set another"):
+        run(config(**place, **changed))
+
+
+def test_a_damaged_cache_is_refused(config: Make, tmp_path: Path) -> None:
+    place = {"teacher_cache.path": str(tmp_path / "mine"), "train_cfg.max_epochs": 1}
+    run(config(**place))
+    path = tmp_path / "mine" / "logits.npy"
+    data = path.read_bytes()
+    for damaged in (data[:-1], data[:7], b"", data.replace(b"(2, 24, 10)", b"(2, 12, 10)")):
+        path.write_bytes(damaged)
+        with pytest.raises(FBTError, match=r"teacher cache .*mine: not a whole cache \(.*\); delete") as error:
+            run(config(**place))
+        assert "\n" not in str(error.value)
+    (tmp_path / "mine" / "key.json").write_text("{")
+    with pytest.raises(FBTError, match="not a whole cache"):
+        run(config(**place))
+
+
+KEY = dict(views=1)
+SHAPES = dict(features=(1, 4, 3), logits=(1, 4, 2))
+
+
+def test_what_a_killed_builder_leaves_is_never_taken_for_a_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "caches" / "mine"
+
+    def killed() -> Any:
+        yield Knowledge(torch.ones(2, 3), torch.ones(2, 2))
+        (half,) = (tmp_path / "caches").iterdir()
+        assert half != folder and {p.name for p in half.iterdir()} == {"features.npy", "logits.npy"}
+        half.rename(half.with_name(".mine.dead.tmp"))  # as a kill would leave it: nothing tidies up
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(folder, KEY, SHAPES, killed())
+    assert [p.name for p in (tmp_path / "caches").iterdir()] == [".mine.dead.tmp"]
+    write_cache(folder, KEY, SHAPES, [Knowledge(torch.ones(2, 3), torch.ones(2, 2))] * 2)
+    assert open_cache(folder, KEY, SHAPES)["logits"].tolist() == [[[1.0, 1.0]] * 4]
+    write_cache(folder, KEY, SHAPES, [Knowledge(torch.zeros(4, 3), torch.zeros(4, 2))])  # another was faster
+    assert open_cache(folder, KEY, SHAPES)["logits"].all() and len(list((tmp_path / "caches").iterdir())) == 2
+
+
+def test_runs_that_build_it_at_the_same_time_leave_one_whole_cache(tmp_path: Path) -> None:
+    folder, together = tmp_path / "mine", threading.Barrier(4)
+
+    def build(value: int) -> None:
+        def batches() -> Any:
+            yield Knowledge(torch.full((4, 3), value), torch.full((4, 2), value))
+            together.wait(10)
+
+        write_cache(folder, KEY, SHAPES, batches())
+        arrays = open_cache(folder, KEY, SHAPES)
+        assert len({*np.unique(arrays["features"]), *np.unique(arrays["logits"])}) == 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(build, range(4)))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("value", [1e5, float("nan")])
+def test_numbers_beyond_half_precision_are_refused(tmp_path: Path, value: float) -> None:
+    with pytest.raises(FBTError, match=r"the teacher's logits reach (100000|nan), and half precision ends at 65504"):
+        write_cache(tmp_path / "mine", KEY, SHAPES, [Knowledge(torch.zeros(4, 3), torch.full((4, 2), value))])
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_processes_wait_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_cache, "is_main_process", lambda: False)
+    runner, folder = SimpleNamespace(timestamp="now", world_size=2), tmp_path / "mine"
+    threading.Timer(0.2, folder.mkdir).start()
+    start = time.perf_counter()
+    teacher_cache._build_once(runner, folder, KEY, SHAPES)
+    assert time.perf_counter() - start > 0.1
+    (tmp_path / ".other.now.failed").touch()
+    with pytest.raises(FBTError, match="process 0 could not build it"):
+        teacher_cache._build_once(runner, tmp_path / "other", KEY, SHAPES)
+
+
+def test_the_first_process_tells_the_others_that_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(teacher_cache, "write_cache", full)
+    monkeypatch.setattr(teacher_cache, "_knowledge", lambda runner: [])
+    with pytest.raises(FBTError, match=r"mine: it cannot be written \(.*No space left on device\)"):
+        teacher_cache._build_once(SimpleNamespace(timestamp="now", world_size=2), tmp_path / "mine", KEY, SHAPES)
+    assert [p.name for p in tmp_path.iterdir()] == [".mine.now.failed"]
