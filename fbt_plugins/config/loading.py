@@ -15,35 +15,7 @@ from ..errors import ConfigError, FBTError, nearest, one_line
 from ..registry.loading import load_plugins
 from .matrix import Matrix
 from .merging import merge, merge_options
-
-DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
-    "step_seed": {"type": "StepSeedHook"},
-    "sampler_seed": {"type": "DistSamplerSeedHook"},
-    "param_scheduler": {"type": "ParamSchedulerHook"},
-    "teacher_check": {"type": "TeacherCheckHook"},
-    "progress": {"type": "ProgressHook"},
-    "checkpoint": {"type": "AtomicCheckpointHook"},
-    "stop": {"type": "StopHook"},
-    "plain_checkpoint": {"type": "PlainCheckpointHook"},
-    "summary": {"type": "SummaryHook"},
-}
-"""What every run does beside training; ``default_hooks`` in a config changes their arguments, or None drops one."""
-
-
-DEFAULTS: dict[str, Any] = {
-    "default_hooks": DEFAULT_HOOKS,
-    "randomness": {"seed": 0},
-    "cell": None,
-    "reference": None,
-    "teacher_run": None,
-    "publish": None,
-    "teacher_cache": None,
-    "ema": None,
-    "cka": None,
-    "compile": None,
-    "channels_last": False,
-}
-"""What a config need not say."""
+from .options import DEFAULTS
 
 
 def load_config(

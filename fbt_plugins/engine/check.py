@@ -23,8 +23,7 @@ from mmengine.registry import (
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
-from ..analysis.cka import StageSimilarity
-from ..config.loading import DEFAULT_HOOKS
+from ..config.options import DEFAULT_HOOKS, OPTIONS
 from ..data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
 from ..distill.distiller import Distiller
 from ..distill.edge import SLOTS, parse_edges
@@ -34,16 +33,11 @@ from ..models.weights import SUFFIX, misfit
 from ..registry.registries import FUSIONS, LOSSES
 from .device import resolve_device
 from .hooks.checkpoints import find_resume
-from .hooks.ema import EMAHook
-from .hooks.teacher_cache import TeacherCacheHook, refusals
+from .hooks.teacher_cache import refusals
 from .runner import DistillRunner
 from .signature_check import SignatureCheck
 from .train import TeacherRun, missing_teacher
 
-OURS = (
-    *("device", "custom_imports", "compile", "channels_last", "ema", "cka", "teacher_cache", "cell", "reference"),
-    *("command", "teacher_run", "publish", "search"),
-)
 _NO_SHARDS = (
     "FSDP and DeepSpeed are not supported: they take parameters apart, and a fusion model runs stages that it shares "
     "with teacher and student; drop this key: --launcher sets up DistributedDataParallel"
@@ -83,6 +77,7 @@ class _Check(SignatureCheck):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config: dict[str, Any] = config.to_dict()
+        self._wrong: set[str] = set()
 
     def run(self) -> Distiller | None:
         for section in (self._top_level, self._data, self._loops, self._optimizer, self._hooks):
@@ -105,25 +100,17 @@ class _Check(SignatureCheck):
                 self.problems.append(f"{key}: {value!r}: no such file")
         if self.config.get("resume") is True and self.config.get("work_dir"):
             self._collect("", find_resume, Path(self.config["work_dir"]))
-        self._kernels()
-        if (reference := self.config.get("reference")) is not None:
-            self._signature(_reference, reference, "reference")
-        for key, factory in (("ema", EMAHook), ("cka", StageSimilarity)):
-            if (options := self.config.get(key)) is not None:
-                self._built(factory, options, key)
+        self._options()
         self._publish()
-        if (teacher_run := self.config.get("teacher_run")) is not None:
-            self.config["teacher_run"] = teacher_run if self._built(TeacherRun, teacher_run, "teacher_run") else None
         distiller = self._model()
         self._teacher_run(distiller)
-        if (cache := self.config.get("teacher_cache")) is not None:
-            self._built(TeacherCacheHook, cache, "teacher_cache")
-            if not isinstance(cache, Mapping) or cache.get("required", True):
-                self.problems += refusals(distiller, self.config.get("data_preprocessor"))
+        cache = self.config.get("teacher_cache")
+        if cache is not None and (not isinstance(cache, Mapping) or cache.get("required", True)):
+            self.problems += refusals(distiller, self.config.get("data_preprocessor"))
         return distiller
 
     def _top_level(self) -> None:
-        known = [*list(inspect.signature(DistillRunner.__init__).parameters)[1:], *OURS]
+        known = [*list(inspect.signature(DistillRunner.__init__).parameters)[1:], *OPTIONS]
         for key in self.config:
             if key in OTHER_ENGINES:
                 self.problems.append(f"{key}: {OTHER_ENGINES[key]}")
@@ -262,13 +249,19 @@ class _Check(SignatureCheck):
         self._signature(factory, options, where)
         return self._collect("", lambda: factory(**options)) if len(self.problems) == before else None
 
-    def _kernels(self) -> None:
-        if isinstance(compile_options := self.config.get("compile"), Mapping):
-            self._signature(torch.compile, compile_options, "compile", given=("model",))
-        elif not isinstance(compile_options, bool | None):
-            self.problems.append(f"compile must be True, False or torch.compile's arguments, not {compile_options!r}")
-        if not isinstance(channels_last := self.config.get("channels_last", False), bool):
-            self.problems.append(f"channels_last must be True or False, not {channels_last!r}")
+    def _options(self) -> None:
+        """Those that are True or False, and those that something is made of."""
+        for key, option in OPTIONS.items():
+            value, factory = self.config.get(key), option.factory
+            if value is None or (option.switch and isinstance(value, bool)):
+                continue
+            if option.switch and not (factory and isinstance(value, Mapping)):
+                allowed = f"True, False or {option.makes}'s arguments" if option.makes else "True or False"
+                self.problems.append(f"{key} must be {allowed.replace(':', '.')}, not {value!r}")
+            elif option.switch and factory:
+                self._signature(factory, value, key, given=("model",))
+            elif factory and self._built(factory, value, key) is None:
+                self._wrong.add(key)
 
     def _model(self) -> Distiller | None:
         model = self.config.get("model")
@@ -282,7 +275,7 @@ class _Check(SignatureCheck):
         options = {k: v for k, v in options.items() if k in inspect.signature(Distiller).parameters}
         if "student" not in options:
             return None
-        if missing_teacher(self.config):
+        if self._missing_teacher():
             options["teacher"] = {k: v for k, v in options["teacher"].items() if k != "checkpoint"}
         info = self._data_info()
         try:
@@ -296,9 +289,12 @@ class _Check(SignatureCheck):
             self.problems.append(f"model cannot be built: {one_line(error)}")
         return None
 
+    def _missing_teacher(self) -> TeacherRun | None:
+        return None if "teacher_run" in self._wrong else missing_teacher(self.config)
+
     def _teacher_run(self, distiller: Distiller | None) -> None:
         """The run that is to make a missing teacher, checked as well."""
-        run = missing_teacher(self.config)
+        run = self._missing_teacher()
         config = run and self._collect("", run.load, self.config)
         if run is None or config is None:
             return
@@ -349,7 +345,3 @@ class _Check(SignatureCheck):
         except FBTError:
             return {}  # what is wrong with the transforms is reported where they are checked
         return {"image_size": size, "data_info": {"num_samples": 1} | ({"num_classes": classes} if classes else {})}
-
-
-def _reference(top1: float, source: str) -> None:
-    """A published figure, in percent, and where it is from."""
