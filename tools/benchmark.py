@@ -52,22 +52,18 @@ def main() -> None:
     # Imported late: --help and usage errors must not wait for the engine.
     import torch
 
-    from fbt_plugins import load_plugins
-    from fbt_plugins.config.loading import apply_arguments, load_config
+    from fbt_plugins.config.loading import Arguments
     from fbt_plugins.engine.benchmark import benchmark
-    from fbt_plugins.engine.check import check_config
+    from fbt_plugins.engine.plan import Plan
     from fbt_plugins.files import write_atomic
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    load_plugins()
-    config = load_config(args.config, args.cfg_options, args.pair, args.method)
     with tempfile.TemporaryDirectory() as folder:
-        apply_arguments(
-            config, work_dir=str(Path(folder) / "run"), device=args.device, amp=args.amp, compile=args.compile
-        )
-        check_config(config)
-        found = benchmark(config, args.rounds, args.after)
+        work_dir = str(Path(folder) / "run")
+        arguments = Arguments(work_dir=work_dir, device=args.device, amp=args.amp, compile=args.compile)
+        plan = Plan.of(args.config, args.cfg_options, args.pair, args.method, arguments)
+        found = benchmark(plan.config, args.rounds, args.after)
     print(table(found))
     if args.json:
         write_atomic(args.json, json.dumps(found, indent=2) + "\n")

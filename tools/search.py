@@ -61,13 +61,10 @@ def main() -> int:
         from fbt_plugins.search.settings import Settings
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
-    from fbt_plugins import load_plugins
-    from fbt_plugins.config.loading import apply_arguments, load_config
+    from fbt_plugins.config.loading import Arguments, load_config
     from fbt_plugins.console import relative, say
 
-    load_plugins()
-    config = load_config(args.config, args.cfg_options, args.pair, args.method)
-    apply_arguments(config, None, device=args.device)
+    config = load_config(args.config, args.cfg_options, args.pair, args.method, Arguments(device=args.device))
     settings, space = Settings.of(config), space_of(config)
     if args.list:
         print("\n".join(space.lines()))

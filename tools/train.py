@@ -62,32 +62,18 @@ def main() -> None:
     args = parse().parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     # Imported late: --help and usage errors must not wait for the engine.
-    from fbt_plugins import load_plugins
-    from fbt_plugins.config.loading import apply_arguments, default_work_dir, load_config
-
-    load_plugins()
-    config = load_config(args.config, args.cfg_options, args.pair, args.method)
-    given = {name: getattr(args, name) for name in ("resume", "device", "seed", "amp", "compile")}
-    apply_arguments(config, args.work_dir, args.launcher, **given)
-    config.work_dir = config.get("work_dir") or default_work_dir(args.config, config)
-    config.command = command_line()
+    from fbt_plugins.config.loading import Arguments
     from fbt_plugins.console import say
-    from fbt_plugins.engine.check import check_config
-    from fbt_plugins.engine.train import missing_teacher, train
+    from fbt_plugins.engine.plan import Plan
 
-    distiller = check_config(config)
-    if args.check:
-        say(f"{args.config}: nothing wrong")
-        if (teacher := missing_teacher(config)) is not None:
-            say(f"teacher {teacher.plan(teacher.load(config))}")
-        if distiller is not None:
-            for role, model in distiller.models.items():
-                stages = ", ".join(map(str, distiller.specs(role)))
-                say(f"{role} {model.name}: {stages}; features {model.num_features}, classes {model.num_classes}")
-            for name, fusion in distiller.fusions.items():
-                say(f"{name}: {fusion.title}")
+    given = ("work_dir", "launcher", "resume", "device", "seed", "amp", "compile")
+    arguments = Arguments(**{name: getattr(args, name) for name in given}, command=command_line())
+    plan = Plan.of(args.config, args.cfg_options, args.pair, args.method, arguments)
+    if not args.check:
+        plan.run()
         return
-    train(config)
+    for line in (f"{args.config}: nothing wrong", *plan.lines()):
+        say(line)
 
 
 def command_line() -> str:

@@ -84,7 +84,7 @@ OPTIONS: Mapping[str, Option] = {
     "cell": Option("pair, method and description, where the config is a matrix's cell", None, affects_results=False),
     "reference": Option("a published figure to compare with", None, f"{__name__}:Reference", affects_results=False),
     "teacher_run": Option(
-        "how a missing teacher is made", None, "fbt_plugins.engine.train:TeacherRun", affects_results=False
+        "how a missing teacher is made", None, "fbt_plugins.engine.teacher_run:TeacherRun", affects_results=False
     ),
     "publish": Option("the file, NAME.safetensors, that the student becomes a teacher in", None, affects_results=False),
     "teacher_cache": Option(

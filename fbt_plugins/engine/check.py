@@ -36,7 +36,7 @@ from .hooks.checkpoints import find_resume
 from .hooks.teacher_cache import refusals
 from .runner import DistillRunner
 from .signature_check import SignatureCheck
-from .train import TeacherRun, missing_teacher
+from .teacher_run import TeacherRun, missing_teacher
 
 _NO_SHARDS = (
     "FSDP and DeepSpeed are not supported: they take parameters apart, and a fusion model runs stages that it shares "
@@ -53,7 +53,7 @@ LOADER_KEYS = (*_EITHER, "batch_sampler", "collate_fn", "worker_init_fn")
 IN_MEMORY_KEYS = (*_EITHER, "batch_size", "drop_last")
 
 
-def check_config(config: Config) -> Distiller | None:
+def check_config(config: Config) -> Distiller:
     """Holds every key against what will be built from it, and builds the models without weights.
 
     Args:
@@ -70,6 +70,7 @@ def check_config(config: Config) -> Distiller | None:
     if check.problems:
         source = f"{config.filename}: " if config.filename else ""
         raise ConfigError([f"{source}{line}" for line in dict.fromkeys(check.problems)])
+    assert distiller is not None  # else the reason is among the problems
     return distiller
 
 
