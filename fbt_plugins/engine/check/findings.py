@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,28 +10,7 @@ from mmengine.registry import Registry
 
 from ...errors import FBTError, nearest, one_line
 from ...registry.registries import PluginRegistry
-from ...registry.signatures import value_problem
-
-
-def parameters_of(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
-    """What a callable accepts by name, and whether that is all; a class that passes ``**kwargs`` on is followed."""
-    mro = inspect.getmro(factory) if inspect.isclass(factory) else ()
-    steps: list[Callable[..., Any]] = [vars(c)["__init__"] for c in mro if "__init__" in vars(c)] or [factory]
-    accepted: dict[str, inspect.Parameter] = {}
-    for step in steps:
-        try:
-            parameters = list(inspect.signature(step).parameters.values())
-        except (TypeError, ValueError):
-            return accepted, False
-        for p in parameters[1:] if inspect.isclass(factory) else parameters:
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-                # What a base class requires, the class itself may provide.
-                accepted.setdefault(
-                    p.name, p if step is steps[0] or p.default is not p.empty else p.replace(default=None)
-                )
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return accepted, True
-    return accepted, False
+from ...registry.signatures import parameters_of, value_problem
 
 
 class Findings:
@@ -104,7 +82,7 @@ class Findings:
         if not isinstance(options, Mapping):
             self.problems.append(f"{where}: expected a dict, got {options!r}")
             return
-        accepted, complete = parameters_of(factory)
+        accepted, complete = parameters_of(factory, follow=True)
         if complete:
             self.known_keys(options, [*(a for a in accepted if a not in given), *extra], where)
         for name, parameter in accepted.items():
