@@ -107,14 +107,14 @@ def freeze_unreached(distiller: Any) -> list[str]:
     return unreached
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+def wrap(model: Any, device: torch.device) -> nn.Module:
     """A distiller as each process of several trains it; only what is trained is synchronised."""
     from mmengine.model import MMDistributedDataParallel
 
     freeze_unreached(model)
     ids = [device.index] if device.type == "cuda" else None
     # What only losses that are off would reach has no gradient then, as in one process; it costs a look at the graph.
-    waits = any(schedule.begin > 0 or schedule.end < 1 for schedule in model.schedules.values())  # type: ignore[union-attr, operator]
+    waits = any(not edge.schedule.always_on for edge in model.edges.values())
     return MMDistributedDataParallel(
         module=model, device_ids=ids, broadcast_buffers=False, find_unused_parameters=waits
     )
