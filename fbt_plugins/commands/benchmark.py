@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from fbt_plugins.commands.arguments import CfgOptions, Parser
-from fbt_plugins.errors import run
+from ..errors import typed
+from .arguments import CfgOptions, Parser
 
 EXAMPLES = """\
 examples:
-  python tools/benchmark.py configs/fbt_convnext_resmlp.py
-  python tools/benchmark.py configs/tiny.py --after 100000 --json tiny.json
-  python tools/benchmark.py configs/fbt_convnext_resmlp.py --amp --cfg-options train_dataloader.in_memory=True
+  fbt benchmark configs/fbt_convnext_resmlp.py
+  fbt benchmark configs/tiny.py --after 100000 --json tiny.json
+  fbt benchmark configs/fbt_convnext_resmlp.py --amp --cfg-options train_dataloader.in_memory=True
 
 "engine" is what the run's own step takes more than the bare one; "whole" is one step and its data.
 Nothing is kept but the table and what --json writes; the weights of the run are not.
@@ -25,7 +25,7 @@ Nothing is kept but the table and what --json writes; the weights of the run are
 
 
 def parse() -> Parser:
-    parser = Parser(prog="tools/benchmark.py", description=__doc__, epilog=EXAMPLES)
+    parser = Parser(prog=typed("fbt benchmark"), description=__doc__, epilog=typed(EXAMPLES))
     parser.add_argument("config", help="config file")
     parser.add_argument("--pair", help="which pair of models, where the config is a matrix")
     parser.add_argument("--method", help="which method, where the config is a matrix")
@@ -44,19 +44,19 @@ def parse() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     parser = parse()
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.rounds < 2 or args.after < 0:
         parser.error("--rounds is 2 or more, --after 0 or more")
     # Imported late: --help and usage errors must not wait for the engine.
     import torch
 
-    from fbt_plugins import load_plugins
-    from fbt_plugins.config.loading import apply_arguments, load_config
-    from fbt_plugins.engine.benchmark import benchmark
-    from fbt_plugins.engine.check import check_config
-    from fbt_plugins.files import write_atomic
+    from .. import load_plugins
+    from ..config.loading import apply_arguments, load_config
+    from ..engine.benchmark import benchmark
+    from ..engine.check import check_config
+    from ..files import write_atomic
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -94,8 +94,3 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"fusion     forward and backward cost {ratio}")
     lines.append(f"on {found['device']}, {found['precision']}, torch {found['versions']['torch']}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path.cwd()))  # plugins beside the config's project
-    run(main)

@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from fbt_plugins.commands.arguments import Parser
-from fbt_plugins.errors import FBTError, run
+from ..errors import FBTError, typed
+from .arguments import Parser
 
 EXAMPLES = """\
 example:
-  python tools/compare.py configs/fashion_mnist_tuning.py --workers 2
-  python tools/choose.py configs/fashion_mnist_tuning.py --out configs/_base_/fashion_mnist_tuned.json
+  fbt compare configs/fashion_mnist_tuning.py --workers 2
+  fbt choose configs/fashion_mnist_tuning.py --out configs/_base_/fashion_mnist_tuned.json
 
 Each "pair" of a tuning matrix is a setting. The table goes to the terminal, the choice to a file for a config's _base_.
 """
 
 
 def parse() -> Parser:
-    parser = Parser(prog="tools/choose.py", description=__doc__, epilog=EXAMPLES)
+    parser = Parser(prog=typed("fbt choose"), description=__doc__, epilog=typed(EXAMPLES))
     parser.add_argument("config", help="config file of the tuning matrix")
     parser.add_argument("--results", type=Path, metavar="DIR", help="its trials (default: docs/results/NAME/trials)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file of what was chosen (default: none)")
     return parser
 
 
-def main() -> None:
-    args = parse().parse_args()
-    from fbt_plugins import load_plugins
-    from fbt_plugins.compare.tuning import as_base, as_table, choose
-    from fbt_plugins.config.loading import complete, load_matrix
-    from fbt_plugins.console import relative, say
-    from fbt_plugins.files import write_atomic
-    from fbt_plugins.report import read_trials
+def main(argv: Sequence[str]) -> None:
+    args = parse().parse_args(argv)
+    from .. import load_plugins
+    from ..compare.tuning import as_base, as_table, choose
+    from ..config.loading import complete, load_matrix
+    from ..console import relative, say
+    from ..files import write_atomic
+    from ..report import read_trials
 
     try:
-        from fbt_plugins.config.hashing import config_hash
+        from ..config.hashing import config_hash
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
 
@@ -50,8 +50,3 @@ def main() -> None:
     if args.out:
         write_atomic(args.out, json.dumps(as_base(choices), indent=1) + "\n")
         say(f"chosen   {relative(args.out)}")
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path.cwd()))  # plugins beside the config's project
-    run(main)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from fbt_plugins.commands.arguments import CfgOptions, Parser
-from fbt_plugins.errors import FBTError, run
+from ..errors import FBTError, typed
+from .arguments import CfgOptions, Parser
 
 EXAMPLES = """\
 examples:
-  python tools/compare.py configs/fashion_mnist.py
-  python tools/compare.py configs/fashion_mnist.py --pairs convnext_resmlp --methods scratch kd t_s fbt --workers 2
-  python tools/compare.py configs/cifar100.py --storage postgresql+psycopg://USER@HOST/DATABASE   # on each machine
+  fbt compare configs/fashion_mnist.py
+  fbt compare configs/fashion_mnist.py --pairs convnext_resmlp --methods scratch kd t_s fbt --workers 2
+  fbt compare configs/cifar100.py --storage postgresql+psycopg://USER@HOST/DATABASE   # on each machine
 
 Runs that are finished (a file each in --results, or complete in the study) are not run again; those that failed or were
 stopped are. Without anything left to run, only the report is written.
@@ -21,7 +21,7 @@ stopped are. Without anything left to run, only the report is written.
 
 
 def parse() -> Parser:
-    parser = Parser(prog="tools/compare.py", description=__doc__, epilog=EXAMPLES)
+    parser = Parser(prog=typed("fbt compare"), description=__doc__, epilog=typed(EXAMPLES))
     parser.add_argument("config", help="config file with pairs, methods and seeds")
     parser.add_argument("--pairs", nargs="+", metavar="PAIR", help="some pairs only (default: all)")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="some methods only (default: all)")
@@ -41,25 +41,25 @@ def parse() -> Parser:
     return parser
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     parser = parse()
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error("--workers is 1 or more")
     try:  # imported late: --help and usage errors must not wait for the engine
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401
 
-        from fbt_plugins.compare.live_table import Screen
-        from fbt_plugins.compare.runs import Runs
-        from fbt_plugins.config.hashing import config_hash
-        from fbt_plugins.jobs.study import FAILURES, Run, SharedStudy, complaint, hidden
+        from ..compare.live_table import Screen
+        from ..compare.runs import Runs
+        from ..config.hashing import config_hash
+        from ..jobs.study import FAILURES, Run, SharedStudy, complaint, hidden
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
-    from fbt_plugins import load_plugins
-    from fbt_plugins.config.loading import complete, load_matrix
-    from fbt_plugins.console import relative, say
-    from fbt_plugins.report import best_of, compare, write_report
+    from .. import load_plugins
+    from ..config.loading import complete, load_matrix
+    from ..console import relative, say
+    from ..report import best_of, compare, write_report
 
     load_plugins()
     name, matrix = Path(args.config).stem, load_matrix(args.config)
@@ -82,7 +82,7 @@ def main() -> int:
         if seed in seeds[cell]
     ]
     study = SharedStudy(name, args.storage or f"sqlite:///{folder / 'study.db'}", Run)
-    train = [sys.executable, str(Path(__file__).with_name("train.py")), args.config]
+    train = [sys.executable, "-m", "fbt_plugins.commands", "train", args.config]
     train += ["--device", args.device] if args.device else []
     train += ["--cfg-options", *args.cfg_options_typed] if args.cfg_options else []
     runs = Runs(study, wanted, train, folder / "runs", results, args.workers)
@@ -99,7 +99,7 @@ def main() -> int:
     order = [(pair, method) for pair in matrix.pairs for method in matrix.methods if matrix.suits(pair, method)]
     for method, by_seed in matrix.best_of.items():
         done += best_of(done, method, matrix.methods[method].get("about", ""), by_seed)
-    paths = write_report(out, compare(name, done, order, missing, matrix.controls), hidden(command_line()))
+    paths = write_report(out, compare(name, done, order, missing, matrix.controls), hidden(typed("fbt compare", *argv)))
     say(f"report   {', '.join(relative(path) for path in paths)}")
     if stopped:
         say(f"stopped  {len(wanted) - len(missing)} of {len(wanted)} runs are done; the same command goes on")
@@ -107,13 +107,3 @@ def main() -> int:
     for failed, reason in runs.failed.items():
         print(f"failed   {failed}: {reason}", file=sys.stderr)
     return 1 if runs.failed else 0
-
-
-def command_line() -> str:
-    """What was typed."""
-    return shlex.join(["python", "tools/compare.py", *sys.argv[1:]])
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path.cwd()))  # plugins beside the config's project
-    run(main)

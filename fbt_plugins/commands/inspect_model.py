@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fbt_plugins.commands.arguments import CfgOptions, Parser
-from fbt_plugins.errors import run
+from ..errors import typed
+from .arguments import CfgOptions, Parser
 
 EXAMPLES = """\
 examples:
-  python tools/inspect_model.py convnext_tiny
-  python tools/inspect_model.py resnet18 --img-size 32 --against resmlp_s4_patch4_32
-  python tools/inspect_model.py vit_b_16 --type torchvision --json vit.json
-  python tools/inspect_model.py --type module --options path=package.module:factory "stages=[layer1,layer2,layer3]"
-  python tools/inspect_model.py --type my_parts_net --against-type my_parts_net --against-options width=16
-  python tools/inspect_model.py --all --workers 2 --markdown docs/coverage.md
+  fbt inspect convnext_tiny
+  fbt inspect resnet18 --img-size 32 --against resmlp_s4_patch4_32
+  fbt inspect vit_b_16 --type torchvision --json vit.json
+  fbt inspect --type module --options path=package.module:factory "stages=[layer1,layer2,layer3]"
+  fbt inspect --type my_parts_net --against-type my_parts_net --against-options width=16
+  fbt inspect --all --workers 2 --markdown docs/coverage.md
 """
 
 
 def parse() -> Parser:
-    parser = Parser(prog="tools/inspect_model.py", description=__doc__, epilog=EXAMPLES)
+    parser = Parser(prog=typed("fbt inspect"), description=__doc__, epilog=typed(EXAMPLES))
     parser.add_argument("name", nargs="?", help="the model's name")
     parser.add_argument("--type", help="architecture that builds it (default: timm; with --all: every one)")
     parser.add_argument("--img-size", type=int, metavar="N", help="pixels (default: the model's own)")
@@ -56,17 +56,17 @@ def parse() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     parser = parse()
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.all if args.name else not (args.all or args.type):
         parser.error("give a model's name, a --type that needs none, or --all")
     # Imported late: --help and usage errors must not wait for torch.
-    from fbt_plugins import load_plugins
+    from .. import load_plugins
 
     load_plugins()
     if args.all:
-        report(args)
+        report(args, argv)
     else:
         inspect(args)
 
@@ -75,9 +75,9 @@ def inspect(args: Any) -> None:
     """One model, and its splices with another."""
     from tabulate import tabulate
 
-    from fbt_plugins import FUSIONS
-    from fbt_plugins.analysis.inspection import splice_rows, stage_rows
-    from fbt_plugins.files import write_atomic
+    from .. import FUSIONS
+    from ..analysis.inspection import splice_rows, stage_rows
+    from ..files import write_atomic
 
     model, size = build(args.type or "timm", args.name, args.num_classes, args.img_size, args.options or {})
     proof = None if args.no_proof else model.verify(size)
@@ -113,7 +113,7 @@ def inspect(args: Any) -> None:
 
 def build(type_: str, name: str | None, classes: int, pixels: int | None, options: dict[str, Any]) -> Any:
     """A model and the image size to look at it with: made for that size where it has such an argument."""
-    from fbt_plugins import ARCHITECTURES, ConfigError
+    from .. import ARCHITECTURES, ConfigError
 
     config = {"type": type_, "num_classes": classes, **({"name": name} if name else {}), **options}
     for argument in ("img_size", "image_size") if pixels else ():
@@ -126,13 +126,13 @@ def build(type_: str, name: str | None, classes: int, pixels: int | None, option
     return model, (pixels, pixels) if pixels else model.image_size
 
 
-def report(args: Any) -> None:
+def report(args: Any, argv: Sequence[str]) -> None:
     """Every model that the architectures can name."""
     from rich.progress import Progress
 
-    from fbt_plugins.analysis.coverage import catalogues, cover, markdown
-    from fbt_plugins.errors import FBTError, nearest
-    from fbt_plugins.files import write_atomic
+    from ..analysis.coverage import catalogues, cover, markdown
+    from ..errors import FBTError, nearest
+    from ..files import write_atomic
 
     args.state.parent.mkdir(parents=True, exist_ok=True)
     types = [args.type] if args.type else None
@@ -148,7 +148,7 @@ def report(args: Any) -> None:
     text = markdown(rows)
     print(text)
     if args.markdown:
-        command = " ".join(["python tools/inspect_model.py", *sys.argv[1:]])
+        command = typed("fbt inspect", *argv)
         versions = ", ".join(f"{name} {version(name)}" for name in ("timm", "torchvision", "torch"))
         head = HEAD.format(command=command, versions=versions, largest=args.prove_up_to)
         write_atomic(args.markdown, head + text)
@@ -176,8 +176,3 @@ def thousands(count: int | None) -> str:
 
 def millions(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:,.1f}"
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path.cwd()))  # a factory beside the config's project
-    run(main)

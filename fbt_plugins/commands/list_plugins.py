@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from fbt_plugins.commands.arguments import Parser
-from fbt_plugins.errors import run
+from ..errors import typed
+from .arguments import Parser
 
 EXAMPLES = """\
 examples:
-  python tools/list_plugins.py
-  python tools/list_plugins.py --json
+  fbt plugins
+  fbt plugins --json
 """
 
 
-def main() -> int:
-    parser = Parser(prog="tools/list_plugins.py", description=__doc__, epilog=EXAMPLES)
+def main(argv: Sequence[str]) -> int:
+    parser = Parser(prog=typed("fbt plugins"), description=__doc__, epilog=typed(EXAMPLES))
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    args = parser.parse_args()
-    from fbt_plugins import load_plugins
+    args = parser.parse_args(argv)
+    from .. import load_plugins
 
     plugins = load_plugins()
     rows = []
@@ -43,7 +44,3 @@ def main() -> int:
     for failure in plugins.failures:
         print(f"failed: {failure}")
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from fbt_plugins.commands.arguments import Parser
-from fbt_plugins.errors import FBTError, run
+from ..errors import FBTError, typed
+from .arguments import Parser
 
 EXAMPLES = """\
 examples:
-  python tools/new_plugin.py acme-parts
-  python tools/new_plugin.py acme-parts --into ~/projects
+  fbt new-plugin acme-parts
+  fbt new-plugin acme-parts --into ~/projects
 
 docs/writing-plugins.md explains every file of it.
 """
@@ -22,19 +23,19 @@ TEMPLATE = Path(__file__).resolve().parent / "templates" / "my-parts"
 """A whole package under the name my-parts (my_parts, MyParts), which stands for the new one's."""
 
 
-def main() -> None:
-    parser = Parser(prog="tools/new_plugin.py", description=__doc__, epilog=EXAMPLES)
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(prog=typed("fbt new-plugin"), description=__doc__, epilog=typed(EXAMPLES))
     parser.add_argument("name", help="of the package, such as acme-parts")
     parser.add_argument("--into", type=Path, default=Path(), metavar="FOLDER", help="where to write it (default: here)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     name = normalised(args.name)
     folder = write(name, args.into)
     module = name.replace("-", "_")
     print(f"{folder} is a package with a backbone, a fusion strategy and a loss that work. Next:")
     print(f"  pip install -e {folder}[test] && pytest {folder}")
-    print("  python tools/list_plugins.py")
-    print(f"  python tools/train.py {folder}/configs/{module}.py --check")
-    print(f"  python tools/train.py {folder}/configs/{module}.py")
+    print(typed("  fbt plugins"))
+    print(typed("  fbt train", f"{folder}/configs/{module}.py", "--check"))
+    print(typed("  fbt train", f"{folder}/configs/{module}.py"))
 
 
 def normalised(name: str) -> str:
@@ -81,7 +82,3 @@ def write(name: str, into: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(renamed(source.read_text(encoding="utf-8")), encoding="utf-8")
     return folder
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from fbt_plugins.commands.arguments import CfgOptions, Parser
-from fbt_plugins.errors import FBTError, run
+from ..errors import FBTError, typed
+from .arguments import CfgOptions, Parser
 
 EXAMPLES = """\
 examples:
-  python tools/search.py configs/search/fusion_ratio.py --workers 2
-  python tools/search.py configs/search/fusion_ratio.py --list
-  python tools/search.py configs/search/one_shot.py
-  python tools/search.py configs/search/study.py --pair convnext_resmlp --method fbt
-  python tools/search.py configs/search/fusion_ratio.py --cfg-options search.sampler=random search.trials=20
-  python tools/search.py configs/search/fusion_ratio.py --storage postgresql+psycopg://me@db.example.org/searches
-  python tools/train.py work_dirs/search/fusion_ratio/best.py
+  fbt search configs/search/fusion_ratio.py --workers 2
+  fbt search configs/search/fusion_ratio.py --list
+  fbt search configs/search/one_shot.py
+  fbt search configs/search/study.py --pair convnext_resmlp --method fbt
+  fbt search configs/search/fusion_ratio.py --cfg-options search.sampler=random search.trials=20
+  fbt search configs/search/fusion_ratio.py --storage postgresql+psycopg://me@db.example.org/searches
+  fbt train work_dirs/search/fusion_ratio/best.py
 
 The config's search=dict(space={...}, ...) says what is chosen from; docs/search.md explains it. The same command goes
 on after a stop or a crash: no trial is lost, none is run twice. Trials look at validation alone, never at the test.
@@ -25,7 +25,7 @@ on after a stop or a crash: no trial is lost, none is run twice. Trials look at 
 
 
 def parse() -> Parser:
-    parser = Parser(prog="tools/search.py", description=__doc__, epilog=EXAMPLES)
+    parser = Parser(prog=typed("fbt search"), description=__doc__, epilog=typed(EXAMPLES))
     parser.add_argument("config", help="config file with search=dict(...)")
     parser.add_argument("--pair", help="which pair of a matrix (see docs/compare.md)")
     parser.add_argument("--method", help="which of its methods")
@@ -44,26 +44,26 @@ def parse() -> Parser:
     return parser
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     parser = parse()
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error("--workers is 1 or more")
     try:  # imported late: --help and usage errors must not wait for the engine
         import matplotlib  # noqa: F401
 
-        from fbt_plugins.config.hashing import config_hash
-        from fbt_plugins.jobs.study import FAILURES, SharedStudy, Slot, complaint, hidden
-        from fbt_plugins.search.live_table import SearchScreen
-        from fbt_plugins.search.one_shot import Finish, make_ranking, shared
-        from fbt_plugins.search.results import write_results
-        from fbt_plugins.search.search import Search, space_of
-        from fbt_plugins.search.settings import Settings
+        from ..config.hashing import config_hash
+        from ..jobs.study import FAILURES, SharedStudy, Slot, complaint, hidden
+        from ..search.live_table import SearchScreen
+        from ..search.one_shot import Finish, make_ranking, shared
+        from ..search.results import write_results
+        from ..search.search import Search, space_of
+        from ..search.settings import Settings
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
-    from fbt_plugins import load_plugins
-    from fbt_plugins.config.loading import apply_arguments, load_config
-    from fbt_plugins.console import relative, say
+    from .. import load_plugins
+    from ..config.loading import apply_arguments, load_config
+    from ..console import relative, say
 
     load_plugins()
     config = load_config(args.config, args.cfg_options, args.pair, args.method)
@@ -95,18 +95,13 @@ def main() -> int:
     except FAILURES as error:  # trials are told to save when this process ends, and are free when heartbeats stop
         raise FBTError(f"--storage: {complaint(error)}; the same command goes on") from error
     if search.best():
-        command = hidden(shlex.join(["python", "tools/search.py", *sys.argv[1:]]))
+        command = hidden(typed("fbt search", *argv))
         paths = write_results(search, out, command)
         say(f"results  {', '.join(relative(path) for path in paths)}")
-        say(f"train it python tools/train.py {relative(out / 'best.py')}")
+        say(f"train it {typed('fbt train', relative(out / 'best.py'))}")
     if stopped:
         say(f"stopped  {len(search.tried)} of {len(search.wanted)} trials are done; the same command goes on")
         return 130
     for failed, reason in search.failed.items():
         print(f"failed   {failed}: {reason}", file=sys.stderr)
     return 1 if search.failed else 0
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path.cwd()))  # plugins beside the config's project
-    run(main)

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from fbt_plugins.commands.arguments import CfgOptions, Parser
-from fbt_plugins.errors import run
+from ..errors import typed
+from .arguments import CfgOptions, Parser
 
 EXAMPLES = """\
 examples:
-  python tools/train.py configs/fbt_convnext_resmlp.py
-  python tools/train.py configs/fbt_convnext_resmlp.py --check
-  python tools/train.py configs/fbt_convnext_resmlp.py --resume
-  python tools/train.py configs/fbt_convnext_resmlp.py --seed 1 --work-dir work_dirs/seed1
-  python tools/train.py configs/fbt_convnext_resmlp.py --cfg-options model.fusion.splice=T1-3+S4 train_cfg.max_epochs=3
-  python tools/train.py configs/teachers/cifar100.py --pair swin-t --method finetune
-  python tools/train.py configs/cifar100.py --pair swin-t_resnet18 --method fbt
-  torchrun --nproc_per_node 2 tools/train.py configs/fbt_convnext_resmlp.py --launcher pytorch
+  fbt train configs/fbt_convnext_resmlp.py
+  fbt train configs/fbt_convnext_resmlp.py --check
+  fbt train configs/fbt_convnext_resmlp.py --resume
+  fbt train configs/fbt_convnext_resmlp.py --seed 1 --work-dir work_dirs/seed1
+  fbt train configs/fbt_convnext_resmlp.py --cfg-options model.fusion.splice=T1-3+S4 train_cfg.max_epochs=3
+  fbt train configs/teachers/cifar100.py --pair swin-t --method finetune
+  fbt train configs/cifar100.py --pair swin-t_resnet18 --method fbt
+  torchrun --nproc_per_node 2 --no-python fbt train configs/fbt_convnext_resmlp.py --launcher pytorch
 
 A config is Python code and may name plugins, which are Python code too: run only what you trust.
 """
 
 
 def parse() -> Parser:
-    parser = Parser(prog="tools/train.py", description=__doc__, epilog=EXAMPLES)
+    parser = Parser(prog=typed("fbt train"), description=__doc__, epilog=typed(EXAMPLES))
     parser.add_argument("config", help="config file")
     parser.add_argument("--pair", help="which pair of models, where the config is a matrix")
     parser.add_argument("--method", help="which method, where the config is a matrix")
@@ -58,22 +56,22 @@ def parse() -> Parser:
     return parser
 
 
-def main() -> None:
-    args = parse().parse_args()
+def main(argv: Sequence[str]) -> None:
+    args = parse().parse_args(argv)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     # Imported late: --help and usage errors must not wait for the engine.
-    from fbt_plugins import load_plugins
-    from fbt_plugins.config.loading import apply_arguments, default_work_dir, load_config
+    from .. import load_plugins
+    from ..config.loading import apply_arguments, default_work_dir, load_config
 
     load_plugins()
     config = load_config(args.config, args.cfg_options, args.pair, args.method)
     given = {name: getattr(args, name) for name in ("resume", "device", "seed", "amp", "compile")}
     apply_arguments(config, args.work_dir, args.launcher, **given)
     config.work_dir = config.get("work_dir") or default_work_dir(args.config, config)
-    config.command = command_line()
-    from fbt_plugins.console import say
-    from fbt_plugins.engine.check import check_config
-    from fbt_plugins.engine.train import missing_teacher, train
+    config.command = command_line(argv)
+    from ..console import say
+    from ..engine.check import check_config
+    from ..engine.train import missing_teacher, train
 
     distiller = check_config(config)
     if args.check:
@@ -90,13 +88,8 @@ def main() -> None:
     train(config)
 
 
-def command_line() -> str:
+def command_line(argv: Sequence[str]) -> str:
     """What makes this run again, from its start."""
     resume = argparse.ArgumentParser(add_help=False)
     resume.add_argument("--resume", nargs="?")
-    return shlex.join(["python", "tools/train.py", *resume.parse_known_args(sys.argv[1:])[1]])
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path.cwd()))  # plugins beside the config's project
-    run(main)
+    return typed("fbt train", *resume.parse_known_args(argv)[1])
