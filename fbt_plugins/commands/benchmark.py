@@ -10,8 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..errors import typed
-from .arguments import CfgOptions, Parser
+from .arguments import Parser
 
 EXAMPLES = """\
 examples:
@@ -25,22 +24,14 @@ Nothing is kept but the table and what --json writes; the weights of the run are
 
 
 def parse() -> Parser:
-    parser = Parser(prog=typed("fbt benchmark"), description=__doc__, epilog=typed(EXAMPLES))
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--pair", help="which pair of models, where the config is a matrix")
-    parser.add_argument("--method", help="which method, where the config is a matrix")
+    parser = Parser("fbt benchmark", __doc__, EXAMPLES)
+    parser.add_shared("config", "--pair", "--method", "--cfg-options", "--device", "--amp", "--compile")
     parser.add_argument("--rounds", type=int, default=20, help="how often each kind of step is timed (default: 20)")
     parser.add_argument(
         "--after", type=int, default=0, metavar="N", help="iterations that the hooks have behind them (default: 0)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
     parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument("--amp", nargs="?", const="bf16", choices=("bf16", "fp16"), help="mixed precision")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the models and losses of the engine")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change values of the config"
-    )
     return parser
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FBTError, typed
+from ..errors import FBTError
 from .arguments import Parser
 
 EXAMPLES = """\
@@ -19,8 +19,8 @@ Each "pair" of a tuning matrix is a setting. The table goes to the terminal, the
 
 
 def parse() -> Parser:
-    parser = Parser(prog=typed("fbt choose"), description=__doc__, epilog=typed(EXAMPLES))
-    parser.add_argument("config", help="config file of the tuning matrix")
+    parser = Parser("fbt choose", __doc__, EXAMPLES)
+    parser.add_shared("config")
     parser.add_argument("--results", type=Path, metavar="DIR", help="its trials (default: docs/results/NAME/trials)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file of what was chosen (default: none)")
     return parser

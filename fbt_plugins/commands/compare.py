@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import FBTError, typed
-from .arguments import CfgOptions, Parser
+from .arguments import Parser
 
 EXAMPLES = """\
 examples:
@@ -21,22 +21,14 @@ stopped are. Without anything left to run, only the report is written.
 
 
 def parse() -> Parser:
-    parser = Parser(prog=typed("fbt compare"), description=__doc__, epilog=typed(EXAMPLES))
-    parser.add_argument("config", help="config file with pairs, methods and seeds")
+    parser = Parser("fbt compare", __doc__, EXAMPLES)
+    parser.add_shared("config", "--cfg-options", "--device", "--workers", "--storage")
     parser.add_argument("--pairs", nargs="+", metavar="PAIR", help="some pairs only (default: all)")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="some methods only (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="other seeds than the config's")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
-    parser.add_argument(
-        "--storage", metavar="URL", help="database of the study (default: sqlite:///work_dirs/compare/NAME/study.db)"
-    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: docs/results/NAME)")
     parser.add_argument(
         "--results", type=Path, metavar="DIR", help="folder of the finished runs' files (default: OUT/trials)"
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change values of all runs' configs"
     )
     return parser
 
@@ -44,8 +36,6 @@ def parse() -> Parser:
 def main(argv: Sequence[str]) -> int:
     parser = parse()
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error("--workers is 1 or more")
     try:  # imported late: --help and usage errors must not wait for the engine
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401

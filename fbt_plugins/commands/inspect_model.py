@@ -24,7 +24,7 @@ examples:
 
 
 def parse() -> Parser:
-    parser = Parser(prog=typed("fbt inspect"), description=__doc__, epilog=typed(EXAMPLES))
+    parser = Parser("fbt inspect", __doc__, EXAMPLES)
     parser.add_argument("name", nargs="?", help="the model's name")
     parser.add_argument("--type", help="architecture that builds it (default: timm; with --all: every one)")
     parser.add_argument("--img-size", type=int, metavar="N", help="pixels (default: the model's own)")
@@ -41,7 +41,8 @@ def parse() -> Parser:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what is shown to a file as well")
     parser.add_argument("--all", action="store_true", help="cut every model that the architectures can name")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (--all)")
+    parser.add_shared("--workers")
+    parser.set_defaults(workers=os.cpu_count() or 1)
     parser.add_argument(
         "--state",
         type=Path,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from ..errors import typed
 from .arguments import Parser
 
 EXAMPLES = """\
@@ -18,7 +17,7 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = Parser(prog=typed("fbt plugins"), description=__doc__, epilog=typed(EXAMPLES))
+    parser = Parser("fbt plugins", __doc__, EXAMPLES)
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     args = parser.parse_args(argv)
     from .. import load_plugins

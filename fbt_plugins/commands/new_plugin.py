@@ -24,7 +24,7 @@ TEMPLATE = Path(__file__).resolve().parent / "templates" / "my-parts"
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(prog=typed("fbt new-plugin"), description=__doc__, epilog=typed(EXAMPLES))
+    parser = Parser("fbt new-plugin", __doc__, EXAMPLES)
     parser.add_argument("name", help="of the package, such as acme-parts")
     parser.add_argument("--into", type=Path, default=Path(), metavar="FOLDER", help="where to write it (default: here)")
     args = parser.parse_args(argv)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from ..errors import FBTError, typed
+from ..errors import FBTError
 from .arguments import Parser
 
 RANDOM = (1, 2, 3)
@@ -24,7 +24,7 @@ Writes agreement.md, agreement.json and agreement.svg into the folder of the tra
 
 
 def parse() -> Parser:
-    parser = Parser(prog=typed("fbt rank-splices"), description=__doc__, epilog=typed(EXAMPLES))
+    parser = Parser("fbt rank-splices", __doc__, EXAMPLES)
     parser.add_argument("results", type=Path, help="folder of a comparison whose methods are named after splices")
     parser.add_argument(
         "--one-shot", type=Path, nargs="+", default=[], metavar="FILE", help="search.json of one-shot searches"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import FBTError, typed
-from .arguments import CfgOptions, Parser
+from .arguments import Parser
 
 EXAMPLES = """\
 examples:
@@ -25,30 +25,18 @@ on after a stop or a crash: no trial is lost, none is run twice. Trials look at 
 
 
 def parse() -> Parser:
-    parser = Parser(prog=typed("fbt search"), description=__doc__, epilog=typed(EXAMPLES))
-    parser.add_argument("config", help="config file with search=dict(...)")
-    parser.add_argument("--pair", help="which pair of a matrix (see docs/compare.md)")
-    parser.add_argument("--method", help="which of its methods")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at the same time (default: 1)")
-    parser.add_argument(
-        "--storage", metavar="URL", help="database of the study (default: sqlite:///work_dirs/search/NAME/study.db)"
-    )
+    parser = Parser("fbt search", __doc__, EXAMPLES)
+    parser.add_shared("config", "--pair", "--method", "--cfg-options", "--device", "--workers", "--storage")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of trials and results (default: work_dirs/search/NAME)"
     )
     parser.add_argument("--list", action="store_true", help="only show what is chosen from")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change values of the config"
-    )
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     parser = parse()
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error("--workers is 1 or more")
     try:  # imported late: --help and usage errors must not wait for the engine
         import matplotlib  # noqa: F401
 

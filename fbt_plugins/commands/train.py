@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from ..errors import typed
-from .arguments import CfgOptions, Parser
+from .arguments import Parser
 
 EXAMPLES = """\
 examples:
@@ -25,10 +25,8 @@ A config is Python code and may name plugins, which are Python code too: run onl
 
 
 def parse() -> Parser:
-    parser = Parser(prog=typed("fbt train"), description=__doc__, epilog=typed(EXAMPLES))
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--pair", help="which pair of models, where the config is a matrix")
-    parser.add_argument("--method", help="which method, where the config is a matrix")
+    parser = Parser("fbt train", __doc__, EXAMPLES)
+    parser.add_shared("config", "--pair", "--method", "--cfg-options", "--device", "--amp", "--compile")
     parser.add_argument(
         "--work-dir", help="folder of the run (default: work_dirs/NAME OF THE CONFIG[/PAIR/METHOD/seed_SEED])"
     )
@@ -39,15 +37,7 @@ def parse() -> Parser:
         metavar="PATH",
         help="go on from PATH, or from the run's newest whole checkpoint; 'auto': from the start where there is none",
     )
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change values of the config"
-    )
     parser.add_argument("--seed", type=int, help="seed of everything random (default: the config's, else 0)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument(
-        "--amp", nargs="?", const="bf16", choices=("bf16", "fp16"), help="mixed precision (default: bf16)"
-    )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the models and losses")
     parser.add_argument(
         "--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="who started the processes"
     )
