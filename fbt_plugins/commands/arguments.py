@@ -14,6 +14,12 @@ USER_ERROR = 2
 """Exit code where the user can mend it."""
 
 
+def as_table(rows: dict[str, str]) -> str:
+    """Names and what each is, a line each."""
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:{width}}  {about}" for name, about in rows.items())
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line.
 

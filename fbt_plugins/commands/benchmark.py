@@ -1,4 +1,4 @@
-"""Times a config's training step, part by part, beside a bare loop in plain PyTorch that does the same arithmetic."""
+"""Times a config's training step, part by part, beside a bare loop in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ examples:
   fbt benchmark configs/tiny.py --after 100000 --json tiny.json
   fbt benchmark configs/fbt_convnext_resmlp.py --amp --cfg-options train_dataloader.in_memory=True
 
-"engine" is what the run's own step takes more than the bare one; "whole" is one step and its data.
+The bare loop does the same arithmetic. "engine" is what the run's step takes more; "whole" is one step and its data.
 Nothing is kept but the table and what --json writes; the weights of the run are not.
 """
 

@@ -1,4 +1,4 @@
-"""Chooses each method's best setting from a finished tuning matrix, for the configs of the study proper."""
+"""Chooses each method's best setting from a finished tuning matrix, for the configs of a study."""
 
 from __future__ import annotations
 

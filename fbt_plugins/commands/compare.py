@@ -1,4 +1,4 @@
-"""Runs a matrix (pairs x methods x seeds) as an Optuna study, and writes one comparison of all that is finished."""
+"""Runs a matrix (pairs x methods x seeds) as an Optuna study, and compares all that is finished."""
 
 from __future__ import annotations
 

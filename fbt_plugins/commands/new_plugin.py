@@ -1,4 +1,4 @@
-"""Writes a plugin package: a backbone, a fusion strategy and a loss that work, to be replaced by your own."""
+"""Writes a plugin package: a backbone, a fusion strategy and a loss that work, to be replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compares rankings of splices: one-shot search and cheap predictors against trainings of each splice by itself."""
+"""Compares rankings of splices, by one-shot search and cheap predictors, with trainings of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches for a better splice of a fusion model, and for its settings, as an Optuna study that can go on any time."""
+"""Searches for a better splice of a fusion model, and for its settings, as an Optuna study."""
 
 from __future__ import annotations
 

@@ -23,6 +23,12 @@ def shipped_configs() -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
+def first_line(path: Path) -> str:
+    """The first line of a Python file's docstring or comment: what the file is."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().strip().strip('"# ')
+
+
 def find_config(given: str | Path) -> Path:
     """The file that a config argument means.
 
