@@ -11,8 +11,9 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..errors import ConfigError, FBTError, nearest, one_line
+from ..errors import ConfigError, FBTError, one_line
 from ..registry.loading import load_plugins
+from .finding import find_config
 from .matrix import Matrix
 from .merging import merge, merge_options
 
@@ -55,7 +56,7 @@ def load_config(
     """Reads a config file as mmengine does, takes one cell of it where it is a matrix, and merges ``--cfg-options``.
 
     Args:
-        path: a config file (.py, .yaml, .json), with ``_base_`` as in mmengine.
+        path: a config file (.py, .yaml, .json), with ``_base_`` as in mmengine, or a shipped one's name.
         options: values by dotted key.
         pair, method: which cell of a matrix; see :class:`Matrix`.
 
@@ -119,14 +120,8 @@ def default_work_dir(path: str | Path, config: Config) -> str:
 
 def _load(path: str | Path) -> Config:
     """A file's own contents, without its helper variables."""
-    path = Path(path)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path()
-        raise ConfigError(
-            f"config {str(path)!r}: no such file{nearest(path.name, [p.name for p in folder.glob('*.py')], 0)}"
-        )
     with _merging_our_way():
-        config = _read(path)
+        config = _read(find_config(path))
     for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
         config.pop(name)
     return config

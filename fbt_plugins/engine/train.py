@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from ..config.finding import typed_config
 from ..config.loading import apply_arguments, default_work_dir, load_config
 from ..console import relative, say
-from ..errors import ConfigError, FBTError, Interrupted, nearest
+from ..errors import ConfigError, FBTError, Interrupted, nearest, typed
 from ..files import locked
 from ..models.weights import EMBEDDED
 from .processes import find_processes
@@ -51,7 +51,7 @@ class TeacherRun:
     def command(self) -> str:
         """What one types to run it."""
         cell = [word for key in ("pair", "method") if (v := getattr(self, key)) for word in (f"--{key}", v)]
-        return shlex.join(["python", "tools/train.py", relative(self.config), *cell])
+        return typed("fbt train", typed_config(self.config), *cell)
 
     def refusal(self, student: Mapping[str, Any]) -> str:
         """Why a missing teacher is not made on the way; empty where it is.
