@@ -1,4 +1,5 @@
-# Why the fusion model adds little in the study: likely reasons, one at a time, each beside its own T->S only.
+# Why the fusion model adds little in the study: likely reasons, one at a time.
+# Each is beside its own T->S only.
 #   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/compare.py configs/fashion_mnist_reasons.py \
 #     --results docs/results/fashion_mnist/trials --workers 2
 # The study's files are read as well: what it has run of the first pair is not run again. What changes T->S only too is

@@ -1,4 +1,5 @@
-# The study's tuning, on its first pair: four settings of each method as four pairs, judged by validation alone.
+# The study's tuning: four settings of each method, judged by validation alone.
+# On the study's first pair; the four settings are four pairs.
 #   python tools/compare.py configs/fashion_mnist_tuning.py --workers 2 && python tools/choose.py \
 #     configs/fashion_mnist_tuning.py --out configs/_base_/fashion_mnist_tuned.json
 # Validation has 10,000 images here, after the last epoch: 1,000 would leave the choice to chance. None of them is among

@@ -19,7 +19,7 @@ from fbt_plugins.registry.loading import Plugins, load_plugins
 from fbt_plugins.testing.checks import isolated_plugins
 
 ROOT = Path(__file__).parents[1]
-TEMPLATE = ROOT / "tools" / "templates" / "my-parts"
+TEMPLATE = ROOT / "fbt_plugins" / "commands" / "templates" / "my-parts"
 PAGE = (ROOT / "docs" / "writing-plugins.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(?:python|toml)\n# (.*?)\n(.*?)```", PAGE, re.DOTALL)
 FILES = {name: text for name, text in BLOCKS if "/" in name or name == "pyproject.toml"}

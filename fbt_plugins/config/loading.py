@@ -12,8 +12,9 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..errors import ConfigError, FBTError, nearest, one_line
+from ..errors import ConfigError, FBTError, one_line
 from ..registry.loading import load_plugins
+from .finding import find_config
 from .matrix import Matrix
 from .merging import merge, merge_options
 from .options import DEFAULTS
@@ -66,7 +67,7 @@ def load_config(
     All plugins are loaded then, those that it names as ``custom_imports`` too.
 
     Args:
-        path: a config file (.py, .yaml, .json), with ``_base_`` as in mmengine.
+        path: a config file (.py, .yaml, .json), with ``_base_`` as in mmengine, or a shipped one's name.
         options: values by dotted key.
         pair, method: which cell of a matrix; see :class:`Matrix`.
         arguments: what else the command line says.
@@ -151,14 +152,8 @@ def default_work_dir(path: str | Path, config: Config) -> str:
 
 def _load(path: str | Path) -> Config:
     """A file's own contents, without its helper variables."""
-    path = Path(path)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path()
-        raise ConfigError(
-            f"config {str(path)!r}: no such file{nearest(path.name, [p.name for p in folder.glob('*.py')], 0)}"
-        )
     with _merging_our_way():
-        config = _read(path)
+        config = _read(find_config(path))
     for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
         config.pop(name)
     return config

@@ -10,7 +10,7 @@ import torch
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..console import relative
-from ..errors import FBTError, Interrupted, one_line
+from ..errors import ConfigError, FBTError, Interrupted, PluginError, one_line
 from .hooks.checkpoints import AtomicCheckpointHook
 from .hooks.loss_memories import memories
 from .hooks.progress import NotFinite, ProgressHook
@@ -32,24 +32,21 @@ def in_one_line(runner: TrainingRun) -> Iterator[None]:
     except Interrupted:
         raise
     except FBTError as error:
-        if (hook := runner.hook(AtomicCheckpointHook)) is None or hook.saved < 0:
+        cause = error.__cause__ if isinstance(error, PluginError | ConfigError) else None  # what a plugin's code raised
+        if "CUDA error" in str(cause):  # what a GPU reports may have come from anything that was started before
+            raise cause from None  # type: ignore[misc]
+        known = _known(cause, runner.distributed) if isinstance(cause, RuntimeError) else None
+        if cause is None and ((hook := runner.hook(AtomicCheckpointHook)) is None or hook.saved < 0):
             raise
-        raise FBTError("\n".join(error.lines()) + f"; {_last_checkpoint(runner)}") from error
+        raise FBTError("\n".join([known] if known else error.lines()) + f"; {_last_checkpoint(runner)}") from error
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         raise FBTError(f"{error.strerror or one_line(error)}{where}; {_last_checkpoint(runner)}") from error
     except Exception as error:
         known = _known(error, runner.distributed) if isinstance(error, RuntimeError) else None
-        if (what := known or _plugins_fault(error, runner)) is None:
+        if known is None:
             raise
-        raise FBTError(f"{what}; {_last_checkpoint(runner)}") from error
-
-
-def _plugins_fault(error: Exception, runner: TrainingRun) -> FBTError | None:
-    """Whose code raised it; what a GPU reports may have come from anything that was started before."""
-    if "CUDA error" in str(error):
-        return None
-    return runner.distiller.culprit(error)
+        raise FBTError(f"{known}; {_last_checkpoint(runner)}") from error
 
 
 def _known(error: RuntimeError, distributed: bool) -> str | None:

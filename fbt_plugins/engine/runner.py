@@ -203,7 +203,7 @@ class DistillRunner(Runner):
         """Compiles what one batch's losses are computed by; mmengine's takes in the optimizer and its bookkeeping."""
         if options := self.cfg.get("compile"):
             distiller: Any = self.distiller
-            distiller.losses = torch.compile(distiller.losses, **({} if options is True else options))
+            distiller.values = torch.compile(distiller.values, **({} if options is True else options))
             say("compile the first steps take longer")
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..config.finding import typed_config
 from ..config.loading import Arguments, load_config, run_config
 from ..console import relative
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, typed
 from ..models.weights import EMBEDDED
 
 TRAIN, REFUSE = "train", "refuse"
@@ -44,7 +44,7 @@ class TeacherRun:
     def command(self) -> str:
         """What one types to run it."""
         cell = [word for key in ("pair", "method") if (v := getattr(self, key)) for word in (f"--{key}", v)]
-        return shlex.join(["python", "tools/train.py", relative(self.config), *cell])
+        return typed("fbt train", typed_config(self.config), *cell)
 
     def refusal(self, student: Mapping[str, Any]) -> str:
         """Why a missing teacher is not made on the way; empty where it is.

@@ -38,7 +38,7 @@ class Segment(NetPart):
 
     def forward(self, x: Tensor) -> Tensor:
         for path in self._paths:  # found anew each time: parts of a network may be replaced
-            x = _follow(self._net[0], path)(x)
+            x = _follow(self._net.value, path)(x)
         return x
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from .unowned import Unowned
+
 
 class NetPart(nn.Module):
     """Holds what a part of a network reaches, and the network, which its code may begin at.
@@ -18,7 +20,7 @@ class NetPart(nn.Module):
 
     def __init__(self, net: nn.Module, modules: Iterable[str], tensors: Iterable[str]) -> None:
         super().__init__()
-        self._net = (net,)  # in a tuple, so that torch does not take the whole network for a part of this one
+        self._net = Unowned(net)
         self._tensors = tuple(tensors)
         for name in modules:
             self.add_module(name.replace(".", "_"), net.get_submodule(name))
@@ -26,7 +28,7 @@ class NetPart(nn.Module):
 
     @property
     def net(self) -> nn.Module:
-        return self._net[0]
+        return self._net.value
 
     def relink(self) -> None:
         """Lists the tensors again, in case the network has replaced them."""

@@ -22,10 +22,12 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from tabulate import tabulate
+from torch import Tensor
 
 from ..config.merging import merge_options
 from ..console import relative, say
 from ..distill.build import FUSION
+from ..distill.distiller import Distiller
 from ..distill.fusion import BORROWED
 from ..engine.check import check_config
 from ..engine.hooks.stop import Signals
@@ -91,12 +93,35 @@ class RankingHook(Hook):
         starts = {}
         for place, splice in enumerate(order[: self.best]):
             buffer = io.BytesIO()
-            state = distiller.state_of(self.fusion, splices.index(splice))
+            state = state_of(distiller, self.fusion, splices.index(splice))
             torch.save({"meta": {"splice": splice}, "state_dict": state, "message_hub": {}}, buffer)
             starts[splice] = f"start_{place + 1}.pth"
             write_atomic(folder / starts[splice], buffer.getvalue())
         ranking = Ranking({s: top1[s] for s in order}, starts, round(time.perf_counter() - self._started, 1))
         write_atomic(folder / RANKING, json.dumps(asdict(ranking), indent=1) + "\n")
+
+
+def state_of(distiller: Distiller, fusion: str, number: int) -> dict[str, Tensor]:
+    """The state of a distiller whose fusion model has one of its splices alone, under that one's own names.
+
+    Args:
+        distiller: whose fusion model has several.
+        fusion: name of the fusion model.
+        number: of the splice, from 0.
+    """
+    model, own = distiller.fusions[fusion], f"fusions.{fusion}."
+    renamed = {f"{own}{here}.": f"{own}{there}." for here, there in model.alone(number).items()}
+    width = model.owners[number].num_features
+    ends = {name: edge for name, edge in distiller.edges.items() if fusion in (edge.giver, edge.receiver)}
+    dropped = tuple(f"edges.{name}.{unused}." for name, edge in ends.items() for unused in edge.unused(fusion, width))
+    state = {}
+    for key, value in distiller.state_dict().items():
+        prefix = next((prefix for prefix in renamed if key.startswith(prefix)), None)
+        if prefix is not None:
+            state[renamed[prefix] + key.removeprefix(prefix)] = value
+        elif not key.startswith((own, *dropped)):
+            state[key] = value
+    return state
 
 
 def shared(space: Space) -> Fusions:

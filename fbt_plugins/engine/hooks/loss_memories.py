@@ -15,8 +15,7 @@ MEMORIES = "memories"
 
 def memories(distiller: Any) -> dict[str, Tensor]:
     """The non-persistent buffers of all losses (memory banks, running estimates), by name; equal in all processes."""
-    losses = [("task_loss", distiller.task_loss)] if distiller.task_loss is not None else []
-    losses += [(f"edges.{n}.{slot}", loss) for n, edge in distiller.edges.items() for slot, loss in edge.losses.items()]
+    losses = [(f"edges.{n}.{slot}", loss) for n, edge in distiller.edges.items() for slot, loss in edge.losses.items()]
     return {
         f"{where}.{name}.{buffer}".replace("..", "."): module.get_buffer(buffer)
         for where, loss in losses

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ...console import say, warn
-from ...distill.build import TEACHER
+from ...distill.edge import TEACHER
 from ..training_run import TrainingRun
 from .topk import evaluate
 

@@ -33,12 +33,12 @@ seeds = [0, 1]
 controls = dict(scratch="alone", t_s="T to S")
 """
 )
-# Stands for python and tools/train.py: takes the same arguments and leaves the same files.
+# Stands for python and fbt train: takes the same arguments and leaves the same files.
 PRETENDER = """#!{python} -S
 import json, pathlib, sys, time
-a = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+a = dict(zip(sys.argv[5::2], sys.argv[6::2]))
 folder = pathlib.Path(a["--work-dir"])
-with (pathlib.Path({log!r})).open("a") as log: log.write(" ".join(sys.argv[2:]) + "\\n")
+with (pathlib.Path({log!r})).open("a") as log: log.write(" ".join(sys.argv[4:]) + "\\n")
 if a["--method"] == "fbt" and pathlib.Path({fail!r}).exists():
     print("error: no such teacher"); sys.exit(2)
 if pathlib.Path({slow!r}).exists():

@@ -1,4 +1,4 @@
-"""tools/agreement.py as it is typed."""
+"""tools/rank_splices.py as it is typed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLICES = ["S1+T2-4", "S1-2+T3-4", "S1-3+T4", "T1-3+S4"]
 def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path) -> None:
     folder = tmp_path / "splices"
     (folder / "trials").mkdir(parents=True)
-    code, _, err = tool("agreement", folder)
+    code, _, err = tool("rank_splices", folder)
     assert code == 2 and "trainings of one pair, not of none" in err
     values = [[0.1 * (i + j) for j in range(4)] for i in range(4)]
     names = dict(rows=[f"T{i + 1}" for i in range(4)], columns=[f"S{i + 1}" for i in range(4)], values=values)
@@ -32,7 +32,7 @@ def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path) -> None:
             (folder / "trials" / made.name).write_text(made.text())
     search = tmp_path / "search.json"
     search.write_text(json.dumps(dict(one_shot=dict(top1={splice: -i for i, splice in enumerate(SPLICES)}))))
-    code, out, err = tool("agreement", folder, "--one-shot", search)
+    code, out, err = tool("rank_splices", folder, "--one-shot", search)
     assert code == 0, err
     written = json.loads((folder / "agreement.json").read_text())
     found = {row["predictor"]: row for row in written["rankings"]}
@@ -47,5 +47,5 @@ def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path) -> None:
     best_on_top = [picture.index(f">{splice}<") for splice in reversed(SPLICES)]
     assert best_on_top == sorted(best_on_top, reverse=True) and ">without F<" in picture
     search.write_text("{}")
-    code, _, err = tool("agreement", folder, "--one-shot", search)
+    code, _, err = tool("rank_splices", folder, "--one-shot", search)
     assert code == 2 and "not the search.json of a one-shot search" in err

@@ -137,7 +137,8 @@ def test_a_task_loss_is_set_up_and_gets_stages_too(
     try:
         model = make(task_loss=dict(type="TaskLoss"), data_info=dict(num_classes=10))
         model.losses(images, Batch(labels))["task"].backward()
-        assert model.task_loss.exit.weight.grad is not None and model.task_loss.widths == (16, 16)
+        loss = model.edges["task"].losses["task"]
+        assert loss.exit.weight.grad is not None and loss.widths == (16, 16)
     finally:
         registry._module_dict.pop("TaskLoss")
 

@@ -94,14 +94,12 @@ def test_a_missing_teacher_is_made_first(config: Callable[..., Config], capsys: 
     assert not Path("teachers").exists()  # a check trains nothing
     plan.run()
     out = capsys.readouterr().out
-    assert f"teacher {FILE} is missing: trained first, in teachers/conv (python tools/train.py teacher.py)" in out
+    assert f"teacher {FILE} is missing: trained first, in teachers/conv (fbt train teacher.py)" in out
     assert "head    student convnext_atto: a new one of 10 classes, not that of its weights" in out
 
     entry = json.loads(Path("teachers/manifest.json").read_text())["conv"]
     top1 = json.loads(Path("teachers/conv/summary.json").read_text())["student_top1"]
-    assert (
-        entry["accuracy"] == {"top1": top1, "split": "test"} and entry["recipe"] == "python tools/train.py teacher.py"
-    )
+    assert entry["accuracy"] == {"top1": top1, "split": "test"} and entry["recipe"] == "fbt train teacher.py"
     assert (entry["seed"], entry["name"], len(entry["mean"])) == (3, "convnext_atto", 3) and entry["versions"]["torch"]
     pretrained, made = load_file("of_7_classes.safetensors"), load_file(FILE)
     assert made["head.fc.weight"].shape[0] == 10 and made.keys() == pretrained.keys()
@@ -144,7 +142,7 @@ def test_what_stops_the_teachers_run_says_whose_it_is(
         raise OSError(28, "No space left on device")
 
     dying(monkeypatch, 1, full)
-    with pytest.raises(FBTError, match=r"^teacher_run: python tools/train.py teacher.py: No space left on device"):
+    with pytest.raises(FBTError, match=r"^teacher_run: fbt train teacher.py: No space left on device"):
         Plan.of_config(config()).run()
 
 
@@ -184,7 +182,7 @@ class _Nothing:
 WRONG = [
     (
         dict(teacher_run__if_missing="refuse"),
-        f"model.teacher: checkpoint '{FILE}': no such file; 'python tools/train.py teacher.py' makes it, "
+        f"model.teacher: checkpoint '{FILE}': no such file; 'fbt train teacher.py' makes it, "
         "as --cfg-options teacher_run.if_missing=train does on the way",
     ),
     (dict(teacher_run__if_missing="trian"), "teacher_run: if_missing cannot be 'trian'; did you mean 'train'?"),
@@ -196,7 +194,7 @@ WRONG = [
     (dict(teacher_run__pair="a_b"), "teacher_run: config teacher.py: it is no matrix"),
     (
         dict(model__teacher__checkpoint="x.safetensors"),
-        f"checkpoint 'x.safetensors': no such file, and 'python tools/train.py teacher.py' makes '{FILE}'",
+        f"checkpoint 'x.safetensors': no such file, and 'fbt train teacher.py' makes '{FILE}'",
     ),
     (dict(model__teacher__depths=(1, 1, 2, 1)), "teacher_run: what it makes does not fit model.teacher: "),
     (dict(publish="teacher.pth"), "publish: a file NAME.safetensors, not 'teacher.pth'"),
@@ -256,4 +254,4 @@ def test_no_teacher_is_made_where_none_is_needed(config: Callable[..., Config]) 
 
 def test_the_command_names_a_cell() -> None:
     run = TeacherRun("configs/teachers/cifar100.py", pair="swin-t", method="finetune")
-    assert run.command == "python tools/train.py configs/teachers/cifar100.py --pair swin-t --method finetune"
+    assert run.command == "fbt train configs/teachers/cifar100.py --pair swin-t --method finetune"

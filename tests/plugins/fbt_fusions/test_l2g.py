@@ -96,15 +96,6 @@ def test_prefix_tokens_are_learned_and_start_from_the_owners_own() -> None:
     assert module[-1].prefix.requires_grad
 
 
-def test_prefix_tokens_at_a_head_see_the_positions() -> None:
-    """A head may take its class token alone, with no block left that could look at the rest."""
-    tokens = StageSpec("NLC", 48, (4, 4), 1)
-    module = L2GFusion(head_dim=8).build([MAP] * 4, [tokens] * 4, Splice.parse("S1-4+Thead"))["S4_T5"]
-    x = sample(MAP).requires_grad_()
-    module(x)[:, 0].square().sum().backward()
-    assert (x.grad.flatten(1).abs().sum(1) > 0).all()
-
-
 def test_tokens_of_an_order_of_their_own_are_put_in_place_or_refused() -> None:
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     known = StageSpec("NLC", 24, (4, 4), 1, raster=False, order=order)
@@ -117,18 +108,6 @@ def test_tokens_of_an_order_of_their_own_are_put_in_place_or_refused() -> None:
     for source, target in ((unknown, MAP), (MAP, unknown)):
         with pytest.raises(ConfigError, match="the tokens come in an order of the model's own"):
             junction(source, target)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_activations_of_half_precision_are_resized(dtype: torch.dtype) -> None:
-    target = TARGETS[4]  # does not divide
-    with torch.autocast("cpu", dtype):
-        assert torch.isfinite(junction(MAP, target)(sample(MAP).to(dtype)).float()).all()
-
-
-def test_half_precision_in_autocast() -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.isfinite(junction(MAP, TARGETS[4])(sample(MAP)).float()).all()
 
 
 def test_wrong_arguments_are_config_errors() -> None:

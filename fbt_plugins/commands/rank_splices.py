@@ -1,29 +1,30 @@
-"""Compares rankings of splices: one-shot search and cheap predictors against trainings of each splice by itself."""
+"""Compares rankings of splices, by one-shot search and cheap predictors, with trainings of each."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from fbt_plugins.commands.arguments import Parser
-from fbt_plugins.errors import FBTError, run
+from ..errors import FBTError
+from .arguments import Parser
 
 RANDOM = (1, 2, 3)
 """Trainings of a random search beside the rankings."""
 
 EXAMPLES = """\
 examples:
-  python tools/compare.py configs/search/splices.py --workers 2                                # the trainings
-  python tools/search.py configs/search/study.py --pair convnext_resmlp --method fbt           # the one-shot search
-  python tools/agreement.py docs/results/splices --one-shot work_dirs/search/study.convnext_resmlp/search.json
+  fbt compare configs/search/splices.py --workers 2                                # the trainings
+  fbt search configs/search/study.py --pair convnext_resmlp --method fbt           # the one-shot search
+  fbt rank-splices docs/results/splices --one-shot work_dirs/search/study.convnext_resmlp/search.json
 
 Writes agreement.md, agreement.json and agreement.svg into the folder of the trainings' results.
 """
 
 
 def parse() -> Parser:
-    parser = Parser(prog="tools/agreement.py", description=__doc__, epilog=EXAMPLES)
+    parser = Parser("fbt rank-splices", __doc__, EXAMPLES)
     parser.add_argument("results", type=Path, help="folder of a comparison whose methods are named after splices")
     parser.add_argument(
         "--one-shot", type=Path, nargs="+", default=[], metavar="FILE", help="search.json of one-shot searches"
@@ -32,23 +33,23 @@ def parse() -> Parser:
     return parser
 
 
-def main() -> None:
-    args = parse().parse_args()
+def main(argv: Sequence[str]) -> None:
+    args = parse().parse_args(argv)
     from tabulate import tabulate
 
-    from fbt_plugins.console import relative, say
-    from fbt_plugins.distill.splice import Splice
-    from fbt_plugins.errors import ConfigError
-    from fbt_plugins.files import write_atomic
+    from ..console import relative, say
+    from ..distill.splice import Splice
+    from ..errors import ConfigError
+    from ..files import write_atomic
 
     try:
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[report]'") from None
-    from fbt_plugins.report.figures import rankings
-    from fbt_plugins.report.results import read_trials
-    from fbt_plugins.report.splice_ranking import agreements, as_json, first_epoch, junction_cka, random_search
+    from ..report.figures import rankings
+    from ..report.results import read_trials
+    from ..report.splice_ranking import agreements, as_json, first_epoch, junction_cka, random_search
 
     found = read_trials(args.results / "trials")
     splices: dict[str, Splice] = {}
@@ -112,7 +113,3 @@ def _one_shot(path: Path) -> dict[str, float]:
         return dict(json.loads(path.read_text(encoding="utf-8"))["one_shot"]["top1"])
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise FBTError(f"--one-shot {path}: not the search.json of a one-shot search ({error})") from error
-
-
-if __name__ == "__main__":
-    run(main)
