@@ -80,7 +80,7 @@ class Option:
 
 OPTIONS: Mapping[str, Option] = {
     "default_hooks": Option("what every run does beside training, by name", DEFAULT_HOOKS),
-    "randomness": Option("the seed of everything random, which no hash has, and torch's switches", {"seed": 0}),
+    "randomness": Option("the seed of everything random, which is in no hash, and torch's switches", {"seed": 0}),
     "cell": Option("pair, method and description, where the config is a matrix's cell", None, affects_results=False),
     "reference": Option("a published figure to compare with", None, f"{__name__}:Reference", affects_results=False),
     "teacher_run": Option(
@@ -99,15 +99,19 @@ OPTIONS: Mapping[str, Option] = {
         "fbt_plugins.analysis.cka:StageSimilarity",
         affects_results=False,
     ),
-    "compile": Option("torch.compile for models and losses", None, "torch:compile", switch=True),
-    "channels_last": Option("images and weights in the memory format of tensor cores", False, switch=True),
+    "compile": Option(
+        "whether models and losses are compiled, or the arguments of torch.compile", None, "torch:compile", switch=True
+    ),
+    "channels_last": Option("whether images and weights have the memory format of tensor cores", False, switch=True),
     "device": Option("cpu, cuda or cuda:N; by default the first GPU if there is one", affects_results=False),
     "custom_imports": Option("modules of plugins beside the config: dict(imports=['module', ...])"),
     "search": Option("what a search chooses from, and how"),
     "command": Option("what was typed to start the run", affects_results=False),
     "work_dir": Option("the run's folder", affects_results=False),
     "launcher": Option("who started the processes: none, pytorch, slurm or mpi", affects_results=False),
-    "resume": Option("the checkpoint to go on from: True (the newest), 'auto' or a path", affects_results=False),
+    "resume": Option(
+        "what to go on from: True (the newest checkpoint), a path, or 'auto' (the newest if any)", affects_results=False
+    ),
 }
 """By key. Keys of mmengine's Runner that are not here have no default and are in the hash where a config has them."""
 

@@ -43,11 +43,7 @@ from .training_run import H, unwrapped
 class DistillRunner(Runner):
     """mmengine's Runner for a :class:`Distiller`.
 
-    A config says what mmengine's Runner takes, and besides: ``device`` ("cpu", "cuda", "cuda:1"; by default the first
-    GPU if there is one), ``resume`` (True, the path of a checkpoint, or "auto", which begins where there is none),
-    ``teacher_cache``, ``ema`` and ``cka`` (the arguments of :class:`TeacherCacheHook`, :class:`EMAHook` and
-    :class:`StageSimilarity`; None is off), ``compile`` (True, or the arguments of ``torch.compile``),
-    ``channels_last``.
+    A config says what mmengine's Runner takes, and what :data:`fbt_plugins.config.options.OPTIONS` lists.
     """
 
     model: Any
