@@ -43,22 +43,18 @@ def main(argv: Sequence[str]) -> None:
     # Imported late: --help and usage errors must not wait for the engine.
     import torch
 
-    from .. import load_plugins
-    from ..config.loading import apply_arguments, load_config
+    from ..config.loading import Arguments
     from ..engine.benchmark import benchmark
-    from ..engine.check import check_config
+    from ..engine.plan import Plan
     from ..files import write_atomic
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    load_plugins()
-    config = load_config(args.config, args.cfg_options, args.pair, args.method)
     with tempfile.TemporaryDirectory() as folder:
-        apply_arguments(
-            config, work_dir=str(Path(folder) / "run"), device=args.device, amp=args.amp, compile=args.compile
-        )
-        check_config(config)
-        found = benchmark(config, args.rounds, args.after)
+        work_dir = str(Path(folder) / "run")
+        arguments = Arguments(work_dir=work_dir, device=args.device, amp=args.amp, compile=args.compile)
+        plan = Plan.of(args.config, args.cfg_options, args.pair, args.method, arguments)
+        found = benchmark(plan.config, args.rounds, args.after)
     print(table(found))
     if args.json:
         write_atomic(args.json, json.dumps(found, indent=2) + "\n")

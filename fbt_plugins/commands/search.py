@@ -49,13 +49,10 @@ def main(argv: Sequence[str]) -> int:
         from ..search.settings import Settings
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
-    from .. import load_plugins
-    from ..config.loading import apply_arguments, load_config
+    from ..config.loading import Arguments, load_config
     from ..console import relative, say
 
-    load_plugins()
-    config = load_config(args.config, args.cfg_options, args.pair, args.method)
-    apply_arguments(config, None, device=args.device)
+    config = load_config(args.config, args.cfg_options, args.pair, args.method, Arguments(device=args.device))
     settings, space = Settings.of(config), space_of(config)
     if args.list:
         print("\n".join(space.lines()))

@@ -50,32 +50,18 @@ def main(argv: Sequence[str]) -> None:
     args = parse().parse_args(argv)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     # Imported late: --help and usage errors must not wait for the engine.
-    from .. import load_plugins
-    from ..config.loading import apply_arguments, default_work_dir, load_config
-
-    load_plugins()
-    config = load_config(args.config, args.cfg_options, args.pair, args.method)
-    given = {name: getattr(args, name) for name in ("resume", "device", "seed", "amp", "compile")}
-    apply_arguments(config, args.work_dir, args.launcher, **given)
-    config.work_dir = config.get("work_dir") or default_work_dir(args.config, config)
-    config.command = command_line(argv)
+    from ..config.loading import Arguments
     from ..console import say
-    from ..engine.check import check_config
-    from ..engine.train import missing_teacher, train
+    from ..engine.plan import Plan
 
-    distiller = check_config(config)
-    if args.check:
-        say(f"{args.config}: nothing wrong")
-        if (teacher := missing_teacher(config)) is not None:
-            say(f"teacher {teacher.plan(teacher.load(config))}")
-        if distiller is not None:
-            for role, model in distiller.models.items():
-                stages = ", ".join(map(str, distiller.specs(role)))
-                say(f"{role} {model.name}: {stages}; features {model.num_features}, classes {model.num_classes}")
-            for name, fusion in distiller.fusions.items():
-                say(f"{name}: {fusion.title}")
+    given = ("work_dir", "launcher", "resume", "device", "seed", "amp", "compile")
+    arguments = Arguments(**{name: getattr(args, name) for name in given}, command=command_line(argv))
+    plan = Plan.of(args.config, args.cfg_options, args.pair, args.method, arguments)
+    if not args.check:
+        plan.run()
         return
-    train(config)
+    for line in (f"{args.config}: nothing wrong", *plan.lines()):
+        say(line)
 
 
 def command_line(argv: Sequence[str]) -> str:

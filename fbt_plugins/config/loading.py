@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +17,42 @@ from ..registry.loading import load_plugins
 from .finding import find_config
 from .matrix import Matrix
 from .merging import merge, merge_options
-
-DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
-    "step_seed": {"type": "StepSeedHook"},
-    "sampler_seed": {"type": "DistSamplerSeedHook"},
-    "param_scheduler": {"type": "ParamSchedulerHook"},
-    "teacher_check": {"type": "TeacherCheckHook"},
-    "progress": {"type": "ProgressHook"},
-    "checkpoint": {"type": "AtomicCheckpointHook"},
-    "stop": {"type": "StopHook"},
-    "plain_checkpoint": {"type": "PlainCheckpointHook"},
-    "summary": {"type": "SummaryHook"},
-}
-"""What every run does beside training; ``default_hooks`` in a config changes their arguments, or None drops one."""
+from .options import DEFAULTS
 
 
-DEFAULTS: dict[str, Any] = {
-    "default_hooks": DEFAULT_HOOKS,
-    "randomness": {"seed": 0},
-    "cell": None,
-    "reference": None,
-    "teacher_run": None,
-    "publish": None,
-    "teacher_cache": None,
-    "ema": None,
-    "cka": None,
-    "compile": None,
-    "channels_last": False,
-}
-"""What a config need not say."""
+@dataclass(frozen=True)
+class Arguments:
+    """What a command line says over a config; where it says nothing (None, False), the config's values stay.
+
+    Attributes:
+        work_dir, launcher, resume, device: the config's options of these names.
+        seed: ``randomness.seed``.
+        amp: ``optim_wrapper.precision``.
+        compile: whether to compile; how, the config says.
+        command: what was typed.
+    """
+
+    work_dir: str | None = None
+    launcher: str = "none"
+    resume: bool | str | None = None
+    device: str | None = None
+    seed: int | None = None
+    amp: str | None = None
+    compile: bool = False
+    command: str | None = None
+
+    def put_over(self, config: Config) -> None:
+        """Changes a config."""
+        config.launcher = self.launcher
+        for key in ("work_dir", "resume", "device", "command"):
+            if (value := getattr(self, key)) is not None:
+                config[key] = value
+        if self.seed is not None:
+            config.randomness.seed = self.seed
+        if self.compile:
+            config.compile = config.compile or True
+        if self.amp and config.get("optim_wrapper"):
+            config.optim_wrapper.precision = self.amp
 
 
 def load_config(
@@ -52,13 +60,17 @@ def load_config(
     options: Mapping[str, Any] | None = None,
     pair: str | None = None,
     method: str | None = None,
+    arguments: Arguments | None = None,
 ) -> Config:
     """Reads a config file as mmengine does, takes one cell of it where it is a matrix, and merges ``--cfg-options``.
+
+    All plugins are loaded then, those that it names as ``custom_imports`` too.
 
     Args:
         path: a config file (.py, .yaml, .json), with ``_base_`` as in mmengine, or a shipped one's name.
         options: values by dotted key.
         pair, method: which cell of a matrix; see :class:`Matrix`.
+        arguments: what else the command line says.
 
     Raises:
         ConfigError: if the file is missing or cannot be read, is a matrix and the cell is not given or not there (or
@@ -75,11 +87,31 @@ def load_config(
     imports = config.get("custom_imports") or {}
     if not isinstance(imports, Mapping) or isinstance(imports.get("imports", ()), str):
         raise ConfigError(f"config {path}: custom_imports: write dict(imports=['module', ...]), not {imports!r}")
+    plugins = load_plugins()
     for module in imports.get("imports", ()):
         try:
-            load_plugins().load_module(module)
+            plugins.load_module(module)
         except FBTError as error:
             raise ConfigError(f"config {path}: custom_imports: {error}") from error
+    if arguments is not None:
+        arguments.put_over(config)
+    return config
+
+
+def run_config(
+    path: str | Path,
+    options: Mapping[str, Any] | None = None,
+    pair: str | None = None,
+    method: str | None = None,
+    arguments: Arguments | None = None,
+) -> Config:
+    """The config of one run, as :func:`load_config` reads it, with a folder for the run where nobody names one.
+
+    Raises:
+        ConfigError: as :func:`load_config` does.
+    """
+    config = load_config(path, options, pair, method, arguments or Arguments())
+    config.work_dir = config.get("work_dir") or default_work_dir(path, config)
     return config
 
 
@@ -125,33 +157,6 @@ def _load(path: str | Path) -> Config:
     for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
         config.pop(name)
     return config
-
-
-def apply_arguments(
-    config: Config,
-    work_dir: str | None,
-    launcher: str = "none",
-    *,
-    resume: bool | str | None = None,
-    device: str | None = None,
-    seed: int | None = None,
-    amp: str | None = None,
-    compile: bool = False,
-) -> None:
-    """Puts a command line's own options, where they are given, over a config's values."""
-    config.launcher = launcher
-    if work_dir is not None:
-        config.work_dir = work_dir
-    if resume is not None:
-        config.resume = resume
-    if device is not None:
-        config.device = device
-    if seed is not None:
-        config.randomness.seed = seed
-    if compile:
-        config.compile = config.compile or True
-    if amp and config.get("optim_wrapper"):
-        config.optim_wrapper.precision = amp
 
 
 @contextmanager

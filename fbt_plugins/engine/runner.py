@@ -17,8 +17,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..config.loading import DEFAULT_HOOKS
 from ..config.merging import merge
+from ..config.options import DEFAULT_HOOKS, OPTIONS
 from ..console import relative, say
 from ..data import InMemoryLoader, Mixing
 from ..data.preprocessor import ImagePreprocessor
@@ -162,17 +162,16 @@ class DistillRunner(Runner):
         return wrap(model, self.device) if self.distributed else model
 
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
-        """Registers ``DEFAULT_HOOKS`` as the config changes them."""
+        """Registers ``DEFAULT_HOOKS`` as the config changes them, and the hooks that its other options make."""
         defaults = merge(DEFAULT_HOOKS, {"summary": {"cka": self.cfg.get("cka")}})
         for hook in merge(defaults, hooks or {}).values():
             if hook is not None:
                 self.register_hook(dict(hook))
-        if (cache := self.cfg.get("teacher_cache")) is not None:
-            hook = TeacherCacheHook(**cache)
-            hook.fix_views(self)
-            self.register_hook(hook)
-        if (ema := self.cfg.get("ema")) is not None:
-            self.register_hook(EMAHook(**ema))
+        for key, option in OPTIONS.items():
+            if (made := option.hook(self.cfg.get(key))) is not None:
+                if isinstance(made, TeacherCacheHook):
+                    made.fix_views(self)
+                self.register_hook(made)
         if self.distributed:
             self.register_hook({"type": "SyncStatisticsHook"})
 

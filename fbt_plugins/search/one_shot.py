@@ -24,8 +24,6 @@ from mmengine.hooks import Hook
 from tabulate import tabulate
 from torch import Tensor
 
-from .. import load_plugins
-from ..config.loading import load_config
 from ..config.merging import merge_options
 from ..console import relative, say
 from ..distill.build import FUSION
@@ -34,7 +32,7 @@ from ..distill.fusion import BORROWED
 from ..engine.check import check_config
 from ..engine.hooks.stop import Signals
 from ..engine.hooks.topk import evaluate
-from ..engine.train import train
+from ..engine.plan import Plan
 from ..engine.training_run import TrainingRun
 from ..errors import ConfigError, FBTError, run
 from ..files import locked, write_atomic
@@ -271,12 +269,11 @@ class Finish(Search):
 
 def main() -> None:
     """A one-shot run's own process."""
-    load_plugins()
-    config = load_config(sys.argv[1])
-    settings = Settings.of(config)
+    plan = Plan.of(sys.argv[1])
+    settings = Settings.of(plan.config)
     assert settings.one_shot is not None
     fusion = next(iter(settings.space)).removeprefix("model.fusion").lstrip(".") or FUSION
-    train(config, hooks=[RankingHook(fusion, settings.one_shot.best)])
+    plan.run([RankingHook(fusion, settings.one_shot.best)])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from fbt_plugins.config.loading import DEFAULTS, load_config
+from fbt_plugins.config.loading import load_config
 from fbt_plugins.config.merging import merge, merge_options
+from fbt_plugins.config.options import DEFAULTS
 from fbt_plugins.errors import ConfigError
 
 

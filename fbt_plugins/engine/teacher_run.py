@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import gc
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.hooks import Hook
 
 from ..config.finding import typed_config
-from ..config.loading import apply_arguments, default_work_dir, load_config
-from ..console import relative, say
-from ..errors import ConfigError, FBTError, Interrupted, nearest, typed
-from ..files import locked
+from ..config.loading import Arguments, load_config, run_config
+from ..console import relative
+from ..errors import ConfigError, nearest, typed
 from ..models.weights import EMBEDDED
-from .processes import find_processes
-from .runner import DistillRunner
 
 TRAIN, REFUSE = "train", "refuse"
 
@@ -67,7 +60,7 @@ class TeacherRun:
             return f"{line} makes it: run that first, several processes do not make it on the way"
         return ""
 
-    def plan(self, teacher: Config) -> str:
+    def announcement(self, teacher: Config) -> str:
         """What is done first, in words.
 
         Args:
@@ -84,8 +77,9 @@ class TeacherRun:
         Raises:
             ConfigError: if it cannot be read, or makes another file.
         """
+        arguments = Arguments(resume="auto", device=student.get("device"), command=self.command)
         try:
-            config = load_config(self.config, pair=self.pair, method=self.method)
+            config = run_config(self.config, pair=self.pair, method=self.method, arguments=arguments)
         except ConfigError as error:
             raise ConfigError([f"teacher_run: {line}" for line in error.problems]) from error
         file, target = student["model"]["teacher"]["checkpoint"], config.get("publish")
@@ -100,9 +94,6 @@ class TeacherRun:
             if (made := other.get("publish")) in chain:
                 raise ConfigError(f"teacher_run: '{run.command}' needs what it makes, by way of others: {made!r}")
             chain.add(made)
-        apply_arguments(config, None, resume="auto", device=student.get("device"))
-        config.work_dir = config.get("work_dir") or default_work_dir(self.config, config)
-        config.command = self.command
         return config
 
 
@@ -118,49 +109,3 @@ def missing_teacher(config: Mapping[str, Any]) -> TeacherRun | None:
     if not options or not isinstance(file, str) or file.startswith(EMBEDDED) or Path(file).expanduser().is_file():
         return None
     return TeacherRun(**options)
-
-
-def train(config: Config, on_the_way: bool = False, hooks: Sequence[Hook] = ()) -> None:
-    """Trains a config; before that its teacher, where that is missing and the config says so.
-
-    Args:
-        config: checked.
-        on_the_way: whether another run waits for the teacher that this one makes.
-        hooks: that no config can name, in addition to the config's.
-
-    Raises:
-        FBTError: for whatever stops a run.
-    """
-    run = missing_teacher(config)
-    if run is not None and run.if_missing == TRAIN:
-        teacher = run.load(config)
-        say(f"teacher {run.plan(teacher)}")
-        try:
-            train(teacher, on_the_way=True)
-        except Interrupted:
-            raise
-        except FBTError as error:
-            raise FBTError("\n".join(f"teacher_run: {run.command}: {line}" for line in error.lines())) from error
-        gc.collect()  # its model and optimizer, which a GPU may need the room of
-    with _making(config.get("publish"), config.launcher, on_the_way) as needed:
-        if needed:
-            runner = DistillRunner.from_cfg(config)
-            for hook in hooks:
-                runner.register_hook(hook)
-            runner.train()
-
-
-@contextmanager
-def _making(target: str | None, launcher: str, on_the_way: bool) -> Iterator[bool]:
-    """Holds the lock of a run that makes a teacher, so that no two of them make the same.
-
-    Yields:
-        Whether there is still something to do: not where another run has made it while this one waited.
-    """
-    find_processes(launcher)
-    if target is None or (launcher != "none" and os.environ["RANK"] != "0"):
-        yield True
-        return
-    path = Path(target)
-    with locked(path.with_name(f".{path.stem}.lock"), f"teacher {target} is being made by another process", on_the_way):
-        yield not (on_the_way and path.is_file())

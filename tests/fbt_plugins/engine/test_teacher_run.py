@@ -21,8 +21,9 @@ from fbt_plugins import ARCHITECTURES
 from fbt_plugins.config.loading import default_work_dir, load_config
 from fbt_plugins.engine.check import check_config
 from fbt_plugins.engine.hooks.checkpoints import save_student
+from fbt_plugins.engine.plan import Plan
 from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.engine.train import TeacherRun, train
+from fbt_plugins.engine.teacher_run import TeacherRun
 from fbt_plugins.errors import ConfigError, FBTError, Interrupted
 from fbt_plugins.files import locked
 
@@ -89,9 +90,9 @@ def die() -> None:
 
 def test_a_missing_teacher_is_made_first(config: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
     first = config()
-    check_config(first)
+    plan = Plan.of_config(first)
     assert not Path("teachers").exists()  # a check trains nothing
-    train(first)
+    plan.run()
     out = capsys.readouterr().out
     assert f"teacher {FILE} is missing: trained first, in teachers/conv (fbt train teacher.py)" in out
     assert "head    student convnext_atto: a new one of 10 classes, not that of its weights" in out
@@ -105,7 +106,7 @@ def test_a_missing_teacher_is_made_first(config: Callable[..., Config], capsys: 
 
     second = config(randomness__seed=3)
     second.work_dir = "second"
-    train(second)
+    Plan.of_config(second).run()
     assert "missing" not in capsys.readouterr().out
     students = [load_file(Path(run.work_dir) / "student.safetensors") for run in (first, second)]
     assert all(torch.equal(value, students[1][name]) for name, value in students[0].items())
@@ -116,9 +117,9 @@ def test_killed_in_the_middle_it_goes_on(
 ) -> None:
     with monkeypatch.context() as patched, pytest.raises(Killed):
         dying(patched, 5, die)
-        train(config())
+        Plan.of_config(config()).run()
     assert not Path(FILE).exists()
-    train(config(model__task_loss__weight=2.0))
+    Plan.of_config(config(model__task_loss__weight=2.0)).run()
     assert "resume  teachers/conv/epoch_1.pth (4 of 8 iterations done)" in capsys.readouterr().out
     assert Path(FILE).is_file() and Path("work_dirs/student/summary.json").is_file()
 
@@ -130,7 +131,7 @@ def test_a_stop_says_that_the_same_command_goes_on(
     with pytest.raises(
         Interrupted, match=r"saved teachers/conv/epoch_0_iter_2.pth; the same command goes on$"
     ) as stopped:
-        train(config())
+        Plan.of_config(config()).run()
     assert stopped.value.exit_code == 143
 
 
@@ -142,7 +143,7 @@ def test_what_stops_the_teachers_run_says_whose_it_is(
 
     dying(monkeypatch, 1, full)
     with pytest.raises(FBTError, match=r"^teacher_run: fbt train teacher.py: No space left on device"):
-        train(config())
+        Plan.of_config(config()).run()
 
 
 def test_who_comes_second_waits(
@@ -164,8 +165,8 @@ def test_who_comes_second_waits(
     thread.start()
     has_it.wait(10)
     with pytest.raises(FBTError, match=f"^{line}$"):
-        train(config("teacher"))
-    train(config())
+        Plan.of_config(config("teacher")).run()
+    Plan.of_config(config()).run()
     thread.join()
     assert f"{line}: waiting for it" in capsys.readouterr().out
     assert [cfg.get("publish") for cfg in ours] == [None]  # the student's run alone
