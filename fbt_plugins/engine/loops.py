@@ -37,6 +37,12 @@ class _Seeking:
             sampler.seek(done * self.dataloader.batch_size)
         yield from self.dataloader
 
+    def validate(self) -> None:
+        """Runs a validation, unless a loss was not finite: that ends the run before its model is called the best."""
+        if self.runner.val_loop is not None:
+            self.runner.check_losses(self._iter)
+            self.runner.val_loop.run()
+
 
 @LOOPS.register_module()
 class EpochLoop(_Seeking, EpochBasedTrainLoop):
@@ -66,8 +72,8 @@ class EpochLoop(_Seeking, EpochBasedTrainLoop):
     def _validate(self) -> None:
         due = self._epoch >= self.val_begin
         due = due and (self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs)
-        if due and self.runner.val_loop is not None:
-            self.runner.val_loop.run()
+        if due:
+            self.validate()
 
 
 @LOOPS.register_module()
@@ -115,5 +121,5 @@ class IterLoop(_Seeking, IterBasedTrainLoop):
     def _validate(self) -> None:
         due = self._iter >= self.val_begin
         due = due and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
-        if due and self.runner.val_loop is not None:
-            self.runner.val_loop.run()
+        if due:
+            self.validate()

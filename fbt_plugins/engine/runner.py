@@ -32,6 +32,7 @@ from .hooks import checkpoints
 from .hooks.batchnorm import scatter_statistics
 from .hooks.checkpoints import find_resume, read_checkpoint
 from .hooks.ema import TRAINED, EMAHook
+from .hooks.loss_guard import LossGuard
 from .hooks.loss_memories import MEMORIES, restore_memories
 from .hooks.progress import ProgressHook
 from .hooks.stop import StopHook
@@ -161,6 +162,14 @@ class DistillRunner(Runner):
         model = model.to(self.device).to(memory_format=self._memory_format)
         return wrap(model, self.device) if self.distributed else model
 
+    def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
+        """Registers the loss guard, which every run has, and the hooks of the config."""
+        self._guard = LossGuard()
+        self.register_hook(self._guard)
+        super().register_hooks(default_hooks, custom_hooks)
+        if (progress := self.hook(ProgressHook)) is not None:
+            self._guard.interval = progress.interval
+
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
         """Registers ``DEFAULT_HOOKS`` as the config changes them."""
         defaults = merge(DEFAULT_HOOKS, {"summary": {"cka": self.cfg.get("cka")}})
@@ -240,7 +249,7 @@ class DistillRunner(Runner):
         return found
 
     def check_losses(self, done: int) -> None:
-        """Reads the losses since the last record.
+        """Reads the losses since the last interval.
 
         Args:
             done: iterations that were made.
@@ -248,8 +257,11 @@ class DistillRunner(Runner):
         Raises:
             NotFinite: with the first that was not finite.
         """
-        if (hook := self.hook(ProgressHook)) is not None:
-            hook.check(done)
+        self._guard.check(done)
+
+    def rewind(self, iteration: int, bad: int) -> None:
+        """Takes schedules and losses back to before an iteration; see :meth:`LossGuard.rewind`."""
+        self._guard.rewind(self, iteration, bad)
 
     def train(self) -> nn.Module:
         """mmengine's, after which the terminal is as it was, whatever happened.

@@ -106,7 +106,10 @@ class TrainingRun(Protocol):
     def call_hook(self, fn_name: str, **kwargs: Any) -> None: ...
 
     def check_losses(self, done: int) -> None:
-        """Reads the losses since the last record, and raises where one was not finite."""
+        """Reads the losses since the last interval, and raises where one was not finite."""
+
+    def rewind(self, iteration: int, bad: int) -> None:
+        """Takes schedules and losses back to before an iteration, after a later one was bad."""
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None: ...
 
