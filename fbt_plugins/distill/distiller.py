@@ -42,7 +42,6 @@ class Distiller(BaseModel):
         data_preprocessor: mmengine's.
 
     Attributes:
-        validated: the models that validation looks at; None is all of them.
         schedules: of the task loss ("task") and of each edge, by name.
 
     Raises:
@@ -77,7 +76,6 @@ class Distiller(BaseModel):
         self.task_loss, self.task_weight = made.task_loss, made.task_weight
         self.fusions = nn.ModuleDict(made.fusions)  # type: ignore[assignment]
         self.edges = nn.ModuleDict(made.edges)  # type: ignore[assignment]
-        self.validated: list[str] | None = None
         self._needed: dict[tuple[frozenset[str], tuple[int, ...]], dict[str, set[int]]] = {}
         self._values_seen: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
         for role, model in self.models.items():
@@ -182,7 +180,7 @@ class Distiller(BaseModel):
             inputs: images (N, C, H, W) in [0, 1].
             labels: (N,) or (N, classes).
             index: (N,) positions in the data set.
-            mode: "loss" for the named, weighted losses; "predict" for the validated models' logits by name;
+            mode: "loss" for the named, weighted losses; "predict" for all models' logits by name;
                 "tensor" for the student's logits.
             view: (N,) which view of its image each input is, where the data set has fixed ones; only passed through.
             teacher_features, teacher_logits: (N, D) and (N, C), what the teacher knows about these very inputs; losses
@@ -194,7 +192,7 @@ class Distiller(BaseModel):
                 given = Knowledge(teacher_features.float(), teacher_logits.float())
             return self.losses(inputs, Batch(labels, index), given)
         if mode == "predict":
-            return self.predict(inputs, self.validated or self.names)
+            return self.predict(inputs, self.names)
         if mode == "tensor":
             return self.student(self.prepare(inputs, STUDENT))
         raise ValueError(f"mode is 'loss', 'predict' or 'tensor', not {mode!r}")
@@ -298,11 +296,10 @@ class Distiller(BaseModel):
         step = StepLosses(losses)
         return step.total, step
 
-    def val_step(self, data: Any) -> list[dict[str, Tensor]]:
-        """One step of an mmengine validation loop: the validated models' logits, and the labels."""
+    def val_step(self, data: Any, names: Sequence[str] | None = None) -> list[dict[str, Tensor]]:
+        """One step of a validation loop: the labels, and the logits of the named models; by default of all."""
         data = self.data_preprocessor(data, False)
-        predictions: dict[str, Tensor] = self(**data, mode="predict")  # type: ignore[assignment]
-        return [{"labels": data["labels"], **predictions}]
+        return [{"labels": data["labels"], **self.predict(data["inputs"], self.names if names is None else names)}]
 
     test_step = val_step
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from ..config.merging import merge
 from ..console import relative, say
 from ..data import InMemoryLoader, Mixing
 from ..data.preprocessor import ImagePreprocessor
+from ..distill.build import TEACHER
 from ..distill.distiller import Distiller
 from ..errors import FBTError, one_line
 from ..files import remove_halves, write_atomic
@@ -37,6 +39,7 @@ from .hooks.loss_memories import MEMORIES, restore_memories
 from .hooks.progress import ProgressHook
 from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
+from .hooks.topk import evaluate
 from .processes import find_processes, join_processes, wrap
 from .training_run import H, unwrapped
 
@@ -208,6 +211,22 @@ class DistillRunner(Runner):
             by_epoch = options.pop("by_epoch", True)
             loop = {"type": "EpochLoop" if by_epoch else "IterLoop", **options}
         return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop: Any) -> Any:
+        """mmengine's, in the form that leaves out the teacher, which :attr:`teacher_metrics` has."""
+        return super().build_val_loop({"type": "ValidationLoop", **loop} if isinstance(loop, Mapping) else loop)
+
+    @cached_property
+    def teacher_metrics(self) -> dict[str, float]:
+        """The teacher's metrics on the validation set; empty where there is no teacher or no such set.
+
+        They never change, for the teacher is frozen: it is evaluated when they are asked for the first time, which all
+        processes of a job must do together.
+        """
+        loop = self.val_loop
+        if self.distiller.teacher is None or loop is None:
+            return {}
+        return evaluate(self.model, loop.dataloader, loop.evaluator, [TEACHER])
 
     def _maybe_compile(self, target: str) -> None:
         """Compiles what one batch's losses are computed by; mmengine's takes in the optimizer and its bookkeeping."""

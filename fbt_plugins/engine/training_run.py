@@ -105,6 +105,10 @@ class TrainingRun(Protocol):
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None: ...
 
+    @property
+    def teacher_metrics(self) -> dict[str, float]:
+        """The teacher's on the validation set, evaluated once; empty without a teacher or a validation set."""
+
     def check_losses(self, done: int) -> None:
         """Reads the losses since the last interval, and raises where one was not finite."""
 
