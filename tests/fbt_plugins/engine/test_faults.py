@@ -55,7 +55,7 @@ def planted() -> Iterator[None]:
     LOSSES.register_module(name="PlantedLoss", module=PlantedLoss)
     PLANTED.update(at=-1, calls=0)
     yield
-    LOSSES._module_dict.pop("PlantedLoss")
+    LOSSES.module_dict.pop("PlantedLoss")
 
 
 def edges(kind: str) -> dict[str, Any]:

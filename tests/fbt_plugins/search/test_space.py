@@ -72,7 +72,7 @@ class Narrow:
 def narrow() -> Iterator[None]:
     FUSIONS.register_module(name="Narrow", module=Narrow)
     yield
-    FUSIONS._module_dict.pop("Narrow")
+    FUSIONS.module_dict.pop("Narrow")
 
 
 def test_a_third_partys_strategy_is_there_without_a_change(config: Config, narrow: None) -> None:
