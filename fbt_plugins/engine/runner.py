@@ -81,7 +81,9 @@ class DistillRunner(Runner):
             FBTError: for whatever in the config or the machine stops it; ``FBT_DEBUG=1`` shows where.
         """
         try:
-            runner: DistillRunner = super().from_cfg(cfg)  # type: ignore[assignment]
+            # Formatting takes a third of a second: config.py is formatted, log, TensorBoard and checkpoints are not.
+            plain = Config(cfg.to_dict(), cfg.text, cfg.filename, cfg.env_variables, format_python_code=False)
+            runner: DistillRunner = super().from_cfg(plain)  # type: ignore[assignment]
         except FBTError:
             raise
         except Exception as error:  # mmengine, torch and plugins refuse things with any exception
@@ -89,8 +91,6 @@ class DistillRunner(Runner):
         return runner
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        # Formatting takes a third of a second: only config.py is, not what goes to log, TensorBoard and checkpoints.
-        object.__setattr__(self.cfg, "_format_python_code", False)
         find_processes(self._launcher)
         self.device = resolve_device(self.cfg.get("device"), self._distributed)
         if self.device.type == "cuda":
