@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from ..config.options import DEFAULT_HOOKS, OPTIONS
 from ..console import relative, say
 from ..data import InMemoryLoader, Mixing
 from ..data.preprocessor import ImagePreprocessor
+from ..distill.build import TEACHER
 from ..distill.distiller import Distiller
 from ..errors import FBTError, one_line
 from ..files import remove_halves, write_atomic
@@ -32,10 +34,12 @@ from .hooks import checkpoints
 from .hooks.batchnorm import scatter_statistics
 from .hooks.checkpoints import find_resume, read_checkpoint
 from .hooks.ema import TRAINED, EMAHook
+from .hooks.loss_guard import LossGuard
 from .hooks.loss_memories import MEMORIES, restore_memories
 from .hooks.progress import ProgressHook
 from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
+from .hooks.topk import evaluate
 from .processes import find_processes, join_processes, wrap
 from .training_run import H, unwrapped
 
@@ -77,7 +81,9 @@ class DistillRunner(Runner):
             FBTError: for whatever in the config or the machine stops it; ``FBT_DEBUG=1`` shows where.
         """
         try:
-            runner: DistillRunner = super().from_cfg(cfg)  # type: ignore[assignment]
+            # Formatting takes a third of a second: config.py is formatted, log, TensorBoard and checkpoints are not.
+            plain = Config(cfg.to_dict(), cfg.text, cfg.filename, cfg.env_variables, format_python_code=False)
+            runner: DistillRunner = super().from_cfg(plain)  # type: ignore[assignment]
         except FBTError:
             raise
         except Exception as error:  # mmengine, torch and plugins refuse things with any exception
@@ -85,8 +91,6 @@ class DistillRunner(Runner):
         return runner
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        # Formatting takes a third of a second: only config.py is, not what goes to log, TensorBoard and checkpoints.
-        object.__setattr__(self.cfg, "_format_python_code", False)
         find_processes(self._launcher)
         self.device = resolve_device(self.cfg.get("device"), self._distributed)
         if self.device.type == "cuda":
@@ -161,6 +165,14 @@ class DistillRunner(Runner):
         model = model.to(self.device).to(memory_format=self._memory_format)
         return wrap(model, self.device) if self.distributed else model
 
+    def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
+        """Registers the loss guard, which every run has, and the hooks of the config."""
+        self._guard = LossGuard()
+        self.register_hook(self._guard)
+        super().register_hooks(default_hooks, custom_hooks)
+        if (progress := self.hook(ProgressHook)) is not None:
+            self._guard.interval = progress.interval
+
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
         """Registers ``DEFAULT_HOOKS`` as the config changes them, and the hooks that its other options make."""
         defaults = merge(DEFAULT_HOOKS, {"summary": {"cka": self.cfg.get("cka")}})
@@ -198,6 +210,22 @@ class DistillRunner(Runner):
             by_epoch = options.pop("by_epoch", True)
             loop = {"type": "EpochLoop" if by_epoch else "IterLoop", **options}
         return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop: Any) -> Any:
+        """mmengine's, in the form that leaves out the teacher, which :attr:`teacher_metrics` has."""
+        return super().build_val_loop({"type": "ValidationLoop", **loop} if isinstance(loop, Mapping) else loop)
+
+    @cached_property
+    def teacher_metrics(self) -> dict[str, float]:
+        """The teacher's metrics on the validation set; empty where there is no teacher or no such set.
+
+        They never change, for the teacher is frozen: it is evaluated when they are asked for the first time, which all
+        processes of a job must do together.
+        """
+        loop = self.val_loop
+        if self.distiller.teacher is None or loop is None:
+            return {}
+        return evaluate(self.model, loop.dataloader, loop.evaluator, [TEACHER])
 
     def _maybe_compile(self, target: str) -> None:
         """Compiles what one batch's losses are computed by; mmengine's takes in the optimizer and its bookkeeping."""
@@ -239,7 +267,7 @@ class DistillRunner(Runner):
         return found
 
     def check_losses(self, done: int) -> None:
-        """Reads the losses since the last record.
+        """Reads the losses since the last interval.
 
         Args:
             done: iterations that were made.
@@ -247,8 +275,11 @@ class DistillRunner(Runner):
         Raises:
             NotFinite: with the first that was not finite.
         """
-        if (hook := self.hook(ProgressHook)) is not None:
-            hook.check(done)
+        self._guard.check(done)
+
+    def rewind(self, iteration: int, bad: int) -> None:
+        """Takes schedules and losses back to before an iteration; see :meth:`LossGuard.rewind`."""
+        self._guard.rewind(self, iteration, bad)
 
     def train(self) -> nn.Module:
         """mmengine's, after which the terminal is as it was, whatever happened.

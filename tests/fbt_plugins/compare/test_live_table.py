@@ -34,7 +34,7 @@ def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / trial.name).write_text(trial.text())
     runs = Runs(SharedStudy("grid", f"sqlite:///{tmp_path / 'study.db'}", Run), RUNS, [], tmp_path / "runs", tmp_path)
     runs.failed[RUNS[2]] = "no teacher"
-    runs.running = [Process(Claim(RUNS[4], 1), tmp_path, SimpleNamespace())]  # type: ignore[arg-type]
+    runs.running = [Process(Claim(RUNS[4], 1, 0), tmp_path, SimpleNamespace())]  # type: ignore[arg-type]
     lines = shown(runs, monkeypatch, height=40).splitlines()
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert cells == [
