@@ -58,7 +58,8 @@ def append_line(path: str | Path, line: str) -> None:
                 except BaseException:
                     file.truncate(len(old))
                     raise
-            _sync(path.parent)
+            if not old:
+                _sync(path.parent)
         except OSError as error:
             raise FBTError(f"{path}: it cannot be written ({error.strerror})") from error
 

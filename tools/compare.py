@@ -30,7 +30,9 @@ def parse() -> Parser:
     parser.add_argument(
         "--storage", metavar="URL", help="database of the study (default: sqlite:///work_dirs/compare/NAME/study.db)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: work_dirs/compare/NAME)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the report (default: work_dirs/compare/NAME)"
+    )
     parser.add_argument(
         "--results",
         type=Path,

@@ -58,6 +58,11 @@ class Trial:
         return max((record["student"] for record in self.curve), default=None)
 
     @property
+    def name(self) -> str:
+        """Which run it is, in words."""
+        return f"{self.pair}/{self.method}/seed {self.seed}"
+
+    @property
     def run(self) -> tuple[str, str, int, str]:
         """Which run it is: pair, method, seed, hash of the config."""
         return self.pair, self.method, self.seed, self.config
@@ -169,11 +174,12 @@ def read_trials(path: Path, tell: Callable[[str], None]) -> list[Trial]:
             broken.append(number)
             continue
         if found.setdefault(trial.run, trial) != trial:
-            others.append(f"{trial.pair}/{trial.method}/seed {trial.seed}, line {number}")
+            others.append(f"{trial.name}, line {number}")
+    left_out = f"{path}: lines left out because they"
     if broken:
-        tell(f"{path}: lines left out because they are not whole: {len(broken)} (the first is line {broken[0]})")
+        tell(f"{left_out} are not whole: {len(broken)} (the first is line {broken[0]})")
     if others:
-        tell(f"{path}: lines left out because they differ from an earlier one of the same run: {len(others)} (the first is {others[0]})")
+        tell(f"{left_out} differ from an earlier one of the same run: {len(others)} (the first is {others[0]})")
     return [found[run] for run in sorted(found)]
 
 
