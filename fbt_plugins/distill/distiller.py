@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import nearest
 from ..models.knowledge import Batch, Knowledge
+from ..models.net_part import Unowned
 from ..models.staged import StagedModel, StageSpec
-from ..models.unowned import Unowned
 from ..randomness import derive_seed
 from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry
 from .blame import blaming

@@ -10,7 +10,7 @@ import pytest
 
 from fbt_plugins import ARCHITECTURES, ConfigError
 from fbt_plugins.analysis import coverage
-from fbt_plugins.models.catalogue import Catalogue
+from fbt_plugins.models.declaration import Catalogue
 
 
 @pytest.fixture
