@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from .training_run import TrainingRun
+
 
 class PatchedRunner(Runner):
     """mmengine's Runner, whose inner steps end in public methods of ours."""
@@ -61,10 +63,10 @@ class PatchedCheckpointHook(CheckpointHook):
     checkpoint after a new best, which is to know of it, come together in one private method only.
     """
 
-    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
+    def _save_checkpoint_with_step(self, runner: TrainingRun, step: int, meta: dict[str, Any]) -> None:
         self.write(runner, self.filename_tmpl.format(step), meta)
 
-    def write(self, runner: Any, name: str, meta: dict[str, Any]) -> None:
+    def write(self, runner: TrainingRun, name: str, meta: dict[str, Any]) -> None:
         """Writes a checkpoint.
 
         Args:
