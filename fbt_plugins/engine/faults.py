@@ -51,7 +51,7 @@ def in_one_line(runner: TrainingRun) -> Iterator[None]:
 
 def _known(error: RuntimeError, distributed: bool) -> str | None:
     """What a RuntimeError means to a user; None where it may mean anything."""
-    if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+    if isinstance(error, torch._dynamo.exc.TorchDynamoException):  # torch.compile has no public error class
         return f"compile: it fails ({one_line(error)}); set compile=None"
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory is full; lower train_dataloader.batch_size, or try --amp bf16"

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -40,11 +40,12 @@ from .hooks.progress import ProgressHook
 from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
 from .hooks.topk import evaluate
+from .mmengine_patches import PatchedRunner, set_position
 from .processes import find_processes, join_processes, wrap
 from .training_run import H, unwrapped
 
 
-class DistillRunner(Runner):
+class DistillRunner(PatchedRunner):
     """mmengine's Runner for a :class:`Distiller`.
 
     A config says what mmengine's Runner takes, and besides: ``device`` ("cpu", "cuda", "cuda:1"; by default the first
@@ -55,23 +56,9 @@ class DistillRunner(Runner):
     """
 
     model: Any
-    _train_dataloader: Any
-    _names: ClassVar[set[str]] = set()
-
-    @property
-    def _experiment_name(self) -> str:
-        """mmengine's name of the run, under which it keeps logger, message hub and visualizer for the whole process.
-
-        It ends in the second of the start, so two runs of one second would share them, and with them their best score.
-        """
-        return self._unique_name
-
-    @_experiment_name.setter
-    def _experiment_name(self, name: str) -> None:
-        self._unique_name = name
-        while self._unique_name in self._names:
-            self._unique_name += "+"
-        self._names.add(self._unique_name)
+    resuming: bool = False
+    """Whether it goes on from a checkpoint; known from :meth:`load_or_resume` on."""
+    _loaded = False
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillRunner:
@@ -91,13 +78,13 @@ class DistillRunner(Runner):
         return runner
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        find_processes(self._launcher)
-        self.device = resolve_device(self.cfg.get("device"), self._distributed)
+        find_processes(self.launcher)
+        self.device = resolve_device(self.cfg.get("device"), self.distributed)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         else:
             keep_freed_memory()
-        if self._distributed and not is_distributed():
+        if self.distributed and not is_distributed():
             join_processes(self.device, **env_cfg.get("dist_cfg", {}))
         super().setup_env(env_cfg)
 
@@ -116,9 +103,9 @@ class DistillRunner(Runner):
             backends = [{"type": "TensorboardVisBackend"}] if _has("tensorboard") else []
             visualizer = {
                 "type": "Visualizer",
-                "name": self._experiment_name,
+                "name": self.experiment_name,
                 "vis_backends": backends,
-                "save_dir": self._log_dir,
+                "save_dir": self.log_dir,
             }
             return VISUALIZERS.build(visualizer)
         return super().build_visualizer(visualizer)
@@ -128,9 +115,7 @@ class DistillRunner(Runner):
         if isinstance(model, nn.Module):
             return model
         context: dict[str, Any] = {}
-        if self._train_dataloader is not None:
-            self._train_dataloader = self.build_dataloader(self._train_dataloader, seed=self.seed)
-            dataset: Any = self._train_dataloader.dataset
+        if (dataset := self.train_data) is not None:
             context["image_size"] = dataset.image_size
             context["data_info"] = {"num_classes": len(dataset.classes), "num_samples": len(dataset)}
         options = dict(self.cfg.get("data_preprocessor") or {})
@@ -147,7 +132,8 @@ class DistillRunner(Runner):
     ) -> DataLoader[Any] | InMemoryLoader:
         """mmengine's, whose samples become tensors, and whose data set and sampler draw from the run's seed.
 
-        With ``in_memory=True`` an :class:`InMemoryLoader` of the same data set, sampler and batch size.
+        With ``in_memory=True`` an :class:`InMemoryLoader` of the same data set, sampler and batch size. The order of
+        the images is one for all processes, so ``diff_rank_seed`` does not concern it.
         """
         if not isinstance(dataloader, Mapping):
             return dataloader
@@ -156,7 +142,7 @@ class DistillRunner(Runner):
         config.setdefault("collate_fn", {"type": "default_collate"})
         config.setdefault("num_workers", 0)
         config["dataset"] = {"seed": seed or 0, **config["dataset"]}
-        built = Runner.build_dataloader(config, seed, diff_rank_seed)
+        built = Runner.build_dataloader(config, seed)
         if in_memory:
             return InMemoryLoader(built.dataset, built.sampler, built.batch_size, built.drop_last, self.device)
         return built
@@ -187,11 +173,6 @@ class DistillRunner(Runner):
         if self.distributed:
             self.register_hook({"type": "SyncStatisticsHook"})
 
-    @property
-    def iter(self) -> int:
-        """Iterations that are done; mmengine's asks an abstract class each time, and hooks ask often."""
-        return getattr(self._train_loop, "_iter", 0)
-
     def register_hook(self, hook: Any, priority: Any = None) -> None:
         super().register_hook(hook, priority)
         self._called: dict[str, list[Callable[..., Any]]] = {}
@@ -199,7 +180,7 @@ class DistillRunner(Runner):
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Calls those hooks that do something then; mmengine's calls all, twice in every step."""
         if fn_name not in self._called:
-            self._called[fn_name] = [getattr(hook, fn_name) for hook in self._hooks if _acts(hook, fn_name)]
+            self._called[fn_name] = [getattr(hook, fn_name) for hook in self.hooks if _acts(hook, fn_name)]
         for act in self._called[fn_name]:
             act(self, **kwargs)
 
@@ -227,8 +208,8 @@ class DistillRunner(Runner):
             return {}
         return evaluate(self.model, loop.dataloader, loop.evaluator, [TEACHER])
 
-    def _maybe_compile(self, target: str) -> None:
-        """Compiles what one batch's losses are computed by; mmengine's takes in the optimizer and its bookkeeping."""
+    def compile_model(self) -> None:
+        """Compiles what one batch's losses are computed by."""
         if options := self.cfg.get("compile"):
             distiller: Any = self.distiller
             distiller.values = torch.compile(distiller.values, **({} if options is True else options))
@@ -240,19 +221,14 @@ class DistillRunner(Runner):
         return unwrapped(self.model)
 
     @property
-    def resuming(self) -> bool:
-        """Whether it goes on from a checkpoint."""
-        return bool(self._resume)
-
-    @property
     def tests(self) -> bool:
         """Whether its config has a test split."""
-        return self._test_dataloader is not None
+        return self.cfg.get("test_dataloader") is not None
 
     @property
     def train_data(self) -> Any:
-        """The training data set, from when the model is built."""
-        return getattr(self._train_dataloader, "dataset", None)
+        """The training data set; None without one."""
+        return getattr(getattr(self.train_loop, "dataloader", None), "dataset", None)
 
     def hook(self, kind: type[H]) -> H | None:
         """The first hook of a class."""
@@ -301,14 +277,13 @@ class DistillRunner(Runner):
 
     def load_or_resume(self) -> None:
         """Goes on from a checkpoint if asked to, and never silently starts over."""
-        if self._has_loaded:
+        if self._loaded:
             return
         folder, source = Path(self.work_dir), self.cfg.get("resume", False)
         if source == "auto":
             source = bool(checkpoints.training_checkpoints(folder))
             if not source:
                 say(f"--resume auto: no checkpoint in {relative(folder)}, so from the beginning")
-        self._resume = source
         if source:
             path = Path(source) if isinstance(source, str) else find_resume(folder)[0]
             self.resume(str(path))
@@ -317,8 +292,9 @@ class DistillRunner(Runner):
             say(f"resume  {relative(path)} ({self.iter:,} of {self.max_iters:,} iterations done)")
         else:
             newer = (-1, -1)
-            if self._load_from:
-                self.load_checkpoint(self._load_from)
+            if weights := self.cfg.get("load_from"):
+                self.load_checkpoint(weights)
+        self._loaded = True
         barrier()  # nothing is moved before all processes have read it
         self._begin_folder(newer)
 
@@ -335,6 +311,7 @@ class DistillRunner(Runner):
             FBTError: if the checkpoint is missing, damaged, another model's, or of a run with another seed, batch size,
                 data set or number of processes.
         """
+        self.resuming = True
         checkpoint = self.load_checkpoint(filename)
         meta, here = checkpoint["meta"], {"world_size": self.world_size, "epoch_length": len(self.train_dataloader)}
         names = {"seed": "seed", "world_size": "processes", "epoch_length": "iterations per epoch"}
@@ -344,7 +321,7 @@ class DistillRunner(Runner):
             if meta.get(key, value) != value:
                 what = f"{names[key]}: {meta[key]} in the checkpoint, {value} here"
                 raise FBTError(f"--resume {filename}: another run's ({what}); for its weights set load_from")
-        self.train_loop._epoch, self.train_loop._iter = meta["epoch"], meta["iter"]  # type: ignore[union-attr]
+        set_position(self.train_loop, meta["epoch"], meta["iter"])
         self.message_hub.load_state_dict(checkpoint["message_hub"])
         if resume_optimizer and "optimizer" in checkpoint:
             self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
@@ -355,7 +332,6 @@ class DistillRunner(Runner):
                 own.load_state_dict(state)
         scatter_statistics(self.model, checkpoint.get("rank_statistics", []))
         restore_memories(self.distiller, checkpoint.get(MEMORIES, {}))
-        self._has_loaded = True
 
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = True, revise_keys: Any = None
@@ -372,11 +348,14 @@ class DistillRunner(Runner):
         except RuntimeError as error:
             reason = " ".join(str(error).split(":", 1)[-1].split())
             raise FBTError(f"checkpoint {filename!r} is not of this config's model: {reason[:300]}") from error
-        self._has_loaded = True
+        self._loaded = True
         return checkpoint
 
     def dump_config(self) -> None:
-        """Not yet: the folder may still hold another run's."""
+        """Nothing: mmengine calls it when the folder may still hold another run's files.
+
+        :meth:`load_or_resume` writes ``config.py``, once those are set aside.
+        """
 
     @master_only
     def _begin_folder(self, newer_than: tuple[int, int]) -> None:
@@ -387,7 +366,8 @@ class DistillRunner(Runner):
             say(f"earlier {relative(earlier)} has what another run left in this folder")
         write_atomic(Path(self.work_dir) / "config.py", Config(self.cfg.to_dict()).pretty_text)
 
-    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+    def log_start(self) -> None:
+        """Device, seed and config, for the log file."""
         rank, world = get_dist_info()
         self.logger.info(
             f"device {self.device}, rank {rank} of {world}, seed {self.seed}, config:\n{self.cfg.pretty_text}"

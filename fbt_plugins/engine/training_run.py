@@ -21,7 +21,7 @@ class Checkpoints(Protocol):
     last_ckpt: Any
     rank_statistics: Any
 
-    def save_now(self, runner: Any, epoch: int, iteration: int) -> None: ...
+    def save_now(self, runner: TrainingRun, epoch: int, iteration: int) -> None: ...
 
 
 class TrainingRun(Protocol):

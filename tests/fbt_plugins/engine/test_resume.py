@@ -173,6 +173,13 @@ def test_another_run_in_the_folder_is_set_aside(config: Build, tmp_path: Path) -
     assert find_resume(tmp_path / "run")[0].name == "epoch_1.pth"  # not the earlier run's third
 
 
+def test_a_validation_after_the_run_leaves_its_files_where_they_are(config: Build, tmp_path: Path) -> None:
+    runner = run(config("run", **{"train_cfg.max_epochs": 1}))
+    before = {p.name for p in (tmp_path / "run").iterdir()}
+    assert runner.val()["student_top1"] >= 0
+    assert {p.name for p in (tmp_path / "run").iterdir()} == before
+
+
 def test_what_does_not_fit_the_checkpoint_is_refused(config: Build, tmp_path: Path) -> None:
     run_until(config("run"), 6)
     for options, reason in (
