@@ -95,7 +95,8 @@ def test_the_config_of_a_clone_fits(written: Plugins, tmp_path: Path) -> None:
 def test_the_parts_train_together(written: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps of a distiller that has nothing else: the student learns the labels of one batch."""
     for registry, own in zip(load_plugins().registries, written.registries, strict=True):
-        monkeypatch.setattr(registry, "_module_dict", dict(own.module_dict))
+        for name, part in own.module_dict.items():
+            monkeypatch.setitem(registry.module_dict, name, part)
     torch.manual_seed(0)
     net = dict(type="my_parts_net", num_classes=10)
     model = Distiller(

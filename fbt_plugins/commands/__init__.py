@@ -53,7 +53,8 @@ def fbt(argv: Sequence[str]) -> int | None:
         FBTError: if there is no such command, or for whatever the command says.
     """
     if not argv or argv[0] in ("-h", "--help"):
-        print(HELP.format(commands=as_table({name: first_line(path(name)) for name in MODULES})))
+        files = {name: Path(__file__).with_name(f"{module}.py") for name, module in MODULES.items()}
+        print(HELP.format(commands=as_table({name: first_line(file) for name, file in files.items()})))
         return 0
     if argv[0] == "--version":
         print(f"fbt-plugins {__version__}")
@@ -68,8 +69,3 @@ def call(command: str, argv: Sequence[str]) -> int | None:
     sys.path.insert(0, str(Path.cwd()))  # plugins beside the config's project
     code: int | None = import_module(f".{MODULES[command]}", __name__).main(argv)
     return code
-
-
-def path(command: str) -> Path:
-    """The file of a command's module."""
-    return Path(__file__).with_name(f"{MODULES[command]}.py")

@@ -59,12 +59,14 @@ class CfgOptions(argparse.Action):
         from mmengine.config import DictAction
 
         options = dict(getattr(namespace, self.dest, None) or {})
+        parse, parsed = DictAction([], "pair"), argparse.Namespace()
         for pair in values or ():
-            key, found, value = str(pair).partition("=")
+            key, found, _ = str(pair).partition("=")
             if not found or not all(key.split(".")):
                 parser.error(f"--cfg-options {pair!r}: write key=value, as in optim_wrapper.optimizer.lr=0.001")
             try:
-                options[key] = DictAction._parse_iterable(value)
+                parse(parser, parsed, [str(pair)])
+                options |= parsed.pair
             except (AssertionError, ValueError, IndexError, RecursionError):
                 parser.error(f"--cfg-options {pair!r}: brackets do not match in the value")
         setattr(namespace, self.dest, options)

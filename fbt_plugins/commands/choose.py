@@ -21,7 +21,12 @@ Each "pair" of a tuning matrix is a setting. The table goes to the terminal, the
 def parse() -> Parser:
     parser = Parser("fbt choose", __doc__, EXAMPLES)
     parser.add_shared("config")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="its trials (default: docs/results/NAME/trials)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="its trials.jsonl, or the folder that has it (default: work_dirs/compare/NAME)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file of what was chosen (default: none)")
     return parser
 
@@ -33,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     from ..config.loading import complete, load_matrix
     from ..console import relative, say
     from ..files import write_atomic
-    from ..report import read_trials
+    from ..report import read_trials, trials_file
 
     try:
         from ..config.hashing import config_hash
@@ -42,9 +47,9 @@ def main(argv: Sequence[str]) -> None:
 
     load_plugins()
     matrix = load_matrix(args.config)
-    folder = args.results or Path("docs") / "results" / Path(args.config).stem / "trials"
+    results = trials_file(args.results or Path("work_dirs") / "compare" / Path(args.config).stem)
     hashes = {cell: config_hash(complete(matrix.cell(*cell), {})) for cell in matrix.cells()}
-    trials = [trial for trial in read_trials(folder) if hashes.get((trial.pair, trial.method)) == trial.config]
+    trials = [trial for trial in read_trials(results, say) if hashes.get((trial.pair, trial.method)) == trial.config]
     choices = choose(matrix, trials)
     print("\n".join(as_table(choices)))
     if args.out:

@@ -13,9 +13,10 @@ EXAMPLES = """\
 examples:
   fbt compare configs/fashion_mnist.py
   fbt compare configs/fashion_mnist.py --pairs convnext_resmlp --methods scratch kd t_s fbt --workers 2
+  fbt compare configs/fashion_mnist.py --out docs/results/fashion_mnist   # goes on from what is there
   fbt compare configs/cifar100.py --storage postgresql+psycopg://USER@HOST/DATABASE   # on each machine
 
-Runs that are finished (a file each in --results, or complete in the study) are not run again; those that failed or were
+Runs that are finished (a line each of --results, or complete in the study) are not run again; those that failed or were
 stopped are. Without anything left to run, only the report is written.
 """
 
@@ -26,9 +27,14 @@ def parse() -> Parser:
     parser.add_argument("--pairs", nargs="+", metavar="PAIR", help="some pairs only (default: all)")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="some methods only (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="other seeds than the config's")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: docs/results/NAME)")
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="folder of the finished runs' files (default: OUT/trials)"
+        "--out", type=Path, metavar="DIR", help="folder of the report (default: work_dirs/compare/NAME)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="trials.jsonl of finished runs, or a folder that has one (default: in --out, made if it is not there)",
     )
     return parser
 
@@ -49,13 +55,15 @@ def main(argv: Sequence[str]) -> int:
     from .. import load_plugins
     from ..config.loading import complete, load_matrix
     from ..console import relative, say
-    from ..report import best_of, compare, write_report
+    from ..report import TRIALS, best_of, compare, trials_file, write_report
 
     load_plugins()
     name, matrix = Path(args.config).stem, load_matrix(args.config)
-    out = args.out or Path("docs") / "results" / name
-    results = args.results or out / "trials"
     folder = Path("work_dirs") / "compare" / name
+    out = args.out or folder
+    results = trials_file(args.results) if args.results else out / TRIALS
+    if not (args.out or args.results) and (kept := Path("docs") / "results" / name / TRIALS).is_file():
+        say(f"{kept} has finished runs; to go on from them: --out {kept.parent}")
     hashes = {}
     cells = matrix.cells(args.pairs, args.methods)
     for cell in matrix.cells():
@@ -77,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     train += ["--cfg-options", *args.cfg_options_typed] if args.cfg_options else []
     runs = Runs(study, wanted, train, folder / "runs", results, args.workers)
     if others := [run for run in runs.done if hashes.get((run.pair, run.method), run.config) != run.config]:
-        say(f"{len(others)} files in {relative(results)} are of other configs than today's: they do not count")
+        say(f"{len(others)} runs in {relative(results)} are of other configs than today's: they do not count")
     try:
         stopped = runs.work(Screen(runs))
     except FAILURES as error:  # runs are told to save when this process ends, and are free when their heartbeats stop

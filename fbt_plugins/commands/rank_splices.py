@@ -15,17 +15,19 @@ RANDOM = (1, 2, 3)
 
 EXAMPLES = """\
 examples:
-  fbt compare configs/search/splices.py --workers 2                                # the trainings
+  fbt compare configs/search/splices.py --out docs/results/splices --workers 2     # the trainings
   fbt search configs/search/study.py --pair convnext_resmlp --method fbt           # the one-shot search
   fbt rank-splices docs/results/splices --one-shot work_dirs/search/study.convnext_resmlp/search.json
 
-Writes agreement.md, agreement.json and agreement.svg into the folder of the trainings' results.
+Writes splice_ranking.md, splice_ranking.json and splice_ranking.svg into the folder of the trainings' results.
 """
 
 
 def parse() -> Parser:
     parser = Parser("fbt rank-splices", __doc__, EXAMPLES)
-    parser.add_argument("results", type=Path, help="folder of a comparison whose methods are named after splices")
+    parser.add_argument(
+        "results", type=Path, help="folder (or trials.jsonl) of a comparison whose methods are named after splices"
+    )
     parser.add_argument(
         "--one-shot", type=Path, nargs="+", default=[], metavar="FILE", help="search.json of one-shot searches"
     )
@@ -48,10 +50,11 @@ def main(argv: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[report]'") from None
     from ..report.figures import rankings
-    from ..report.results import read_trials
+    from ..report.results import read_trials, trials_file
     from ..report.splice_ranking import agreements, as_json, first_epoch, junction_cka, random_search
 
-    found = read_trials(args.results / "trials")
+    results = trials_file(args.results)
+    found = read_trials(results, say)
     splices: dict[str, Splice] = {}
     for method in dict.fromkeys(trial.method for trial in found):
         try:
@@ -61,6 +64,8 @@ def main(argv: Sequence[str]) -> None:
     trials = [trial for trial in found if trial.method in splices]
     if len(pairs := {trial.pair for trial in trials}) != 1:
         raise FBTError(f"{args.results}: trainings of one pair, not of {', '.join(sorted(pairs)) or 'none'}")
+    if len({(trial.method, trial.seed) for trial in trials}) < len(trials):
+        raise FBTError(f"{results}: trainings of several configs with one name and seed; keep the lines of one of them")
     one_shots = [_one_shot(path) for path in args.one_shot]
     cheap = {"F after its first validation": first_epoch(trials)}
     plain = sorted((t for t in found if t.method == args.without_fusion), key=lambda trial: trial.seed)
@@ -96,16 +101,17 @@ def main(argv: Sequence[str]) -> None:
     expected = {size: fmean(drawn.values()) for size in RANDOM if (drawn := random_search(trials, size))}
     lines = [table, "", *(f"Random search of {size} trainings: {top1:.2f} %." for size, top1 in expected.items())]
     print("\n".join(lines))
-    write_atomic(args.results / "agreement.md", "\n".join(lines) + "\n")
+    write_atomic(results.with_name("splice_ranking.md"), "\n".join(lines) + "\n")
     contents = {"rankings": as_json(rows), "random_search": expected}
-    write_atomic(args.results / "agreement.json", json.dumps(contents, indent=1) + "\n")
+    write_atomic(results.with_name("splice_ranking.json"), json.dumps(contents, indent=1) + "\n")
     picture = rankings(
         {name: [trial.student for trial in trials if trial.method == name] for name in splices},
         ({"one shot: F's top-1 %": one_shots} if one_shots else {}) | {name: [table] for name, table in cheap.items()},
         fmean(trial.student for trial in plain) if plain else None,
     )
-    write_atomic(args.results / "agreement.svg", picture)
-    say(f"written  {', '.join(relative(args.results / f'agreement.{kind}') for kind in ('md', 'json', 'svg'))}")
+    write_atomic(results.with_name("splice_ranking.svg"), picture)
+    kinds = ("md", "json", "svg")
+    say(f"written  {', '.join(relative(results.with_name(f'splice_ranking.{kind}')) for kind in kinds)}")
 
 
 def _one_shot(path: Path) -> dict[str, float]:

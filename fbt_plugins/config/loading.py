@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
 from ..errors import ConfigError, FBTError, one_line
 from ..registry.loading import load_plugins
 from .finding import find_config
 from .matrix import Matrix
 from .merging import merge, merge_options
+from .mmengine_patches import is_lazy, merging_our_way
 from .options import DEFAULTS
 
 
@@ -83,7 +84,11 @@ def load_config(
             contents = matrix.cell(pair, method)
         elif pair is not None or method is not None:
             raise ConfigError("it is no matrix (it has no pairs and methods); drop --pair and --method")
-    object.__setattr__(config, "_cfg_dict", ConfigDict(complete(contents, options or {})))
+    contents = complete(contents, options or {})
+    try:
+        config = Config(contents, config.text, config.filename, config.env_variables)
+    except KeyError as error:  # a few names are mmengine's own
+        raise ConfigError(f"config {path}: {error.args[0]}") from error
     imports = config.get("custom_imports") or {}
     if not isinstance(imports, Mapping) or isinstance(imports.get("imports", ()), str):
         raise ConfigError(f"config {path}: custom_imports: write dict(imports=['module', ...]), not {imports!r}")
@@ -152,7 +157,7 @@ def default_work_dir(path: str | Path, config: Config) -> str:
 
 def _load(path: str | Path) -> Config:
     """A file's own contents, without its helper variables."""
-    with _merging_our_way():
+    with merging_our_way():
         config = _read(find_config(path))
     for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
         config.pop(name)
@@ -174,7 +179,7 @@ def _read(path: Path) -> Config:
         if path.suffix == ".py":
             text = path.read_text(encoding="utf-8")
             compile(text, str(path), "exec")
-            if Config._is_lazy_import(str(path)):
+            if is_lazy(path):
                 raise ConfigError(
                     f"config {path}: it imports modules, which mmengine takes for a lazy config; use _base_"
                 )
@@ -193,14 +198,3 @@ def _read(path: Path) -> Config:
         own = next((f for f in reversed(frames) if "mmengine" not in f.filename and f.filename != __file__), None)
         where = f"{own.filename}, line {own.lineno}" if own else str(path)
         raise ConfigError(f"config {where}: {one_line(error)}") from error
-
-
-@contextmanager
-def _merging_our_way() -> Iterator[None]:
-    """mmengine calls its merge by name, so a subclass could not replace it."""
-    original = Config._merge_a_into_b
-    Config._merge_a_into_b = staticmethod(lambda a, b, allow_list_keys=False: ConfigDict(merge(b, a)))
-    try:
-        yield
-    finally:
-        Config._merge_a_into_b = staticmethod(original)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import nearest
 from ..models.knowledge import Batch, Knowledge
+from ..models.net_part import Unowned
 from ..models.staged import StagedModel, StageSpec
-from ..models.unowned import Unowned
 from ..randomness import derive_seed
 from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry
 from .blame import blaming
@@ -64,7 +64,6 @@ class Distiller(BaseModel):
         fusions: fusion models by name.
         edges: by name; the first is "task", the task loss, where there is one.
         step: what the next training step runs (:meth:`plan`); before the first plan everything, with whole weights.
-        validated: the models that validation looks at; None is all of them.
 
     Raises:
         ConfigError: with everything that does not fit, one line each.
@@ -95,7 +94,6 @@ class Distiller(BaseModel):
         self._teacher = Unowned(parts.models.get(TEACHER))  # no optimizer, checkpoint, EMA or DDP sees its weights
         self.fusions = nn.ModuleDict(parts.fusions)  # type: ignore[assignment]
         self.edges = nn.ModuleDict(parts.edges)  # type: ignore[assignment]
-        self.validated: list[str] | None = None
         self._needed: dict[tuple[frozenset[str], tuple[int, ...]], dict[str, set[int]]] = {}
         self._steps_seen: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
         for role, model in self.models.items():
@@ -184,7 +182,7 @@ class Distiller(BaseModel):
             inputs: images (N, C, H, W) in [0, 1].
             labels: (N,) or (N, classes).
             index: (N,) positions in the data set.
-            mode: "loss" for the named, weighted losses; "predict" for the validated models' logits by name;
+            mode: "loss" for the named, weighted losses; "predict" for all models' logits by name;
                 "tensor" for the student's logits.
             view: (N,) which view of its image each input is, where the data set has fixed ones; only passed through.
             teacher_features, teacher_logits: (N, D) and (N, C), what the teacher knows about these very inputs; losses
@@ -196,7 +194,7 @@ class Distiller(BaseModel):
                 given = Knowledge(teacher_features.float(), teacher_logits.float())
             return self.losses(inputs, Batch(labels, index), given)
         if mode == "predict":
-            return self.predict(inputs, self.validated or self.names)
+            return self.predict(inputs, self.names)
         if mode == "tensor":
             return self.student(self.prepare(inputs, STUDENT))
         raise ValueError(f"mode is 'loss', 'predict' or 'tensor', not {mode!r}")
@@ -360,11 +358,10 @@ class Distiller(BaseModel):
             if total.requires_grad and (left := out_of_reach(total, part)):
                 raise registry.fault(self._types[name], f"has a parameter {left[0]!r} that no loss's gradient reaches")
 
-    def val_step(self, data: Any) -> list[dict[str, Tensor]]:
-        """One step of an mmengine validation loop: the validated models' logits, and the labels."""
+    def val_step(self, data: Any, names: Sequence[str] | None = None) -> list[dict[str, Tensor]]:
+        """One step of a validation loop: the labels, and the logits of the named models; by default of all."""
         data = self.data_preprocessor(data, False)
-        predictions: dict[str, Tensor] = self(**data, mode="predict")  # type: ignore[assignment]
-        return [{"labels": data["labels"], **predictions}]
+        return [{"labels": data["labels"], **self.predict(data["inputs"], self.names if names is None else names)}]
 
     test_step = val_step
 

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ConfigError, described, one_line, short
 from ..models.knowledge import Knowledge
+from ..models.net_part import Unowned
 from ..models.staged import StagedModel, StageSpec, partial_copy
-from ..models.unowned import Unowned
 from ..models.weightless import Shortened, meta_copy
 from ..registry.registries import ARCHITECTURES, FUSIONS
 from .blame import blaming

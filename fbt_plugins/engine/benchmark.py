@@ -24,6 +24,7 @@ from ..distill.edge_schedule import Schedule
 from ..errors import ConfigError
 from ..models.knowledge import Batch, Knowledge
 from ..models.staged import StagedModel
+from .mmengine_patches import set_position
 from .provenance import versions
 from .runner import DistillRunner
 
@@ -153,10 +154,9 @@ def benchmark(config: Config, rounds: int = 20, after: int = 0) -> dict[str, Any
     config.default_hooks.checkpoint.interval = 10**9
     config.visualizer = dict(type="Visualizer", vis_backends=[])
     runner = DistillRunner.from_cfg(config)
-    loop: Any = runner.build_train_loop(runner._train_loop)
+    loop: Any = runner.train_loop
     found: dict[str, Any] = {}
     loop.run = lambda: found.update(_measure(runner, loop, rounds, after))
-    runner._train_loop = loop
     runner.train()
     return found
 
@@ -206,7 +206,7 @@ def _measure(runner: DistillRunner, loop: Any, rounds: int, after: int) -> dict[
     for _ in track(range(after), "hooks", console=console, disable=not (after and console.is_terminal)):
         runner.call_hook("before_train_iter", batch_idx=0, data_batch=batch)
         runner.call_hook("after_train_iter", batch_idx=0, data_batch=batch, outputs=outputs)
-        loop._iter += 1
+        set_position(loop, loop.epoch, loop.iter + 1)
     times = _interleaved(kinds, rounds, runner.device, parts)
     runner.check_losses(loop.iter)
     return _report(runner, times, parts, len(batch["inputs"]), memory, rounds, after)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,3 +265,16 @@ def _attribute(net: nn.Module, name: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part, None)
     return found
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What an architecture can build; a builder may carry one as its attribute ``catalogue``.
+
+    Attributes:
+        names: every name that the builder knows.
+        kind: the module and class of the network behind a name, "resnet/ResNet".
+    """
+
+    names: Callable[[], Iterable[str]]
+    kind: Callable[[str], str]

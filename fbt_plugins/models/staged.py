@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..errors import FBTError, PartError, nearest
 from .census import FAMILIES, of_model, of_stages, take_census
 from .knowledge import Knowledge
+from .net_part import Unowned
 from .proof import SplitProof, prove
-from .unowned import Unowned
 from .weightless import meta_copy
 
 LAYOUTS = ("NCHW", "NHWC", "NLC")

@@ -36,7 +36,7 @@ class PruningHook(Hook):
 
     Args:
         study: where the trial is.
-        trial: its number in the storage.
+        trial: by which the storage knows the trial.
         objective: the metric that is reported.
     """
 

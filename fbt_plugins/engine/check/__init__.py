@@ -13,10 +13,9 @@ from ..hooks.teacher_cache import refusals
 from ..teacher_run import TeacherRun, missing_teacher
 from .data import data, mixing
 from .findings import Findings
-from .hooks import hooks
 from .model import model
 from .options import machine, options, publish, start, top_level
-from .training import loops, optimizer
+from .training import hooks, loops, optimizer
 
 CHECKERS: tuple[Callable[[Findings], None], ...] = (
     *(top_level, data, loops, optimizer, hooks, machine, mixing, start, options, publish),

@@ -1,4 +1,4 @@
-"""Loops, optimizer and schedules."""
+"""Loops, optimizer, schedules and hooks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, VISBACKENDS, VISUALIZERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 
+from ...config.options import DEFAULT_HOOKS
 from ...errors import one_line
 from .findings import Findings
 
@@ -70,3 +71,17 @@ def _build_optimizer(findings: Findings, optimizer: Mapping[str, Any], schedule:
             PARAM_SCHEDULERS.build(options, default_args={"optimizer": built})
     except Exception as error:  # torch and mmengine refuse values with any exception
         findings.problems.append(f"{where}: {one_line(error)}")
+
+
+def hooks(findings: Findings) -> None:
+    """Those of every run, a config's own, and what draws."""
+    changed = findings.config.get("default_hooks") or {}
+    findings.known_keys(changed, DEFAULT_HOOKS, "default_hooks")
+    for name in DEFAULT_HOOKS:
+        findings.typed(HOOKS, changed.get(name), f"default_hooks.{name}", extra=("priority",))
+    findings.typed(HOOKS, findings.config.get("custom_hooks"), "custom_hooks", extra=("priority",))
+    if visualizer := findings.config.get("visualizer"):
+        findings.typed(VISUALIZERS, visualizer, "visualizer")
+        if isinstance(visualizer, Mapping):
+            given = ("save_dir",)
+            findings.typed(VISBACKENDS, visualizer.get("vis_backends"), "visualizer.vis_backends", given)

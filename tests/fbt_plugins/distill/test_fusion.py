@@ -143,7 +143,7 @@ def test_a_second_run_of_the_students_head_keeps_statistics_of_its_own(
     try:
         model = make(dict(type="LastNorm"), RESMLP, "T1-3+S4").train()
     finally:
-        registry._module_dict.pop("LastNorm")
+        registry.module_dict.pop("LastNorm")
     alone = copy.deepcopy(model.student).train()
     alone(model.prepare(images, "student"))
     model.losses(images, Batch(labels))
@@ -164,7 +164,7 @@ def test_what_cannot_be_joined_is_one_line_with_both_shapes(make: Make, plugins:
         with pytest.raises(ConfigError) as caught:
             make(CNN, VIT, fusion=dict(type="Picky", splice="S1-3+T4"))
     finally:
-        plugins.registries.fusions._module_dict.pop("Picky")
+        plugins.registries.fusions.module_dict.pop("Picky")
     assert caught.value.problems == [
         "model.fusion: splice S1-3+T4 cannot be built (S3_T4 from NCHW 256 x 2x2 to NLC 24 x 4x4 + 1 prefix tokens): "
         "maps only"
@@ -378,4 +378,4 @@ def test_a_strategy_that_forgets_a_junction_is_told_so(make: Make, plugins) -> N
         ):
             make(fusion=dict(type="Forgetful"))
     finally:
-        registry._module_dict.pop("Forgetful")
+        registry.module_dict.pop("Forgetful")

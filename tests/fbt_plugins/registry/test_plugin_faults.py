@@ -90,7 +90,7 @@ def acme(plugins: Plugins) -> Iterator[None]:
     for kind, parts in PARTS.items():
         registry = getattr(plugins.registries, kind)
         for name in parts:
-            del registry._module_dict[name], registry.owners[name]
+            del registry.module_dict[name], registry.owners[name]
 
 
 BUILT = {

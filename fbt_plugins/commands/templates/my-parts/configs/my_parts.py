@@ -1,5 +1,5 @@
 # A student of this package, taught by a teacher of this package through its fusion and its loss, on embedded images.
-#   python tools/train.py PATH/TO/my-parts/configs/my_parts.py
+#   fbt train PATH/TO/my-parts/configs/my_parts.py
 # The teacher knows nothing until it is trained itself; README.md shows the two commands.
 model = dict(
     type="Distiller",
