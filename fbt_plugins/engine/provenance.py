@@ -16,7 +16,7 @@ from .. import __version__
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a number may depend on."""
+    """Versions of everything that a result may depend on."""
     modules = {"torch": torch, "torchvision": torchvision, "timm": timm, "mmengine": mmengine}
     return {"fbt_plugins": __version__, "python": platform.python_version()} | {
         n: m.__version__ for n, m in modules.items()
@@ -24,9 +24,9 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that this code is in, and whether anything but its docs was changed; None outside of one.
+    """Commit of the checkout that this code is in, and whether anything in it was changed; None outside of one.
 
-    Comparisons keep their results in ``docs/``.
+    Changes in ``docs/`` do not count: comparisons write their results there.
     """
 
     def git(*args: str) -> str:
