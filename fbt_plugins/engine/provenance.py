@@ -24,9 +24,9 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that this code is in, and whether anything in it was changed; None outside of one.
+    """Commit of the checkout that this code is in, and whether anything but its docs was changed; None outside of one.
 
-    Changes in ``docs/`` do not count: comparisons write their results there.
+    Comparisons keep their results in ``docs/``.
     """
 
     def git(*args: str) -> str:
