@@ -96,6 +96,6 @@ class Runs(Workers[Run]):
         self.study.finish(process.claim, [trial.student], trial.line())
 
     def mean_seconds(self) -> float | None:
-        """Of a finished run."""
+        """Mean time of a finished run; None before the first."""
         seconds = [s for run in self.wanted if run in self.done and (s := self.done[run].about_run.get("seconds"))]
         return sum(seconds) / len(seconds) if seconds else None

@@ -68,12 +68,12 @@ class Matrix:
         return cls(base, config["pairs"], config["methods"], tuple(dict.fromkeys(seeds)), controls)
 
     def seeds_of(self, method: str) -> Sequence[int]:
-        """Of a method's runs."""
+        """The seeds of a method's runs."""
         return self.methods[method].get("seeds", self.seeds)
 
     @property
     def best_of(self) -> dict[str, Mapping[int, Sequence[str]]]:
-        """By method without runs of its own: of each seed the methods among which validation chooses."""
+        """For each method without runs of its own, by seed, the methods among which validation chooses."""
         return {name: method["best_of"] for name, method in self.methods.items() if "best_of" in method}
 
     def suits(self, pair: str, method: str) -> bool:

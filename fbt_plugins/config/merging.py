@@ -10,7 +10,7 @@ from mmengine.config.config import DELETE_KEY
 from ..errors import ConfigError, nearest
 
 IDENTITY = ("type", "name")
-"""Keys that say what a dict is; where one changes, what the old one was told means nothing to the new one."""
+"""Keys that say what a dict describes; where one changes, the arguments of the old one are dropped."""
 
 
 def merge(base: Mapping[str, Any], child: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -49,7 +49,7 @@ def merge_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict
         ConfigError: for each option whose parent is not in the config.
     """
     result, problems = dict(config), []
-    # What a dict is comes before what it is told, in whatever order the options were typed.
+    # Options that change a type or name come first, in whatever order they were typed: they drop other arguments.
     for key in sorted(options, key=lambda k: (k.split(".")[-1] not in IDENTITY, list(options).index(k))):
         try:
             result = _set(result, key.split("."), options[key], key)

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, beside a bare loop in plain PyTorch that does the same arithmetic."""
+"""Where the time of a training step goes, compared with a bare loop in plain PyTorch of the same arithmetic."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _measure(runner: DistillRunner, loop: Any, rounds: int, after: int) -> dict[
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     runner.optim_wrapper.period = len(loop.dataloader)
     for group in runner.optim_wrapper.param_groups:
-        group["lr"] = 0.0  # the same batch again and again must not make a loss diverge
+        group["lr"] = 0.0  # so that training on one batch again and again cannot diverge
     runner.call_hook("before_train")
     runner.call_hook("before_train_epoch")
     distiller.train()
@@ -221,7 +221,7 @@ def _fusion_kinds(distiller: Distiller, bare: BareLoop, batch: dict[str, Tensor]
     if not distiller.fusions:
         return {}
     images = distiller.data_preprocessor(batch, False)["inputs"]
-    starts: dict[tuple[str, int], Tensor] = {}  # of all splices: whoever runs the engine draws another one
+    starts: dict[tuple[str, int], Tensor] = {}  # of all splices, because each step of the engine draws another one
     with torch.no_grad(), bare.precision():
         for fusion in distiller.fusions.values():
             for role, last in (start_of(fusion, number) for number in range(len(fusion.splices))):
@@ -281,7 +281,7 @@ def _interleaved(
     for _ in track(range(rounds), "timing", console=console, disable=not console.is_terminal):
         order.shuffle(names)
         for name in names:
-            kinds[name]()  # whatever the one before it left in the caches
+            kinds[name]()  # untimed, so that the timed one finds the caches as its own kind leaves them
             start = _now(device)
             kinds[name]()
             times[name].append(_now(device) - start)

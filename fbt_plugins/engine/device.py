@@ -17,8 +17,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 def keep_freed_memory() -> None:
     """Lets this process keep the memory that a training step frees, for the next step.
 
-    glibc gives large buffers back to the system, which clears them before it hands them out again: of the flagship's
-    step on a CPU that was 5 % (docs/engine.md). Other C libraries are left as they are.
+    glibc gives large buffers back to the system, which clears them before it hands them out again; that took 5 % of the
+    flagship's step on a CPU (docs/engine.md). Other C libraries are left as they are.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
@@ -34,7 +34,7 @@ def resolve_device(name: str | None, distributed: bool = False) -> torch.device:
         distributed: each process then has the GPU of its local rank.
 
     Raises:
-        ConfigError: if there is no such device here. There is no falling back to another.
+        ConfigError: if there is no such device here; a run never falls back to another.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -19,7 +19,7 @@ from .training_run import TrainingRun
 
 @contextmanager
 def in_one_line(runner: TrainingRun) -> Iterator[None]:
-    """Says of a run's faults what they were and which checkpoint holds the last good state.
+    """Turns what ends a run into one line: what was wrong, and which checkpoint holds the last good state.
 
     Raises:
         FBTError: for losses that are not finite, files that cannot be read or written, memory that is full, and

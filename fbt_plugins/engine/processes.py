@@ -28,7 +28,7 @@ _HOW = {
 
 
 def find_processes(launcher: str) -> None:
-    """Says in torch's own variables (RANK, MASTER_ADDR, ...) what a launcher says in its own.
+    """Copies a launcher's environment variables to those that torch reads (RANK, MASTER_ADDR, ...).
 
     Raises:
         FBTError: if this process was not started by that launcher.
@@ -78,8 +78,8 @@ def join_processes(device: torch.device, **options: Any) -> None:
 def freeze_unreached(distiller: Any) -> list[str]:
     """Freezes parameters that no loss reaches, which DistributedDataParallel would wait for in vain.
 
-    L2G is one where no edge leads to the fusion model, the classifier where only features are compared. They are found
-    by one step on blank images, of which nothing remains.
+    Examples are L2G's where no edge leads to the fusion model, and the classifier's where only features are compared.
+    One training step on blank images finds them; gradients and buffers are put back afterwards.
 
     Args:
         distiller: on its device, not yet wrapped; every process calls this.

@@ -16,7 +16,7 @@ from .. import __version__
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a number may depend on."""
+    """Versions of everything that a result may depend on."""
     modules = {"torch": torch, "torchvision": torchvision, "timm": timm, "mmengine": mmengine}
     return {"fbt_plugins": __version__, "python": platform.python_version()} | {
         n: m.__version__ for n, m in modules.items()

@@ -1,4 +1,4 @@
-"""The Runner: mmengine's, with what breaks on today's torch, on CPUs and on a second start put right."""
+"""The runner: mmengine's for a distiller, without what breaks on today's torch, on CPUs and at a second start."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class DistillRunner(PatchedRunner):
     def build_dataloader(  # type: ignore[override]
         self, dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader[Any] | InMemoryLoader:
-        """mmengine's, whose samples become tensors, and whose data set and sampler draw from the run's seed.
+        """Builds mmengine's DataLoader: samples are stacked to tensors, data set and sampler draw from the run's seed.
 
         With ``in_memory=True`` an :class:`InMemoryLoader` of the same data set, sampler and batch size. The order of
         the images is one for all processes, so ``diff_rank_seed`` does not concern it.
@@ -174,14 +174,14 @@ class DistillRunner(PatchedRunner):
         self._called: dict[str, list[Callable[..., Any]]] = {}
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
-        """Calls those hooks that do something then; mmengine's calls all, twice in every step."""
+        """Calls the hooks that define a stage; mmengine's calls all of them at each stage, twice in every step."""
         if fn_name not in self._called:
             self._called[fn_name] = [getattr(hook, fn_name) for hook in self.hooks if _acts(hook, fn_name)]
         for act in self._called[fn_name]:
             act(self, **kwargs)
 
     def build_train_loop(self, loop: Any) -> Any:
-        """mmengine's loops by ``by_epoch``, in the form that goes on from any iteration."""
+        """Builds an :class:`EpochLoop` or :class:`IterLoop`, as ``by_epoch`` says, where the config names no other."""
         if isinstance(loop, Mapping) and "type" not in loop:
             options = dict(loop)
             by_epoch = options.pop("by_epoch", True)
@@ -189,7 +189,7 @@ class DistillRunner(PatchedRunner):
         return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: Any) -> Any:
-        """mmengine's, in the form that leaves out the teacher, which :attr:`teacher_metrics` has."""
+        """Builds a :class:`ValidationLoop`, where the config names no other."""
         return super().build_val_loop({"type": "ValidationLoop", **loop} if isinstance(loop, Mapping) else loop)
 
     @cached_property
@@ -254,7 +254,7 @@ class DistillRunner(PatchedRunner):
         self._guard.rewind(self, iteration, bad)
 
     def train(self) -> nn.Module:
-        """mmengine's, after which the terminal is as it was, whatever happened.
+        """Trains as mmengine does; the progress bar and the handling of signals end with it, whatever happens.
 
         Raises:
             FBTError: if a loss was not finite, a file could not be written, or another process is gone; the message
@@ -263,7 +263,7 @@ class DistillRunner(PatchedRunner):
         """
         try:
             with warnings.catch_warnings(), in_one_line(self):
-                # It comes with every accumulation of gradients.
+                # Torch warns so whenever gradients are accumulated.
                 warnings.filterwarnings("ignore", "Detected call of `scheduler.step", module="mmengine")
                 return super().train()
         finally:
@@ -371,12 +371,12 @@ class DistillRunner(PatchedRunner):
 
 
 def _acts(hook: Hook, stage: str) -> bool:
-    """Whether a hook has anything of its own at a stage."""
+    """Whether a hook's class defines a stage itself."""
     return stage in hook.get_triggered_stages() if stage in Hook.stages else hasattr(hook, stage)
 
 
 def _actionable(record: logging.LogRecord) -> bool:
-    """Not what mmengine says about its own deprecated parts: a user can do nothing about it."""
+    """Drops mmengine's warnings about its own deprecated parts, about which a user can do nothing."""
     text = record.getMessage()
     return "FileClient" not in text and "HardDiskBackend" not in text
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..errors import FBTError, one_line
 
 FAILURES = (SQLAlchemyError, optuna.exceptions.OptunaError)
-"""How a database says that it is gone or will not answer."""
+"""Errors of a database that is gone or does not answer."""
 
 Direction = Literal["maximize", "minimize"]
 
@@ -169,7 +169,8 @@ class SharedStudy(Generic[J]):
             if trial.state is not TrialState.WAITING or run not in wanted:
                 continue
             claim = Claim(run, self._id(trial), trial.number)
-            # Before it is taken: were this process killed in between, nobody would miss its heartbeats.
+            # The first heartbeat comes before the claim. A process that is killed in between would else leave a
+            # running trial without any heartbeat, which nobody takes for dead.
             self.beat(claim)
             with suppress(optuna.exceptions.UpdateFinishedTrialError):
                 if not self.storage.set_trial_state_values(claim.trial, TrialState.RUNNING):
@@ -189,7 +190,7 @@ class SharedStudy(Generic[J]):
         self.storage.record_heartbeat(claim.trial)
 
     def report(self, trial: int, step: int, value: float) -> bool:
-        """Records how far a trial has come; whether the study's pruner would end it there."""
+        """Records a trial's value at a step, and returns whether the study's pruner would end the trial there."""
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             self.storage.set_trial_intermediate_value(trial, step, value)
             return self.study.pruner.prune(self.study, self.storage.get_trial(trial))
@@ -208,11 +209,11 @@ class SharedStudy(Generic[J]):
         self._end(claim.trial, TrialState.FAIL, error=reason)
 
     def give_back(self, claim: Claim[J]) -> None:
-        """Lets others, or this machine another time, have a job that was begun."""
+        """Gives up a job that was begun, so that others, or this machine later, can take it."""
         self._end(claim.trial, TrialState.WAITING)
 
     def _end(self, trial: int, state: TrialState, values: list[float] | None = None, **notes: str) -> None:
-        """Nothing happens where others have taken this process for dead: then they do the run again."""
+        """Records an end; does nothing if others took this process for dead, for they do the job again then."""
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             for key, text in notes.items():
                 self.storage.set_trial_user_attr(trial, key, text)
@@ -220,19 +221,19 @@ class SharedStudy(Generic[J]):
 
 
 def complaint(error: BaseException) -> str:
-    """What a database complains about, in one line; optuna hides that behind an error of its own."""
+    """A database's complaint in one line; optuna raises an error of its own, with the database's as its cause."""
     return hidden(one_line(error.__cause__ or error))[:300]
 
 
 def hidden(url: str) -> str:
-    """A text in which no URL has its password any more."""
+    """A text with *** in place of the passwords of its URLs."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def _lock_whole_transactions(engine: Any) -> None:
-    """Lets SQLite lock when a transaction begins, not when it first writes: what it has read then stays true.
+    """Lets SQLite lock the database when a transaction begins, not when it first writes.
 
-    Without it two processes may both read that a run is waiting, and both take it.
+    Else two processes may both read that a job is waiting, and both take it.
     """
 
     @event.listens_for(engine, "connect")

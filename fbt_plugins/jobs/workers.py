@@ -25,7 +25,7 @@ from .study import Claim, J, SharedStudy
 
 _LIBC = ctypes.CDLL(None)
 LOOK = 2.0
-"""Seconds between looks at what others do, unless one's own job has ended: each reads all jobs that are not done."""
+"""Seconds between two reads of the study, each of which reads all jobs; an own job that ends is read at once."""
 
 
 class LiveTable(Protocol):
@@ -146,7 +146,7 @@ class Workers(ABC, Generic[J]):
                 self.failed.setdefault(job, trial.user_attrs["error"])
 
     def _is_new(self, trial: FrozenTrial) -> bool:
-        """Whether a trial ended after this process began: what failed before it is tried again."""
+        """Whether a trial ended after this process began; jobs that failed earlier are tried again."""
         return trial.datetime_complete is not None and trial.datetime_complete.timestamp() >= self._start
 
     def _begin(self, folder: Path, command: list[str]) -> subprocess.Popen[bytes]:
@@ -162,7 +162,7 @@ class Workers(ABC, Generic[J]):
             )
 
     def _environment(self) -> dict[str, str]:
-        """Where there are several GPUs, workers take turns; a CPU's cores are shared out."""
+        """A process's environment: one GPU of several, in turn; or, on a CPU, its share of the cores."""
         environment = dict(os.environ)
         if (count := torch.cuda.device_count()) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = str(len(self.running) % count)

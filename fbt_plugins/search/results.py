@@ -101,7 +101,7 @@ def _plots(search: Search, out: Path) -> Iterator[Path]:
     complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
     varied = {name for t in complete for name in t.params if len({u.params.get(name) for u in complete}) > 1}
     first: dict[str, Any] = {"target_name": names[0]}
-    low = first  # what importance is of: it takes low values for good ones, if it is told which
+    low = first  # for importances, whose evaluator takes low values for good ones
     if len(names) > 1:
         sign = -1 if search.settings.directions[0] == "maximize" else 1
         first, low = first | {"target": lambda trial: trial.values[0]}, first | {"target": lambda t: sign * t.values[0]}

@@ -1,4 +1,4 @@
-"""A search: each trial a splice and its settings, chosen by a sampler when a worker has time for it."""
+"""A search: its trials, each a splice and its settings, which a sampler chooses when a worker is free."""
 
 from __future__ import annotations
 

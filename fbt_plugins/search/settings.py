@@ -56,7 +56,7 @@ class Settings:
 
     Attributes:
         space: what is chosen from, by dotted key of the config; see :class:`fbt_plugins.search.space.Space`.
-        objectives: of ``OBJECTIVES``; with several there is no best trial but a Pareto front.
+        objectives: of ``OBJECTIVES``; with several the result is a Pareto front.
         sampler: "tpe", "random", or "grid" for every combination once.
         pruner: "asha", "hyperband" or "median", by the first objective after each validation; None lets all trials end.
         trials: how many at most; None for a grid is all of it.
@@ -121,11 +121,14 @@ class Settings:
 
     @property
     def directions(self) -> list[Direction]:
-        """Of each objective."""
+        """Whether each objective is maximised or minimised."""
         return [OBJECTIVES[name] for name in self.objectives]
 
     def make_sampler(self, number: int) -> BaseSampler:
-        """For one trial: what it draws depends on the seed, its number and what is known, not on who asks."""
+        """The sampler of one trial.
+
+        Its choice depends on the seed, the trial's number and the finished trials, not on the process that asks.
+        """
         seed = (self.seed * 1_000_003 + number) % 2**32
         if self.sampler == "tpe":
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)

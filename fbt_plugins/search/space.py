@@ -28,7 +28,7 @@ class Parameter(Protocol):
         ...
 
     def probes(self) -> list[Any]:
-        """Values for the config that show whether it can take them all."""
+        """Values to check in the config before any trial: all of a choice, the ends of a range."""
         ...
 
     def grid(self) -> list[dict[str, Any]]:
@@ -113,7 +113,10 @@ class Fusions:
     fitting: Mapping[str, Sequence[str]]
 
     def _projector(self, splice: str) -> str:
-        """The parameter's name: splices that take other projectors than most are asked in a parameter of their own."""
+        """Name of the parameter that chooses a splice's strategy.
+
+        Splices that have the usual strategies to choose from share one, the others have one each.
+        """
         sets = list(map(tuple, self.fitting.values()))
         usual = max(sets, key=sets.count)
         return f"{self.key}.type" if tuple(self.fitting[splice]) == usual else f"{self.key}.type of {splice}"
@@ -124,7 +127,7 @@ class Fusions:
         return {**self.base, **self.strategies[label], "splice": splice}
 
     def probes(self) -> list[Any]:
-        return []  # each was built
+        return []  # all of them were built when the space was made
 
     def grid(self) -> list[dict[str, Any]]:
         return [
@@ -239,7 +242,7 @@ def _fusions(key: str, options: Mapping[str, Any], distiller: Distiller, model: 
         try:
             strategy = FUSIONS.build(config)
         except FBTError as error:
-            if given == ALL:  # it has arguments without defaults: only the user knows them
+            if given == ALL:  # it needs arguments that only a user can give
                 continue
             raise ConfigError(f"{key}.strategies: {error}") from error
         label = _label(config)

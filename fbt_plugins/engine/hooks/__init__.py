@@ -1,4 +1,4 @@
-"""What a run does beside training, a file a hook. Importing this registers them in mmengine's HOOKS."""
+"""What a run does beside training, one file per hook. Importing this registers them in mmengine's HOOKS."""
 
 from . import (  # noqa: F401
     batchnorm,

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of several processes: one set wherever models are looked at, each one's own for a resume."""
+"""BatchNorm statistics of several processes: averaged for validation, and each process's own kept for a resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = ("running_mean", "running_var")
 
 
 def statistics(model: nn.Module) -> list[Tensor]:
-    """Running means and variances, those that a fusion model keeps of its own among them."""
+    """Running means and variances of all modules, also those that a fusion model keeps for itself."""
     return [buffer for name, buffer in model.named_buffers() if name.endswith(NAMES)]
 
 

@@ -105,7 +105,7 @@ class AtomicCheckpointHook(PatchedCheckpointHook):
         self.rank_statistics = gather_statistics(runner.model)
         path = str(Path(self.out_dir) / name)
         runner.message_hub.update_info("last_ckpt", path)
-        # A copy: mmengine writes into what it is given.
+        # A copy of meta, because mmengine adds to the dict that it is given.
         runner.save_checkpoint(self.out_dir, name, meta=dict(meta), backend_args=self.backend_args)
         self.rank_statistics = []
         self.saved, self.last_ckpt = meta["iter"], path
@@ -123,8 +123,8 @@ class PlainCheckpointHook(Hook):
 
     def before_save_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
         info = plain(dict(checkpoint["message_hub"]["runtime_info"]))
-        # Log histories are left out: metrics.jsonl has them, and their buffers are objects. What is not marked as
-        # resumed would be lost at the second resume.
+        # Log histories are left out: metrics.jsonl has them, and their buffers are objects. All else is marked as
+        # resumed, because mmengine loses the rest at the second resume.
         marks = dict.fromkeys(info, True)
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": info, "resumed_keys": marks}
         checkpoint["meta"] = plain(checkpoint["meta"]) | {
@@ -176,7 +176,7 @@ def find_resume(work_dir: Path) -> tuple[Path, dict[str, Any]]:
         try:
             return path, read_checkpoint(path)
         except FBTError:
-            continue  # a file that is not whole is not the newest whole one
+            continue  # damaged: the one before it may be whole
     what = "only damaged checkpoints" if found else "no checkpoint"
     raise FBTError(
         f"--resume: {what} in {work_dir}; leave out --resume to start from the beginning, "

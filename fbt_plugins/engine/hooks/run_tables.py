@@ -30,7 +30,7 @@ def header(runner: TrainingRun) -> None:
     for role, model in distiller.models.items():
         size = model.input_size or distiller.image_size
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        family = of_model(spec.family for spec in distiller.specs(role))  # model.family is that at its own size
+        family = of_model(spec.family for spec in distiller.specs(role))  # model.family is of its own image size
         row = (role, model.name, family, millions(count(model)), millions(trained) if trained else "frozen")
         table.add_row(*row, f"{size[0]}x{size[1]}")
     for name, fusion in distiller.fusions.items():

@@ -26,9 +26,10 @@ AGREE_EVERY = 10
 
 
 class Signals:
-    """Signals as a flag to look at: an exception could come where it is swallowed, in a callback of logging for one.
+    """Keeps a signal as a flag that a run looks at.
 
-    A second SIGINT is a KeyboardInterrupt all the same.
+    A handler that raised could do so inside code that swallows exceptions, such as a callback of logging. A second
+    SIGINT does raise KeyboardInterrupt.
 
     Attributes:
         received: number of the last signal; 0 is none.
@@ -58,7 +59,7 @@ class Signals:
 class StopHook(Hook):
     """Stops after the step in which a signal came, with a checkpoint; a second SIGINT stops at once.
 
-    During validation it stops at once, unless the steps before it are not yet saved.
+    During validation it stops at once if the steps before it are saved, else after the next step.
     """
 
     priority = "LOWEST"  # after the checkpoint that may be due anyway
@@ -71,7 +72,7 @@ class StopHook(Hook):
     def before_train(self, runner: TrainingRun) -> None:
         self._signals.__enter__()
         if get_world_size() > 1:
-            # On the CPU whatever the training's backend is: asking must not wait for a GPU.
+            # Gloo, also where training uses NCCL, so that asking does not wait for a GPU.
             self._group = dist.new_group(backend="gloo")
 
     def after_train(self, runner: TrainingRun) -> None:
@@ -103,7 +104,7 @@ class StopHook(Hook):
             raise self._line(runner)
 
     def _told(self, ask: bool = True) -> int:
-        """The signal that any process of the job has received; 0 is none, or that it was not time to ask."""
+        """The signal that any process of the job has received; 0 if none has, or if this was no time to ask."""
         if self._group is None:
             return self._signals.received
         if not ask:

@@ -58,7 +58,7 @@ class SummaryHook(Hook):
             best_epoch = checkpoint["meta"]["epoch"]
         path = Path(runner.work_dir) / "student.safetensors"
         loader, evaluator, split = _final_data(runner)
-        if loader is None:  # nothing to measure on, but still a student
+        if loader is None:  # without data to test on, the student is saved all the same
             if is_main_process():
                 save_student(distiller.student, path, {"classes": list(runner.train_dataloader.dataset.classes)})
                 say(f"student  {relative(path)}")
@@ -118,7 +118,7 @@ class SummaryHook(Hook):
             say(f"teacher  {target}, {metrics['student_top1']:.2f} % top-1 ({split})")
 
     def _cka(self, runner: TrainingRun, distiller: Distiller) -> dict[str, Any] | None:
-        """On validation images; the test split is for accuracies alone."""
+        """Similarities of stages on validation images; the test split is used for accuracies only."""
         if self.similarity is None or runner.val_loop is None:
             return None
         with console.status("comparing the stages"):
@@ -145,7 +145,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _parameters(distiller: Distiller, name: str) -> int:
-    """Of a model that runs alone; a fusion model's are its junctions and all stages and the head that it runs."""
+    """Parameters of a model; of a fusion model those of its junctions, and of the stages and the head that it runs."""
     if name in distiller.models:
         return count(distiller.models[name])
     return sum(map(count, distiller.fusions[name].parts()))

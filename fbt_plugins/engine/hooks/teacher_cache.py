@@ -39,13 +39,13 @@ _BATCH = 128
 class TeacherCacheHook(Hook):
     """Gives the losses the teacher's features and logits from files instead of running it on every batch.
 
-    Images are augmented in ``views`` ways, the same in every run, and epoch n shows view n modulo ``views``: fresh
-    augmentation is what the time is paid with. The files are built before the first step where there are none. Nothing
-    here is state: what a step gets depends on its images' views and positions only. The runner registers it where the
-    config has ``teacher_cache``; as one of ``custom_hooks`` it would come too late.
+    Images are augmented in ``views`` ways, the same in every run, and epoch n shows view n modulo ``views``; the price
+    of the time saved is that no augmentation is fresh. The files are built before the first step where there are none.
+    The hook has no state: what a step gets depends on its images' views and positions only. The runner registers it
+    where the config has ``teacher_cache``; as one of ``custom_hooks`` it would come too late.
 
-    A comparison wants the same images for all its methods, those that files cannot serve too: with ``required=False``
-    every run shows the fixed views, and the teacher, where there is one, is run on them if it must be.
+    In a comparison all methods should see the same images, also those whose teacher's outputs files cannot hold. For
+    that there is ``required=False``: every run shows the fixed views, and runs its teacher on them where it must.
 
     Args:
         views: augmented versions of each image.
@@ -58,7 +58,7 @@ class TeacherCacheHook(Hook):
         ConfigError: if there is no view at all.
     """
 
-    priority = "NORMAL"  # after the teacher was looked at, before the progress bar
+    priority = "NORMAL"  # after the teacher check, before the progress bar
 
     def __init__(self, views: int = 4, seed: int = 0, path: str | None = None, required: bool = True) -> None:
         if views < 1:
@@ -76,7 +76,7 @@ class TeacherCacheHook(Hook):
         self._unread = refusals(runner.distiller, runner.cfg.get("data_preprocessor"))
         problems = list(self._unread) if self.required else []
         dataset = runner.train_data
-        if not hasattr(dataset, "fix_views"):  # mmengine's slice of a data set hands attributes on, and is none itself
+        if not hasattr(dataset, "fix_views"):  # mmengine's wrapper of a part is no ImageDataset, but has its methods
             problems.append(f"teacher_cache: the training data must be an ImageDataset, not {type(dataset).__name__}")
         if problems:
             raise ConfigError(problems)
@@ -154,7 +154,7 @@ def cache_key(runner: TrainingRun, dataset: ImageDataset, teacher: StagedModel) 
         "teacher weights": weights_sha256(teacher),
         "data set": {"name": dataset.metainfo["name"], "size": len(dataset), "sha256": dataset.fingerprint()},
         "transforms": dataset.transforms,
-        "in_memory": isinstance(runner.train_dataloader, InMemoryLoader),  # other random numbers
+        "in_memory": isinstance(runner.train_dataloader, InMemoryLoader),  # it draws other random numbers
         "image size": dataset.image_size,
         "views": dataset.views,
         "view seed": dataset.seed,
@@ -175,10 +175,12 @@ def default_folder(runner: TrainingRun, key: Mapping[str, Any]) -> Path:
 
 
 def _build_once(runner: TrainingRun, folder: Path, key: Mapping[str, Any], shapes: Shapes) -> None:
-    """Builds in the first process. The others look for its folder: a collective would time out."""
+    """Builds in the first process; the others wait for its folder, because a collective operation would time out."""
     failed = folder.with_name(f".{folder.name}.{runner.timestamp}.failed")  # all processes have the same time stamp
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)  # in all of them: none is to wait for what cannot come
+        folder.parent.mkdir(
+            parents=True, exist_ok=True
+        )  # in all processes, so that none waits for a folder that cannot be made
         if is_main_process():
             write_cache(folder, key, shapes, _knowledge(runner))
         while not folder.exists():
@@ -204,7 +206,7 @@ def _knowledge(runner: TrainingRun) -> Iterator[Knowledge]:
     if isinstance(runner.train_dataloader, InMemoryLoader):
         loader = InMemoryLoader(dataset, everything, _BATCH, device=runner.device)
     else:
-        # A generator of its own: else the loader draws from the run's, which must not feel whether a cache was there.
+        # A generator of its own, so that the run draws the same numbers whether or not it had to build a cache.
         workers, generator = runner.train_dataloader.num_workers, torch.Generator()
         loader = DataLoader(dataset, _BATCH, sampler=everything, num_workers=workers, generator=generator)
     batches = math.ceil(dataset.views * len(dataset) / _BATCH)

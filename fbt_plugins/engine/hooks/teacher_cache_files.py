@@ -84,7 +84,7 @@ def write_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes, batches: I
         except OSError:
             if not folder.exists():
                 raise
-            # Another run was faster; whether its key is this one's is seen when the cache is opened.
+            # Another run was faster; open_cache compares its key with this one.
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

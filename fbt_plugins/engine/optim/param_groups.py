@@ -56,7 +56,7 @@ class MergedGroupConstructor:
         if self.layer_decay is not None and not isinstance(rate, int | float):
             raise ConfigError("optim_wrapper.paramwise_cfg.layer_decay: set optim_wrapper.optimizer.lr")
         scales, exempt = self._scales(model), set(_exempt(model))
-        # In this order: decaying before plain, top layers first, as a reader expects them.
+        # Groups in the order that a reader expects: top layers first, and of a layer those that decay.
         merged: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

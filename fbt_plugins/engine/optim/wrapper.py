@@ -53,7 +53,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self._masked_on_device = fused and not self._scaler.is_enabled()
         self._bad = torch.zeros((), device=self.device)
         self._one = torch.ones((), device=self.device)
-        self._stopped = False  # the same, where it is known here
+        self._stopped = False  # the same as a Python value, for optimizers that are not masked on the device
         self.period = 0
         self.grad_norm: Tensor | None = None
 
@@ -104,7 +104,8 @@ class AutocastOptimWrapper(OptimWrapper):
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         self.grad_norm = None
-        # 1, or NaN where the loss is not finite: then all gradients are, on every rank, whatever the loss had of them.
+        # The backward pass starts from 1, or from NaN where the loss is not finite. Then all gradients are NaN, on
+        # every rank, also where the loss's own gradient was finite.
         seed = torch.addcmul(self._one, loss.detach(), self._one, value=0)
         if self._scaler.is_enabled():
             self._bad = torch.maximum(self._bad, seed.isnan().float())
