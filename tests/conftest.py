@@ -21,7 +21,7 @@ from fbt_plugins.testing.pytest_plugin import check_architecture, check_fusion, 
 
 torch.set_num_threads(1)
 
-CNN = dict(type="timm", name="resnet18", num_classes=10)
+CNN = dict(type="timm", name="resnet18", num_classes=10, channels=(10, 20, 28, 40))
 CONVNEXT = dict(type="timm", name="convnext_atto", num_classes=10, depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
 RESMLP = dict(type="timm", name="resmlp_s4_patch4_32", num_classes=10, embed_dim=16)
 SWIN = dict(
@@ -31,6 +31,7 @@ SWIN = dict(
     img_size=32,
     window_size=2,
     embed_dim=8,
+    depths=(2, 1, 1, 1),
     num_heads=(1, 2, 4, 8),
 )
 VIT = dict(

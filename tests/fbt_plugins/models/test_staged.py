@@ -122,7 +122,7 @@ def test_knowledge_keeps_the_stages_that_are_asked_for(images: torch.Tensor) -> 
     assert set(known.stages) == {1, 3}
     assert torch.equal(known.logits, model.net(images))
     assert torch.equal(known.logits, model.net.fc(known.features))
-    assert known.stages[3].shape == (5, 256, 2, 2)
+    assert known.stages[3].shape == (5, 28, 2, 2)
     assert isinstance(model.head(model.stages[3](known.stages[3])), Knowledge)
     assert torch.equal(model.head(model.stages[3](known.stages[3])).logits, known.logits)
 
