@@ -45,7 +45,8 @@ def test_each_stage_runs_once_in_its_own_model_and_once_in_the_spliced_tail(
     for letter, owner in (("S", model.student), ("T", model.teacher)):
         for number, part in enumerate([*owner.stages, owner.head], 1):
             part.register_forward_hook(lambda *_, key=f"{letter}{number}": ran.update([key]))
-    for fusion.drawn, splice in enumerate(fusion.splices):
+    for number, splice in enumerate(fusion.splices):
+        fusion.drawn = number
         ran.clear()
         model.losses(images, Batch(labels))
         expected = Counter({f"{letter}{n}": 1 for letter in "ST" for n in range(1, 6)})
