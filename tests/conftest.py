@@ -7,11 +7,12 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mmengine
 import pytest
 import torch
+from forked import Done
 
 from fbt_plugins import load_plugins
 from fbt_plugins.distill.distiller import Distiller
@@ -77,14 +78,6 @@ def unformatted() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmengine.config.config, "FormatCode", lambda text, **_: (text, False))
         yield
-
-
-class Done(NamedTuple):
-    """What a command left: its exit code, and what it wrote."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
