@@ -1,9 +1,10 @@
-"""Python processes that are forked off this one: real ones, but what they import is there already, which takes seconds."""
+"""Python processes that are forked off this one: real ones, but torch, whose import takes seconds, is there already."""
 
 from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import signal
 import sys
 import tempfile
@@ -129,19 +130,15 @@ class Typed(Forked):
     """``python COMMAND...``, typed in a folder."""
 
     def __init__(self, *command: object, cwd: Path, env: Mapping[str, str] | None = None) -> None:
-        self.files = [tempfile.TemporaryFile("w+") for _ in range(2)]
-        super().__init__(
-            [sys.executable, *map(str, command)], cwd=cwd, env=env, stdout=self.files[0], stderr=self.files[1]
-        )
+        self.folder = Path(tempfile.mkdtemp())
+        with (self.folder / "out").open("w") as out, (self.folder / "err").open("w") as err:
+            super().__init__([sys.executable, *map(str, command)], cwd=cwd, env=env, stdout=out, stderr=err)
 
     def done(self) -> Done:
         """Waits for its end."""
         code = self.wait()
-        texts = []
-        for file in self.files:
-            with file:
-                file.seek(0)
-                texts.append(file.read())
+        texts = [(self.folder / name).read_text() for name in ("out", "err")]
+        shutil.rmtree(self.folder)
         return Done(code, *texts)
 
 
