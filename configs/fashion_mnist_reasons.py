@@ -1,7 +1,8 @@
-# Why the fusion model adds little in the study: likely reasons, one at a time, each beside its own T->S only.
+# Why the fusion model adds little in the study: likely reasons, one at a time.
+# Each is beside its own T->S only.
 #   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/compare.py configs/fashion_mnist_reasons.py \
-#     --results docs/results/fashion_mnist/trials --workers 2
-# The study's files are read as well: what it has run of the first pair is not run again. What changes T->S only too is
+#     --out docs/results/fashion_mnist_reasons --results docs/results/fashion_mnist --workers 2
+# The study's runs are read as well: what it has run of the first pair is not run again. What changes T->S only too is
 # a pair of its own here; what changes the fusion model alone is a method of the first pair. The weak teacher is made,
 # in minutes, with --cfg-options teacher_run.if_missing=train
 _base_ = "fashion_mnist.py"

@@ -1,6 +1,8 @@
-# The study's tuning, on its first pair: four settings of each method as four pairs, judged by validation alone.
-#   python tools/compare.py configs/fashion_mnist_tuning.py --workers 2 && python tools/choose.py \
-#     configs/fashion_mnist_tuning.py --out configs/_base_/fashion_mnist_tuned.json
+# The study's tuning: four settings of each method, judged by validation alone.
+# On the study's first pair; the four settings are four pairs.
+#   python tools/compare.py configs/fashion_mnist_tuning.py --out docs/results/fashion_mnist_tuning --workers 2
+#   python tools/choose.py configs/fashion_mnist_tuning.py --results docs/results/fashion_mnist_tuning \
+#     --out configs/_base_/fashion_mnist_tuned.json
 # Validation has 10,000 images here, after the last epoch: 1,000 would leave the choice to chance. None of them is among
 # the study's training images, and there is no test split. The control and the ablations take the setting of what they
 # belong to.

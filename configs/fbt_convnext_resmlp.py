@@ -1,4 +1,5 @@
-# The flagship: a small ConvNeXt teaches a small ResMLP through a fusion model, on embedded images, on any machine.
+# The flagship: a ConvNeXt teaches a ResMLP through a fusion model. Runs anywhere.
+# Both are small, and the images are embedded.
 #   python tools/train.py configs/fbt_convnext_resmlp.py
 _base_ = [
     "_base_/fbt.py",

@@ -1,4 +1,5 @@
-# The flagship's losses and fusion on the smallest models that have four stages: for measuring what is not arithmetic.
+# The flagship's losses and fusion on the smallest models that have four stages.
+# For measuring what is not arithmetic.
 #   python tools/benchmark.py configs/tiny.py
 _base_ = "fbt_convnext_resmlp.py"
 

@@ -15,8 +15,7 @@ For all: ``argument_problems`` holds arguments against a signature. ``one_line``
 
 from .distill.fusion import ends
 from .errors import PartError, one_line
-from .models.catalogue import Catalogue
-from .models.declaration import isotropic_ends
+from .models.declaration import Catalogue, isotropic_ends
 from .models.net_part import NetPart
 from .models.staged import pixels, proportional
 from .models.weightless import Shortened, meta_copy

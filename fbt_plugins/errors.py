@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
+
+TOOLS = {
+    "train": "train.py",
+    "compare": "compare.py",
+    "search": "search.py",
+    "choose": "choose.py",
+    "benchmark": "benchmark.py",
+    "inspect": "inspect_model.py",
+    "plugins": "list_plugins.py",
+    "new-plugin": "new_plugin.py",
+    "rank-splices": "rank_splices.py",
+}
+"""Commands of ``fbt`` that a clone has in ``tools`` too, each with its file there; its module is called the same."""
+
+TOOLS_FOLDER = "FBT_TOOLS"
+"""Environment variable with the folder of such a file, as it was typed, where one was started; processes inherit it."""
 
 
 class FBTError(Exception):
@@ -77,6 +95,23 @@ class PartError(FBTError):
     def __init__(self, name: str, what: str) -> None:
         super().__init__(f"{name} {what}")
         self.what = what
+
+
+def typed(line: str, *arguments: str) -> str:
+    """What one types here for ``line``: the same, or ``python tools/NAME.py`` where the program was started like that.
+
+    Args:
+        line: one line or many with commands of ours, such as "fbt train CONFIG".
+        arguments: of the command, to be quoted where a shell needs it.
+    """
+    folder = os.environ.get(TOOLS_FOLDER)
+
+    def tool(match: re.Match[str]) -> str:  # torchrun puts python before a file itself
+        return ("" if match[1] else "python ") + shlex.quote(f"{folder}/{TOOLS[match[2]]}")
+
+    if folder is not None:
+        line = re.sub(rf"(--no-python )?(?<![^\s'])fbt ({'|'.join(TOOLS)})(?![\w-])", tool, line)
+    return " ".join([line, *map(shlex.quote, arguments)])
 
 
 def debugging() -> bool:

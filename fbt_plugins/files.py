@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that a crash leaves whole, and that several processes may write to."""
 
 from __future__ import annotations
 
@@ -31,11 +31,46 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Adds a line to a file that several processes of this machine may add to; one that is there is not added again.
+
+    A write that fails leaves the file as it was. A crash in the middle leaves at most this one line cut short, and the
+    next one begins after it.
+
+    Raises:
+        FBTError: if it cannot be written.
+    """
+    path, data = Path(path), line.encode()
+    with locked(path, "", wait=True):
+        try:
+            with path.open("r+b", buffering=0) as file:
+                old = file.readall()
+                if data in old.split(b"\n"):
+                    return
+                rest = memoryview((b"" if not old or old.endswith(b"\n") else b"\n") + data + b"\n")
+                try:
+                    while rest:
+                        rest = rest[file.write(rest) :]
+                    os.fsync(file.fileno())
+                except BaseException:
+                    file.truncate(len(old))
+                    raise
+            if not old:
+                _sync(path.parent)
+        except OSError as error:
+            raise FBTError(f"{path}: it cannot be written ({error.strerror})") from error
+
+
+def _sync(folder: Path) -> None:
+    """Makes sure that a folder's new names are on disk."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def remove_halves(folder: Path) -> None:
@@ -50,7 +85,7 @@ def locked(path: Path, taken: str, wait: bool) -> Iterator[None]:
 
     Args:
         path: of the lock's file, which stays.
-        taken: what to say where another process has it.
+        taken: what to say where another process has it; nothing is said where it is empty.
         wait: for that process to end, once it is said; else it is the error line.
 
     Raises:
@@ -67,7 +102,8 @@ def locked(path: Path, taken: str, wait: bool) -> Iterator[None]:
         except BlockingIOError:
             if not wait:
                 raise FBTError(taken) from None
-            say(f"{taken}: waiting for it")
+            if taken:
+                say(f"{taken}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             raise FBTError(f"{path}: it cannot be locked ({error.strerror})") from error

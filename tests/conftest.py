@@ -16,6 +16,7 @@ from forked import Done
 
 from fbt_plugins import load_plugins
 from fbt_plugins.distill.distiller import Distiller
+from fbt_plugins.errors import TOOLS_FOLDER
 
 # Ours as well where the entry point is not installed yet; fixtures of a conftest come before those of a plugin.
 from fbt_plugins.testing.pytest_plugin import check_architecture, check_fusion, check_loss, isolated_plugins  # noqa: F401
@@ -88,6 +89,8 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def run(name: str, *args: object) -> Done:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, args)])
+            patch.setattr(sys, "path", [*sys.path])  # which the tool changes, as it does the variable
+            patch.setenv(TOOLS_FOLDER, "")
             capsys.readouterr()
             with pytest.raises(SystemExit) as ended:
                 runpy.run_path(str(root / "tools" / f"{name}.py"), run_name="__main__")

@@ -94,7 +94,7 @@ def _redirect(stdout: IO | None, stderr: IO | int | None) -> None:
         os.dup2(stdout.fileno(), 1)
     if stderr is not None:
         os.dup2(1 if isinstance(stderr, int) else stderr.fileno(), 2)
-    sys.stdout, sys.stderr = (open(number, "w", closefd=False, buffering=1) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
 
 
 def _run(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from fbt_plugins.config.hashing import config_hash
 from fbt_plugins.config.loading import load_config
 from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.check import check_config
-from fbt_plugins.engine.train import TeacherRun
+from fbt_plugins.engine.teacher_run import TeacherRun
 from fbt_plugins.models.knowledge import Batch
 
 TEACHER_MATRICES = ("teachers/cifar100", "teachers/peers_fashion_mnist")

@@ -19,7 +19,7 @@ from fbt_plugins.registry.loading import Plugins, load_plugins
 from fbt_plugins.testing.checks import isolated_plugins
 
 ROOT = Path(__file__).parents[1]
-TEMPLATE = ROOT / "tools" / "templates" / "my-parts"
+TEMPLATE = ROOT / "fbt_plugins" / "commands" / "templates" / "my-parts"
 PAGE = (ROOT / "docs" / "writing-plugins.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(?:python|toml)\n# (.*?)\n(.*?)```", PAGE, re.DOTALL)
 FILES = {name: text for name, text in BLOCKS if "/" in name or name == "pyproject.toml"}
@@ -95,7 +95,8 @@ def test_the_config_of_a_clone_fits(written: Plugins, tmp_path: Path) -> None:
 def test_the_parts_train_together(written: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps of a distiller that has nothing else: the student learns the labels of one batch."""
     for registry, own in zip(load_plugins().registries, written.registries, strict=True):
-        monkeypatch.setattr(registry, "_module_dict", dict(own.module_dict))
+        for name, part in own.module_dict.items():
+            monkeypatch.setitem(registry.module_dict, name, part)
     torch.manual_seed(0)
     net = dict(type="my_parts_net", num_classes=10)
     model = Distiller(

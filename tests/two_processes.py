@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,11 @@ def gradients(runner: DistillRunner, draw: int | None = None, progress: float | 
     """Of the first batch of the first epoch, in the step that draws a splice by this number, at this progress."""
     runner.train_dataloader.sampler.set_epoch(0)
     batch = next(iter(runner.train_dataloader))
-    distiller = getattr(runner.model, "module", runner.model)
+    distiller = runner.distiller
     distiller.train()
     distiller.zero_grad()
-    distiller.begin_step(0, progress)
-    for fusion in distiller.fusions.values():
-        fusion.draw(draw or 0)
+    splices = tuple((draw or 0) % len(fusion.splices) for fusion in distiller.fusions.values())
+    distiller.step = replace(distiller.plan(0, progress), splices=splices)
     data = distiller.data_preprocessor(batch, True)
     distiller.parse_losses(runner.model(**data, mode="loss"))[0].backward()
     return {n: p.grad for n, p in distiller.named_parameters() if p.grad is not None}

@@ -1,8 +1,9 @@
-# Which teacher? One student, and teachers of like strength: its own architecture (SAKD), another CNN, attention, an MLP
-# (CAKD); each with KD, T->S only, FBT, and FBT with the splice that a one-shot search has found for the pair.
+# Which teacher? Of the student's own architecture (SAKD), or of another (CAKD).
+# One student, and teachers of like strength: its own architecture, another CNN, attention, an MLP; each with KD, T->S
+# only, FBT, and FBT with the splice that a one-shot search has found for the pair.
 #   python tools/train.py configs/teachers/peers_fashion_mnist.py --pair resnet --method plain   # docs/results/teachers
 #   python tools/search.py configs/compare/sakd_vs_cakd.py --pair resnet_resnet --method fbt      # where _found is from
-#   python tools/compare.py configs/compare/sakd_vs_cakd.py --workers 2
+#   python tools/compare.py configs/compare/sakd_vs_cakd.py --out docs/results/sakd_vs_cakd --workers 2
 # FASHION_MNIST=/usr/share/dataset-fashion-mnist before each of them.
 _base_ = "../search/study.py"
 

@@ -1,4 +1,5 @@
-# Which splice, and which projector? All fusion ratios of the flagship's pair, both directions, one or two junctions.
+# Which splice, and which projector? All fusion ratios of the flagship's pair.
+# Both directions, one or two junctions.
 #   python tools/search.py configs/search/fusion_ratio.py --workers 2
 #   python tools/train.py work_dirs/search/fusion_ratio/best.py
 _base_ = "../fbt_convnext_resmlp.py"

@@ -1,4 +1,5 @@
-# Which splice, at the price of a few runs: all of them are trained at once, ranked, and the best three finished.
+# Which splice, at the price of a few runs? All are trained at once, and ranked.
+# The best three are then finished.
 #   python tools/search.py configs/search/one_shot.py
 #   python tools/train.py work_dirs/search/one_shot/best.py
 _base_ = "../fbt_convnext_resmlp.py"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ..distill.build import STUDENT, TEACHER
 from ..distill.distiller import Distiller, start_of
+from ..distill.edge import STUDENT, TEACHER
 from ..errors import ConfigError
 
 SMALLEST_BATCH = 4

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import FBTError, one_line
-from ..models.catalogue import Catalogue
+from ..models.declaration import Catalogue
 from ..registry.loading import load_plugins
 from ..registry.registries import ARCHITECTURES
 

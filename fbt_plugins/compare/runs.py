@@ -1,8 +1,7 @@
-"""Runs a matrix: each run once, in a process of its own, and a file of what came out."""
+"""Runs a matrix: each run once, in a process of its own, and a line of what came out."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -12,8 +11,9 @@ from pathlib import Path
 import torch
 from optuna.trial import FrozenTrial
 
+from ..console import say
 from ..errors import FBTError
-from ..files import write_atomic
+from ..files import append_line
 from ..jobs.study import Claim, Run, SharedStudy
 from ..jobs.workers import Process, Workers, last_line
 from ..report import Trial, read_trials, trial_of_run
@@ -39,7 +39,7 @@ class Runs(Workers[Run]):
         wanted: those to be done.
         command: that trains, without pair, method, seed and folder.
         folder: of the runs' own folders.
-        results: folder of the finished runs' trial files.
+        results: file of the finished runs, a line each; other processes may add to it.
         workers: processes at the same time.
 
     Attributes:
@@ -59,7 +59,7 @@ class Runs(Workers[Run]):
         self.command, self.folder, self.results = command, folder, results
         self.done: dict[Run, Trial] = {}
         self._hardware = hardware()
-        for trial in read_trials(self.results):
+        for trial in read_trials(self.results, say):
             self._keep(trial)
         self.study.add(run for run in self.wanted if run not in self.done)
 
@@ -72,11 +72,11 @@ class Runs(Workers[Run]):
         self.failed.pop(run, None)
 
     def _save(self, trial: Trial) -> None:
-        write_atomic(self.results / trial.name, trial.text())
+        append_line(self.results, trial.line())
         self._keep(trial)
 
     def learn(self, trial: FrozenTrial) -> None:
-        self._save(Trial(**json.loads(trial.user_attrs["result"])))
+        self._save(Trial.from_line(trial.user_attrs["result"]))
 
     def plan(self, claim: Claim[Run]) -> tuple[Path, list[str] | None]:
         run = claim.run
@@ -93,7 +93,7 @@ class Runs(Workers[Run]):
             raise FBTError(last_line(process.folder / "output.txt", code))
         trial = trial_of_run(process.folder, process.claim.run.config, self._hardware)
         self._save(trial)
-        self.study.finish(process.claim, [trial.student], trial.text())
+        self.study.finish(process.claim, [trial.student], trial.line())
 
     def mean_seconds(self) -> float | None:
         """Of a finished run."""

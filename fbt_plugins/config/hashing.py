@@ -7,15 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_NOT_RESULTS = (
-    *("work_dir", "launcher", "resume", "device", "randomness", "reference", "cell", "cka"),
-    *("teacher_run", "publish"),
-)
+from .options import OPTIONS
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Of everything in a run's config that its result may depend on, but the seed; not of where the data lie."""
-    values = {key: value for key, value in config.items() if key not in _NOT_RESULTS}
+    values = {key: value for key, value in config.items() if key not in OPTIONS or OPTIONS[key].affects_results}
     for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
         if loader := values.get(key):
             values[key] = {**loader, "dataset": {k: v for k, v in loader["dataset"].items() if k != "root"}}

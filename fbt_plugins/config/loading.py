@@ -6,44 +6,54 @@ import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
-from ..errors import ConfigError, FBTError, nearest, one_line
+from ..errors import ConfigError, FBTError, one_line
 from ..registry.loading import load_plugins
+from .finding import find_config
 from .matrix import Matrix
 from .merging import merge, merge_options
-
-DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
-    "step_seed": {"type": "StepSeedHook"},
-    "sampler_seed": {"type": "DistSamplerSeedHook"},
-    "param_scheduler": {"type": "ParamSchedulerHook"},
-    "teacher_check": {"type": "TeacherCheckHook"},
-    "progress": {"type": "ProgressHook"},
-    "checkpoint": {"type": "AtomicCheckpointHook"},
-    "stop": {"type": "StopHook"},
-    "plain_checkpoint": {"type": "PlainCheckpointHook"},
-    "summary": {"type": "SummaryHook"},
-}
-"""What every run does beside training; ``default_hooks`` in a config changes their arguments, or None drops one."""
+from .mmengine_patches import is_lazy, merging_our_way
+from .options import DEFAULTS
 
 
-DEFAULTS: dict[str, Any] = {
-    "default_hooks": DEFAULT_HOOKS,
-    "randomness": {"seed": 0},
-    "cell": None,
-    "reference": None,
-    "teacher_run": None,
-    "publish": None,
-    "teacher_cache": None,
-    "ema": None,
-    "cka": None,
-    "compile": None,
-    "channels_last": False,
-}
-"""What a config need not say."""
+@dataclass(frozen=True)
+class Arguments:
+    """What a command line says over a config; where it says nothing (None, False), the config's values stay.
+
+    Attributes:
+        work_dir, launcher, resume, device: the config's options of these names.
+        seed: ``randomness.seed``.
+        amp: ``optim_wrapper.precision``.
+        compile: whether to compile; how, the config says.
+        command: what was typed.
+    """
+
+    work_dir: str | None = None
+    launcher: str = "none"
+    resume: bool | str | None = None
+    device: str | None = None
+    seed: int | None = None
+    amp: str | None = None
+    compile: bool = False
+    command: str | None = None
+
+    def put_over(self, config: Config) -> None:
+        """Changes a config."""
+        config.launcher = self.launcher
+        for key in ("work_dir", "resume", "device", "command"):
+            if (value := getattr(self, key)) is not None:
+                config[key] = value
+        if self.seed is not None:
+            config.randomness.seed = self.seed
+        if self.compile:
+            config.compile = config.compile or True
+        if self.amp and config.get("optim_wrapper"):
+            config.optim_wrapper.precision = self.amp
 
 
 def load_config(
@@ -51,13 +61,17 @@ def load_config(
     options: Mapping[str, Any] | None = None,
     pair: str | None = None,
     method: str | None = None,
+    arguments: Arguments | None = None,
 ) -> Config:
     """Reads a config file as mmengine does, takes one cell of it where it is a matrix, and merges ``--cfg-options``.
 
+    All plugins are loaded then, those that it names as ``custom_imports`` too.
+
     Args:
-        path: a config file (.py, .yaml, .json), with ``_base_`` as in mmengine.
+        path: a config file (.py, .yaml, .json), with ``_base_`` as in mmengine, or a shipped one's name.
         options: values by dotted key.
         pair, method: which cell of a matrix; see :class:`Matrix`.
+        arguments: what else the command line says.
 
     Raises:
         ConfigError: if the file is missing or cannot be read, is a matrix and the cell is not given or not there (or
@@ -70,15 +84,39 @@ def load_config(
             contents = matrix.cell(pair, method)
         elif pair is not None or method is not None:
             raise ConfigError("it is no matrix (it has no pairs and methods); drop --pair and --method")
-    object.__setattr__(config, "_cfg_dict", ConfigDict(complete(contents, options or {})))
+    contents = complete(contents, options or {})
+    try:
+        config = Config(contents, config.text, config.filename, config.env_variables)
+    except KeyError as error:  # a few names are mmengine's own
+        raise ConfigError(f"config {path}: {error.args[0]}") from error
     imports = config.get("custom_imports") or {}
     if not isinstance(imports, Mapping) or isinstance(imports.get("imports", ()), str):
         raise ConfigError(f"config {path}: custom_imports: write dict(imports=['module', ...]), not {imports!r}")
+    plugins = load_plugins()
     for module in imports.get("imports", ()):
         try:
-            load_plugins().load_module(module)
+            plugins.load_module(module)
         except FBTError as error:
             raise ConfigError(f"config {path}: custom_imports: {error}") from error
+    if arguments is not None:
+        arguments.put_over(config)
+    return config
+
+
+def run_config(
+    path: str | Path,
+    options: Mapping[str, Any] | None = None,
+    pair: str | None = None,
+    method: str | None = None,
+    arguments: Arguments | None = None,
+) -> Config:
+    """The config of one run, as :func:`load_config` reads it, with a folder for the run where nobody names one.
+
+    Raises:
+        ConfigError: as :func:`load_config` does.
+    """
+    config = load_config(path, options, pair, method, arguments or Arguments())
+    config.work_dir = config.get("work_dir") or default_work_dir(path, config)
     return config
 
 
@@ -119,44 +157,11 @@ def default_work_dir(path: str | Path, config: Config) -> str:
 
 def _load(path: str | Path) -> Config:
     """A file's own contents, without its helper variables."""
-    path = Path(path)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path()
-        raise ConfigError(
-            f"config {str(path)!r}: no such file{nearest(path.name, [p.name for p in folder.glob('*.py')], 0)}"
-        )
-    with _merging_our_way():
-        config = _read(path)
+    with merging_our_way():
+        config = _read(find_config(path))
     for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
         config.pop(name)
     return config
-
-
-def apply_arguments(
-    config: Config,
-    work_dir: str | None,
-    launcher: str = "none",
-    *,
-    resume: bool | str | None = None,
-    device: str | None = None,
-    seed: int | None = None,
-    amp: str | None = None,
-    compile: bool = False,
-) -> None:
-    """Puts a command line's own options, where they are given, over a config's values."""
-    config.launcher = launcher
-    if work_dir is not None:
-        config.work_dir = work_dir
-    if resume is not None:
-        config.resume = resume
-    if device is not None:
-        config.device = device
-    if seed is not None:
-        config.randomness.seed = seed
-    if compile:
-        config.compile = config.compile or True
-    if amp and config.get("optim_wrapper"):
-        config.optim_wrapper.precision = amp
 
 
 @contextmanager
@@ -174,7 +179,7 @@ def _read(path: Path) -> Config:
         if path.suffix == ".py":
             text = path.read_text(encoding="utf-8")
             compile(text, str(path), "exec")
-            if Config._is_lazy_import(str(path)):
+            if is_lazy(path):
                 raise ConfigError(
                     f"config {path}: it imports modules, which mmengine takes for a lazy config; use _base_"
                 )
@@ -193,14 +198,3 @@ def _read(path: Path) -> Config:
         own = next((f for f in reversed(frames) if "mmengine" not in f.filename and f.filename != __file__), None)
         where = f"{own.filename}, line {own.lineno}" if own else str(path)
         raise ConfigError(f"config {where}: {one_line(error)}") from error
-
-
-@contextmanager
-def _merging_our_way() -> Iterator[None]:
-    """mmengine calls its merge by name, so a subclass could not replace it."""
-    original = Config._merge_a_into_b
-    Config._merge_a_into_b = staticmethod(lambda a, b, allow_list_keys=False: ConfigDict(merge(b, a)))
-    try:
-        yield
-    finally:
-        Config._merge_a_into_b = staticmethod(original)

@@ -1,124 +1,138 @@
-"""What a distiller is made of: models, fusion models, edges and losses, built from a config, and who made each."""
+"""From a config to the parts of a distiller: models, fusion models and edges, and the plugin that each is from."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from ..errors import ConfigError, FBTError, nearest, one_line
+from ..errors import ConfigError, FBTError, nearest
 from ..models.staged import StagedModel, StageSpec
-from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry
-from .edge import SLOTS, TEACHER, Edge, parse_edges
+from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES
+from .edge import SLOTS, STUDENT, TASK, TEACHER, Edge, parse_edges, split_name
 from .edge_schedule import TIMES, Schedule, checked_weight, gap
 from .fusion import BORROWED, TAILS, FusionModel, NoJunctionsError
-from .loss_contract import (
-    ModelInfo,
-    check_extra,
-    check_stages,
-    loss_needs,
-    out_of_reach,
-    set_up,
-    value_fault,
-    wanted_stages,
-)
+from .loss_contract import ModelInfo
 from .splice import AUTO, parse_all
 
-STUDENT, FUSION, TASK = "student", "fusion", "task"
+FUSION = "fusion"
 Config = Mapping[str, Any]
 
 
-class Assembly:
-    """The parts of a :class:`Distiller`; its arguments are that one's.
+@dataclass
+class Parts:
+    """What a :class:`Distiller` is made of, and owns from then on.
 
     Attributes:
-        student, teacher: the models; the teacher is frozen, and may be None.
-        task_loss, task_weight, task_needs: loss of the student against the labels, its weight, the student's stages
-            that it looks at.
-        fusions, edges: by name.
-        schedules: of the task loss ("task") and of each edge, by name.
-        single: fusion and number of each splice, by the splice's own name ("fusion@S1-3+T4").
-        types: the registered name behind each part, by the part's name.
-        image_size: (height, width) of the images.
-
-    Raises:
-        ConfigError: with everything that does not fit, one line each.
+        models: student, and teacher where there is one, by role; the teacher is frozen.
+        types: the registered name of each model ("student"), fusion model and loss ("task", "edge/slot").
+        image_size: (height, width) of the images that the models are given.
+        fusions: by name.
+        edges: by name; the task loss is one of them.
     """
 
-    def __init__(
-        self,
-        student: Config,
-        teacher: Config | None,
-        fusion: Config | None,
-        edges: Sequence[str | Config],
-        defaults: Mapping[str, Config | None],
-        task_loss: Config | None,
-        image_size: tuple[int, int] | None,
-        data_info: Mapping[str, int],
-    ) -> None:
-        problems: list[str] = []
-        self.student: StagedModel = _build(ARCHITECTURES, student, "model.student", problems)
-        frozen = _build(ARCHITECTURES, teacher, "model.teacher", problems) if teacher else None
-        self.schedules: dict[str, Schedule] = {}
-        self.task_loss, self.task_weight = self._task_loss(task_loss, problems)
-        if problems:
-            raise ConfigError(problems)
-        given = {STUDENT: student, TEACHER: teacher, TASK: task_loss}
-        self.types = {name: config["type"] for name, config in given.items() if config}
-        self.teacher: StagedModel | None = frozen.requires_grad_(False).eval() if frozen else None
-        self.image_size = image_size or self.student.image_size
-        self.fusions: dict[str, FusionModel] = {}
-        self.single: dict[str, tuple[str, int]] = {}
-        self.edges: dict[str, Edge] = {}
-        self._check_models(data_info)
-        data_info = {"num_classes": self.student.num_classes, **data_info}
-        self.task_needs: set[int] = set()
-        if self.task_loss is not None:
-            _collect(problems, "", self._connect_task, data_info)
-        for name, config in named_fusions(fusion).items():
-            _collect(problems, f"model.fusion{'' if name == FUSION else '.' + name}", self._add_fusion, name, config)
-        failed = named_fusions(fusion).keys() - self.fusions.keys()
-        for options in _collect(problems, "", parse_edges, edges, defaults) or ():
-            if not failed & set(str(options["name"]).split("_to_")):  # what is wrong with those is said already
-                _collect(problems, "", self._add_edge, options, data_info)
-        if not problems:
-            problems += self._unused(defaults)
-        if problems:
-            raise ConfigError(problems)
-
-    @property
-    def models(self) -> dict[str, StagedModel]:
-        """Student and teacher by role."""
-        return {STUDENT: self.student} | ({TEACHER: self.teacher} if self.teacher is not None else {})
+    models: dict[str, StagedModel]
+    types: dict[str, str]
+    image_size: tuple[int, int]
+    fusions: dict[str, FusionModel] = field(default_factory=dict)
+    edges: dict[str, Edge] = field(default_factory=dict)
 
     def specs(self, role: str) -> list[StageSpec]:
         """Stage outputs of student or teacher for the images that it is given."""
         model = self.models[role]
         return model.specs_at(model.input_size or self.image_size)
 
-    def _check_models(self, data_info: Mapping[str, int]) -> None:
-        problems: list[str] = []
-        for role in self.models:
-            _collect(problems, f"model.{role}", self._measure, role)
-        classes = {f"model.{role}": model.num_classes for role, model in self.models.items()} if not problems else {}
+
+def build(
+    student: Config,
+    teacher: Config | None,
+    fusion: Config | None,
+    edges: Sequence[str | Config],
+    defaults: Mapping[str, Config | None],
+    task_loss: Config | None,
+    image_size: tuple[int, int] | None,
+    data_info: Mapping[str, int],
+) -> Parts:
+    """Builds the parts of a distiller; the arguments are those of :class:`Distiller`.
+
+    Args:
+        student, teacher, fusion, edges, task_loss, image_size, data_info: see there.
+        defaults: the losses of edges that have none of their own, by slot.
+
+    Raises:
+        ConfigError: with everything that does not fit, one line each.
+    """
+    problems: list[str] = []
+    models = {STUDENT: _collect(problems, f"model.{STUDENT}", ARCHITECTURES.build, student)}
+    if teacher:
+        models[TEACHER] = _collect(problems, f"model.{TEACHER}", ARCHITECTURES.build, teacher)
+    task = _collect(problems, "", _task_options, task_loss) if task_loss is not None else None
+    if problems:
+        if task:  # what is wrong with it is said as well
+            loss = {key: value for key, value in task["losses"][TASK].items() if key != "weight"}
+            _collect(problems, f"model.{TASK}_loss", LOSSES.build, loss)
+        raise ConfigError(problems)
+    if TEACHER in models:
+        models[TEACHER].requires_grad_(False).eval()
+    types = {role: config["type"] for role, config in ((STUDENT, student), (TEACHER, teacher)) if config}
+    parts = Parts(models, types, image_size or models[STUDENT].image_size)
+    builder = _Builder(parts, data_info)
+    if task:
+        builder.collect("", builder.add_edge, task)
+    for name, config in named_fusions(fusion).items():
+        builder.collect(f"model.fusion{'' if name == FUSION else '.' + name}", builder.add_fusion, name, config)
+    failed = named_fusions(fusion).keys() - parts.fusions.keys()
+    for options in builder.collect("", parse_edges, edges, defaults) or ():
+        if not failed & set(str(options["name"]).split("_to_")):  # what is wrong with those is said already
+            builder.collect("", builder.add_edge, options)
+    if not builder.problems:
+        builder.problems += _unused(parts, defaults)
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    return parts
+
+
+class _Builder:
+    """Adds fusion models and edges to models, and collects what is wrong on the way.
+
+    Args:
+        parts: with models alone.
+        data_info: of the training data.
+
+    Attributes:
+        problems: one line each.
+
+    Raises:
+        ConfigError: if the models cannot take the images, or have other classes than each other or the data.
+    """
+
+    def __init__(self, parts: Parts, data_info: Mapping[str, int]) -> None:
+        self.parts = parts
+        self.problems: list[str] = []
+        for role in parts.models:
+            self.collect(f"model.{role}", self._measure, role)
+        classes = {f"model.{role}": model.num_classes for role, model in parts.models.items() if not self.problems}
         if "num_classes" in data_info:
             classes["the data set"] = data_info["num_classes"]
         if len(set(classes.values())) > 1:
             counts = ", ".join(f"{who} has {count}" for who, count in classes.items())
-            problems.append(f"model: class counts differ: {counts}; set num_classes to the same number")
-        if problems:
-            raise ConfigError(problems)
+            self.problems.append(f"model: class counts differ: {counts}; set num_classes to the same number")
+        if self.problems:
+            raise ConfigError(self.problems)
+        self.data_info = {"num_classes": parts.models[STUDENT].num_classes, **data_info}
+
+    def collect(self, where: str, function: Any, *args: Any) -> Any:
+        """Calls a function; what the user got wrong joins the problems."""
+        return _collect(self.problems, where, function, *args)
 
     def _measure(self, role: str) -> None:
         """Runs a model once without weights: whatever a third party's stages and head do wrong shows here."""
-        with ARCHITECTURES.blame(self.types[role]):
-            self.specs(role)
+        with ARCHITECTURES.blame(self.parts.types[role]):
+            self.parts.specs(role)
 
-    def _add_fusion(self, name: str, config: Config) -> None:
-        if self.teacher is None:
+    def add_fusion(self, name: str, config: Config) -> None:
+        parts = self.parts
+        if TEACHER not in parts.models:
             raise ConfigError("a fusion model needs a teacher; set model.teacher, or fusion=None")
         if name in (STUDENT, TEACHER) or "_to_" in name or "@" in name:
             raise ConfigError(f"{name!r} cannot be a fusion's name")
@@ -126,133 +140,82 @@ class Assembly:
         tail, texts = options.pop("tail", BORROWED), options.pop("splice", AUTO)
         if tail not in TAILS:
             problems.append(f"tail {tail!r}{nearest(tail, TAILS)}")
-        splices = _collect(problems, "", parse_all, texts, len(self.student.stages), len(self.teacher.stages))
+        student, teacher = parts.models[STUDENT], parts.models[TEACHER]
+        splices = _collect(problems, "", parse_all, texts, len(student.stages), len(teacher.stages))
         strategy = _collect(problems, "", FUSIONS.build, options)
         if problems:
             raise ConfigError(problems)
-        args = (splices, self.student, self.teacher, strategy, self.specs(STUDENT), self.specs(TEACHER), tail)
-        self.types[name] = options["type"]
-        with FUSIONS.blame(options["type"]):
+        kind = parts.types[name] = options["type"]
+        kinds = {"F": kind, "S": parts.types[STUDENT], "T": parts.types[TEACHER]}
+        args = (splices, student, teacher, strategy, parts.specs(STUDENT), parts.specs(TEACHER), tail, kinds)
+        with FUSIONS.blame(kind):
             try:
-                self.fusions[name] = FusionModel(*args)
+                parts.fusions[name] = FusionModel(*args)
             except NoJunctionsError as error:
-                raise FUSIONS.fault(options["type"], str(error)) from error
-        self.single |= {f"{name}@{splice}": (name, number) for number, splice in enumerate(splices)}
+                raise FUSIONS.fault(kind, str(error)) from error
 
-    def _task_loss(self, config: Config | None, problems: list[str]) -> tuple[nn.Module | None, float]:
-        if config is None:
-            return None, 0.0
-        options = dict(config)
-        weight = _collect(problems, "", checked_weight, options.pop("weight", 1.0), "model.task_loss")
-        times = {key: options.pop(key) for key in TIMES if key in options}
-        schedule = _collect(problems, "model.task_loss", lambda: Schedule(**times))
-        if schedule is not None:
-            self.schedules[TASK] = schedule
-        return _build(LOSSES, options, "model.task_loss", problems), weight
-
-    def _connect_task(self, data_info: Mapping[str, int]) -> None:
-        kind, student = self.types[TASK], self._info(STUDENT)
-        with LOSSES.blame(kind):
-            needs = loss_needs(self.task_loss, kind)
-            self.task_needs, _ = wanted_stages(needs)
-            check_stages(self.task_needs, kind, "model.task_loss", STUDENT, student)
-            check_extra(needs, kind, "model.task_loss", STUDENT, student)
-            set_up(self.task_loss, student, None, data_info)
-
-    def _info(self, role: str) -> ModelInfo:
-        return ModelInfo(self.specs(role), self.models[role].num_features, extra=self.models[role].extra)
-
-    def _add_edge(self, options: dict[str, Any], data_info: Mapping[str, int]) -> None:
-        infos = {role: self._info(role) for role in self.models}
-        for name, fusion in self.fusions.items():
-            infos[name] = ModelInfo((), *_widths(fusion), frozenset.intersection(*(m.extra for m in fusion.owners)))
+    def add_edge(self, options: Mapping[str, Any]) -> None:
+        name, infos = options["name"], self._infos()
         times = {key: options[key] for key in TIMES if key in options}
-        edge = Edge(models=infos, data_info=data_info, **{k: v for k, v in options.items() if k not in times})
+        others = {key: value for key, value in options.items() if key not in times}
+        ends = (None, STUDENT) if name == TASK else split_name(name, infos)
+        edge = Edge(ends=ends, models=infos, data_info=self.data_info, **others)
         try:
-            self.schedules[edge.name] = Schedule(**times)
+            edge.schedule = Schedule(**times)
         except ConfigError as error:
-            raise ConfigError(f"model.edges: {edge.name}: {error}") from error
-        self.edges[edge.name] = edge
-        self.types |= {f"{edge.name}/{slot}": kind for slot, kind in edge.types.items()}
+            raise ConfigError(f"{edge.where}: {error}") from error
+        self.parts.edges[name] = edge
+        self.parts.types |= edge.types
 
-    def _unused(self, defaults: Mapping[str, Config | None]) -> list[str]:
-        used = {end for edge in self.edges.values() for end in (edge.giver, edge.receiver)}
-        problems = [
-            f"model.fusion: no edge mentions {n!r}; name it in model.edges, or drop it"
-            for n in self.fusions
-            if n not in used
-        ]
-        if self.teacher is not None and not self.edges:
-            problems.append(
-                "model.edges: there is a teacher but no edge; add 'teacher_to_student', or set teacher=None"
-            )
-        for slot in SLOTS:
-            if defaults[slot] is not None and (
-                not self.edges or (slot == "stage" and not any(slot in edge.losses for edge in self.edges.values()))
-            ):
-                which = "an edge between teacher and student" if slot == "stage" else "model.edges"
-                problems.append(f"model.{slot}_loss: no edge uses it; add {which}, or set it to None")
-        if STUDENT not in {e.receiver for e in self.edges.values()} and self.task_loss is None:
-            problems.append("model: nothing trains the student; set task_loss, or an edge to the student")
-        elif idle := gap(self.schedules.values()):
-            problems.append(
-                f"model: no loss is on from {idle[0]:g} to {idle[1]:g} of training; let task_loss or an edge begin "
-                "sooner or end later"
-            )
-        return problems
-
-    # ---- whose fault ---------------------------------------------------------------------------------------------
-
-    def check_values(self, losses: Mapping[str, Tensor], on: Collection[str]) -> None:
-        """Looks at a step's losses, of which those of some names are on.
-
-        Raises:
-            PluginError: if one is no scalar with a gradient, or if parameters of a loss or a junction get none.
-        """
-        off = {name for name in losses if name.partition("/")[0] not in on}
-        for name, value in losses.items():
-            if name not in off and (wrong := value_fault(value)):
-                raise LOSSES.fault(self.types[name], wrong)
-        total = torch.stack([value.float() for value in losses.values()]).sum()
-        edges = [edge for name, edge in self.edges.items() if name in on]
-        taught = {edge.receiver for edge in edges} | {edge.giver for edge in edges if not edge.detach}
-        for registry, name, part in self.parts():
-            if registry is ARCHITECTURES or name in off or (registry is FUSIONS and name not in taught):
-                continue  # a fusion model that only gives stays as it was built, and so does what is off
-            if total.requires_grad and (left := out_of_reach(total, part)):
-                raise registry.fault(self.types[name], f"has a parameter {left[0]!r} that no loss's gradient reaches")
-
-    def parts(self) -> list[tuple[PluginRegistry, str, nn.Module]]:
-        """Whatever a plugin may have made: the registry it is from, its name here, and the module."""
-        parts: list[tuple[PluginRegistry, str, nn.Module]] = []
-        parts += [(LOSSES, TASK, self.task_loss)] if self.task_loss is not None else []
-        parts += [(LOSSES, f"{n}/{slot}", x) for n, edge in self.edges.items() for slot, x in edge.losses.items()]
-        parts += [(FUSIONS, name, fusion.junctions) for name, fusion in self.fusions.items()]
-        roles = {"S": STUDENT, "T": TEACHER}
-        copies = [item for fusion in self.fusions.values() for item in fusion.copies.items()]
-        parts += [(ARCHITECTURES, roles[name[0]], copy) for name, copy in copies]
-        parts += [(ARCHITECTURES, role, model.net) for role, model in self.models.items()]
-        return parts
-
-    def culprit(self, error: BaseException) -> FBTError | None:
-        """An exception as the fault of the plugin in whose model, junction or loss it was raised; None if in none.
-
-        A loss's ValueError is for the user: how it says that it lacks something.
-        """
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            running = frame.f_locals.get("self")
-            for registry, name, part in self.parts():
-                if any(module is running for module in part.modules()):
-                    if registry is LOSSES and isinstance(error, ValueError):
-                        return ConfigError(f"{self.types[name]} ({name}): {one_line(error)}")
-                    return registry.raised(self.types[name], error)
-        return None
+    def _infos(self) -> dict[str, ModelInfo]:
+        parts = self.parts
+        infos = {r: ModelInfo(parts.specs(r), m.num_features, extra=m.extra) for r, m in parts.models.items()}
+        for name, fusion in parts.fusions.items():
+            first, *others = dict.fromkeys(owner.num_features for owner in fusion.owners)
+            infos[name] = ModelInfo((), first, others, frozenset.intersection(*(m.extra for m in fusion.owners)))
+        return infos
 
 
-def _widths(fusion: FusionModel) -> tuple[int, list[int]]:
-    """Of its first splice's features, and of the others' where they differ."""
-    first, *others = dict.fromkeys(owner.num_features for owner in fusion.owners)
-    return first, others
+def _task_options(config: Config) -> dict[str, Any]:
+    """The task loss as an edge: its arguments, as :func:`parse_edges` gives those of the others."""
+    place = f"model.{TASK}_loss"
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{place}: loss: expected a dict with a 'type', got {config!r}")
+    problems: list[str] = []
+    _collect(problems, "", checked_weight, config.get("weight", 1.0), place)
+    times = {key: config[key] for key in TIMES if key in config}
+    _collect(problems, place, lambda: Schedule(**times))
+    if problems:
+        raise ConfigError(problems)
+    loss = {key: value for key, value in config.items() if key not in times}
+    return {"name": TASK, "losses": {TASK: loss}, "places": {TASK: place}, **times}
+
+
+def _unused(parts: Parts, defaults: Mapping[str, Config | None]) -> list[str]:
+    """What a config has that nothing uses, and parts of training in which nothing is trained."""
+    given = [edge for edge in parts.edges.values() if edge.giver]
+    used = {end for edge in given for end in edge.ends}
+    problems = [
+        f"model.fusion: no edge mentions {n!r}; name it in model.edges, or drop it"
+        for n in parts.fusions
+        if n not in used
+    ]
+    if TEACHER in parts.models and not given:
+        problems.append("model.edges: there is a teacher but no edge; add 'teacher_to_student', or set teacher=None")
+    for slot in SLOTS:
+        if defaults[slot] is not None and (
+            not given or (slot == "stage" and not any(slot in edge.losses for edge in given))
+        ):
+            which = "an edge between teacher and student" if slot == "stage" else "model.edges"
+            problems.append(f"model.{slot}_loss: no edge uses it; add {which}, or set it to None")
+    if STUDENT not in {edge.receiver for edge in parts.edges.values()}:
+        problems.append("model: nothing trains the student; set task_loss, or an edge to the student")
+    elif idle := gap(edge.schedule for edge in parts.edges.values()):
+        problems.append(
+            f"model: no loss is on from {idle[0]:g} to {idle[1]:g} of training; let task_loss or an edge begin "
+            "sooner or end later"
+        )
+    return problems
 
 
 def named_fusions(fusion: Config | None) -> dict[str, Config]:
@@ -269,10 +232,6 @@ def named_fusions(fusion: Config | None) -> dict[str, Config]:
     if wrong:
         raise ConfigError(f"model.fusion: {wrong[0]!r} without a 'type'; give one strategy, or a dict of named ones")
     return dict(fusion)
-
-
-def _build(registry: Any, config: Config, where: str, problems: list[str]) -> Any:
-    return _collect(problems, where, registry.build, config)
 
 
 def _collect(problems: list[str], where: str, function: Any, *args: Any) -> Any:

@@ -1,9 +1,10 @@
-"""The distiller: teacher, student, fusions, edges and losses; the model that an mmengine Runner trains."""
+"""The distiller: one teacher, one student, fusion models between them, and the losses along its edges."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,15 +13,32 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..errors import FBTError, nearest
+from ..errors import nearest
 from ..models.knowledge import Batch, Knowledge
+from ..models.net_part import Unowned
 from ..models.staged import StagedModel, StageSpec
 from ..randomness import derive_seed
-from .build import STUDENT, TASK, TEACHER, Assembly, Config
-from .edge import Edge
-from .edge_schedule import Schedule
+from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry
+from .blame import blaming
+from .build import Config, build
+from .edge import STUDENT, TEACHER, Edge
 from .fusion import FusionModel
-from .loss_contract import StepLosses, weighted
+from .loss_contract import StepLosses, out_of_reach, value_fault
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step runs. It is made before the step, and nothing changes it.
+
+    Attributes:
+        splices: number of the splice that each fusion model runs, in the order of the fusion models.
+        on: names of the edges whose losses are computed.
+        weights: what the losses of an edge are multiplied by, by its name, where that is not 1.
+    """
+
+    splices: tuple[int, ...]
+    on: tuple[str, ...]
+    weights: Mapping[str, float]
 
 
 @MODELS.register_module()
@@ -42,8 +60,10 @@ class Distiller(BaseModel):
         data_preprocessor: mmengine's.
 
     Attributes:
-        validated: the models that validation looks at; None is all of them.
-        schedules: of the task loss ("task") and of each edge, by name.
+        image_size: (height, width) of the images.
+        fusions: fusion models by name.
+        edges: by name; the first is "task", the task loss, where there is one.
+        step: what the next training step runs (:meth:`plan`); before the first plan everything, with whole weights.
 
     Raises:
         ConfigError: with everything that does not fit, one line each.
@@ -51,7 +71,6 @@ class Distiller(BaseModel):
 
     fusions: dict[str, FusionModel]  # an nn.ModuleDict
     edges: dict[str, Edge]  # an nn.ModuleDict
-    schedules: dict[str, Schedule]  # an nn.ModuleDict
 
     def __init__(
         self,
@@ -69,33 +88,33 @@ class Distiller(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
         defaults = {"feature": feature_loss, "logit": logit_loss, "stage": stage_loss}
-        made = Assembly(student, teacher, fusion, edges, defaults, task_loss, image_size, data_info or {})
-        self._made = made  # no module: no optimizer, checkpoint, EMA or DDP ever sees the teacher's weights
-        self.image_size = made.image_size
-        self.student = made.student
-        self.schedules = nn.ModuleDict(made.schedules)  # type: ignore[assignment]
-        self.task_loss, self.task_weight = made.task_loss, made.task_weight
-        self.fusions = nn.ModuleDict(made.fusions)  # type: ignore[assignment]
-        self.edges = nn.ModuleDict(made.edges)  # type: ignore[assignment]
-        self.validated: list[str] | None = None
+        parts = build(student, teacher, fusion, edges, defaults, task_loss, image_size, data_info or {})
+        self.image_size, self._types = parts.image_size, parts.types
+        self.student = parts.models[STUDENT]
+        self._teacher = Unowned(parts.models.get(TEACHER))  # no optimizer, checkpoint, EMA or DDP sees its weights
+        self.fusions = nn.ModuleDict(parts.fusions)  # type: ignore[assignment]
+        self.edges = nn.ModuleDict(parts.edges)  # type: ignore[assignment]
         self._needed: dict[tuple[frozenset[str], tuple[int, ...]], dict[str, set[int]]] = {}
-        self._values_seen: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
+        self._steps_seen: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
         for role, model in self.models.items():
             channels = (1, model.in_chans, 1, 1)
             for what, values in (("mean", model.mean), ("std", model.std)):
                 self.register_buffer(
                     f"{role}_{what}", torch.tensor(values).reshape(1, -1, 1, 1).expand(channels), False
                 )
+        self.step = self.plan()
+
+    # ---- its models ------------------------------------------------------------------------------------------------
 
     @property
     def teacher(self) -> StagedModel | None:
         """The frozen teacher, if there is one; it is moved with this module but is not part of its tree."""
-        return self._made.teacher
+        return self._teacher.value
 
     @property
     def models(self) -> dict[str, StagedModel]:
         """Student and teacher by role."""
-        return self._made.models
+        return {STUDENT: self.student} | ({TEACHER: self.teacher} if self.teacher is not None else {})
 
     @property
     def names(self) -> list[str]:
@@ -115,56 +134,37 @@ class Distiller(BaseModel):
 
     def specs(self, role: str) -> list[StageSpec]:
         """Stage outputs of student or teacher for the images that it is given."""
-        return self._made.specs(role)
-
-    def state_of(self, fusion: str, number: int) -> dict[str, Tensor]:
-        """The state of a distiller whose fusion model has one of its splices alone.
-
-        Args:
-            fusion: name of the fusion model.
-            number: of the splice, from 0.
-        """
-        model = self.fusions[fusion]
-        parts = {f"fusions.{fusion}.": model.state_of(number)}
-        for name, edge in self.edges.items():
-            if fusion in (edge.giver, edge.receiver):
-                parts[f"edges.{name}."] = edge.state_of(fusion, model.owners[number].num_features)
-        rest = {key: value for key, value in self.state_dict().items() if not key.startswith(tuple(parts))}
-        return rest | {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
-
-    def culprit(self, error: BaseException) -> FBTError | None:
-        """An exception as the fault of the plugin in whose model, junction or loss it was raised; None if in none."""
-        return self._made.culprit(error)
-
-    def begin_step(self, seed: int, progress: float | None = None) -> None:
-        """Sets what a training step runs: one splice of each fusion model that has several, and the losses that are on.
-
-        Args:
-            seed: of the step, the same in all processes.
-            progress: fraction of training that was done before it; None has all losses on, with their whole weights.
-        """
-        for number, fusion in enumerate(self.fusions.values()):
-            fusion.draw(derive_seed(seed, number))
-        for schedule in self.schedules.values():
-            schedule.begin_step(progress)
-        self.needs(self.in_losses)  # remembered here: a graph that was compiled does not like to see it change
-
-    @property
-    def on(self) -> tuple[str, ...]:
-        """Whose losses this step computes: "task", names of edges."""
-        return tuple(name for name, schedule in self.schedules.items() if schedule.on)
-
-    @property
-    def in_losses(self) -> frozenset[str]:
-        """The models whose knowledge this step's losses take."""
-        ends = {end for name in self.on if name != TASK for end in self.edges[name].ends}
-        return frozenset(ends | {STUDENT} if TASK in self.on else ends)
+        model = self.models[role]
+        return model.specs_at(model.input_size or self.image_size)
 
     def train(self, mode: bool = True) -> Distiller:
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()
         return self
+
+    # ---- one step --------------------------------------------------------------------------------------------------
+
+    def plan(self, seed: int | None = None, progress: float | None = None) -> Step:
+        """What a training step runs: one splice of each fusion model, and the losses that are on.
+
+        Args:
+            seed: of the step, the same in all processes; None takes the first of several splices.
+            progress: fraction of training that is done before it; None has all losses on, with their whole weights.
+        """
+        fusions = enumerate(self.fusions.values())
+        splices = tuple(0 if seed is None else fusion.draw(derive_seed(seed, number)) for number, fusion in fusions)
+        weights = {
+            name: 1.0 if progress is None else edge.schedule.weight(progress) for name, edge in self.edges.items()
+        }
+        on = tuple(n for n, edge in self.edges.items() if progress is None or edge.schedule.covers(progress))
+        step = Step(splices, on, {name: weights[name] for name in on if weights[name] != 1})
+        self.needs(self.in_losses(on), splices)  # remembered now: a compiled graph does not like to see it change
+        return step
+
+    def in_losses(self, on: Collection[str]) -> frozenset[str]:
+        """The models whose knowledge the losses of some edges take."""
+        return frozenset(end for name in on for end in self.edges[name].ends)
 
     def forward(
         self,
@@ -182,7 +182,7 @@ class Distiller(BaseModel):
             inputs: images (N, C, H, W) in [0, 1].
             labels: (N,) or (N, classes).
             index: (N,) positions in the data set.
-            mode: "loss" for the named, weighted losses; "predict" for the validated models' logits by name;
+            mode: "loss" for the named, weighted losses; "predict" for all models' logits by name;
                 "tensor" for the student's logits.
             view: (N,) which view of its image each input is, where the data set has fixed ones; only passed through.
             teacher_features, teacher_logits: (N, D) and (N, C), what the teacher knows about these very inputs; losses
@@ -194,7 +194,7 @@ class Distiller(BaseModel):
                 given = Knowledge(teacher_features.float(), teacher_logits.float())
             return self.losses(inputs, Batch(labels, index), given)
         if mode == "predict":
-            return self.predict(inputs, self.validated or self.names)
+            return self.predict(inputs, self.names)
         if mode == "tensor":
             return self.student(self.prepare(inputs, STUDENT))
         raise ValueError(f"mode is 'loss', 'predict' or 'tensor', not {mode!r}")
@@ -207,23 +207,49 @@ class Distiller(BaseModel):
         return (images - getattr(self, f"{role}_mean")) / getattr(self, f"{role}_std")
 
     def losses(self, images: Tensor, batch: Batch, teacher: Knowledge | None = None) -> dict[str, Tensor]:
-        """All losses of one batch, named "task" or "edge/slot", each with its weights; ``teacher`` as in `know`.
+        """All losses of one batch in this step, named "task" or "edge/slot", each with its weights.
 
         Those that are off are 0, and nothing was computed for them.
+
+        Args:
+            images: (N, C, H, W) in [0, 1].
+            batch: labels and positions.
+            teacher: as in :meth:`know`.
         """
-        known = self.know(images, self.in_losses, teacher)
-        on, zero = self.on, torch.zeros((), device=images.device)
-        values: dict[str, Tensor] = {}
-        if self.task_loss is not None:
-            task = weighted(self.task_loss(known[STUDENT], None, batch), self.task_weight) if TASK in on else zero
-            values[TASK] = self.schedules[TASK](task)
-        for name, edge in self.edges.items():
-            given = edge(known, batch) if name in on else dict.fromkeys(edge.losses, zero)
-            for slot, value in given.items():
-                values[f"{name}/{slot}"] = self.schedules[name](value)
+        values = self.values(images, batch, self.step.splices, self.step.on, teacher)
+        for edge_name, weight in self.step.weights.items():
+            for name in self.edges[edge_name].types:
+                values[name] = values[name] * weight
         return values
 
-    def know(self, images: Tensor, wanted: Set[str], teacher: Knowledge | None = None) -> dict[str, Knowledge]:
+    def values(
+        self,
+        images: Tensor,
+        batch: Batch,
+        splices: tuple[int, ...],
+        on: tuple[str, ...],
+        teacher: Knowledge | None = None,
+    ) -> dict[str, Tensor]:
+        """What :meth:`losses` gives, without the weights of the moment: one graph, which may be compiled, serves all.
+
+        Args:
+            images, batch, teacher: as there.
+            splices, on: of the :class:`Step`.
+        """
+        known = self.know(images, self.in_losses(on), teacher, splices)
+        zero = torch.zeros((), device=images.device)
+        values: dict[str, Tensor] = {}
+        for name, edge in self.edges.items():
+            values |= edge(known, batch) if name in on else dict.fromkeys(edge.types, zero)
+        return values
+
+    def know(
+        self,
+        images: Tensor,
+        wanted: Set[str],
+        teacher: Knowledge | None = None,
+        splices: tuple[int, ...] | None = None,
+    ) -> dict[str, Knowledge]:
         """Knowledge of the wanted models; each stage runs at most once in its own model.
 
         Args:
@@ -231,45 +257,62 @@ class Distiller(BaseModel):
             wanted: names of models, or of single splices.
             teacher: what the teacher knows about these images, where that is known already: it is not run on them.
                 Features and logits are all there is then, so no splice may start in the teacher.
+            splices: number of the splice that each fusion model runs; None is the first of each.
+
+        Raises:
+            PluginError: for what a plugin's model or junction raises.
         """
         known: dict[str, Knowledge] = {TEACHER: teacher} if teacher else {}
         starts: dict[str, Mapping[int, Tensor]] = {}
-        needs = self.needs(frozenset(wanted))
+        splices = splices or (0,) * len(self.fusions)
+        needs = self.needs(frozenset(wanted), splices)
         for role, model in self.models.items():
             if role in known or role not in needs:
                 continue
-            with torch.no_grad() if role == TEACHER else nullcontext():
+            with torch.no_grad() if role == TEACHER else nullcontext(), blaming(ARCHITECTURES, self._types[role]):
                 inputs = self.prepare(images, role)
                 if role in wanted:
                     known[role] = model.knowledge(inputs, needs[role])
                     starts[role] = known[role].stages
                 else:
                     starts[role] = model.stage_outputs(inputs, needs[role])
-        for name, fusion, number in self._spliced(wanted):
+        for name, fusion, number in self._spliced(wanted, splices):
             role, last = start_of(fusion, number)
             known[name] = fusion(starts[role][last], number)
         return known
 
-    def needs(self, wanted: frozenset[str]) -> dict[str, set[int]]:
-        """The models to run, and which of their stages' outputs are needed, for the knowledge of the wanted models."""
-        key = wanted, tuple(fusion.current for fusion in self.fusions.values())
+    def needs(self, wanted: frozenset[str], splices: tuple[int, ...]) -> dict[str, set[int]]:
+        """The models to run, and which of their stages' outputs are needed, for the knowledge of the wanted models.
+
+        Args:
+            wanted: names of models, or of single splices.
+            splices: number of the splice that each fusion model runs.
+        """
+        key = wanted, splices
         if key not in self._needed:
             needs: dict[str, set[int]] = {role: set() for role in self.models if role in wanted}
             for role in needs:
-                needs[role] |= self._made.task_needs if role == STUDENT else set()
                 for edge in self.edges.values():
                     needs[role] |= edge.needs.get(role, set())
-            for _, fusion, number in self._spliced(wanted):
+            for _, fusion, number in self._spliced(wanted, splices):
                 role, last = start_of(fusion, number)
                 needs.setdefault(role, set()).add(last)
             self._needed[key] = needs
         return self._needed[key]
 
-    def _spliced(self, wanted: Set[str]) -> list[tuple[str, FusionModel, int]]:
+    def _spliced(self, wanted: Set[str], splices: tuple[int, ...]) -> list[tuple[str, FusionModel, int]]:
         """The wanted fusion models, by name and number of the splice, in one order whatever the set's is."""
-        current = [(name, fusion, fusion.current) for name, fusion in self.fusions.items() if name in wanted]
-        single = [(name, self.fusions[n], number) for name, (n, number) in self._made.single.items() if name in wanted]
-        return current + single
+        drawn = zip(self.fusions.items(), splices, strict=True)
+        current = [(name, fusion, number) for (name, fusion), number in drawn if name in wanted]
+        return current + [(name, *single) for name, single in self._single().items() if name in wanted]
+
+    def _single(self) -> dict[str, tuple[FusionModel, int]]:
+        """Fusion model and number of each splice, by the splice's own name."""
+        return {
+            f"{name}@{splice}": (fusion, number)
+            for name, fusion in self.fusions.items()
+            for number, splice in enumerate(fusion.splices)
+        }
 
     @torch.no_grad()
     def predict(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -279,7 +322,7 @@ class Distiller(BaseModel):
             KeyError: for a name that is no model here.
         """
         for name in names:
-            if name not in (known := [*self.names, *self._made.single]):
+            if name not in (known := [*self.names, *self._single()]):
                 raise KeyError(f"no model {name!r}{nearest(name, known)}")
         knowledge = self.know(images, set(names))
         return {name: knowledge[name].logits for name in names}
@@ -291,18 +334,34 @@ class Distiller(BaseModel):
             PluginError: in the first step of each splice and of each set of losses that are on, if a loss returned
                 anything but a scalar with a gradient, or if parameters of a loss or a junction get none.
         """
-        kind = tuple(fusion.current for fusion in self.fusions.values()), self.on
-        if kind not in self._values_seen:
-            self._made.check_values(losses, self.on)
-            self._values_seen.add(kind)
+        kind = self.step.splices, self.step.on
+        if kind not in self._steps_seen:
+            self._check_values(losses)
+            self._steps_seen.add(kind)
         step = StepLosses(losses)
         return step.total, step
 
-    def val_step(self, data: Any) -> list[dict[str, Tensor]]:
-        """One step of an mmengine validation loop: the validated models' logits, and the labels."""
+    def _check_values(self, losses: Mapping[str, Tensor]) -> None:
+        edges = [self.edges[name] for name in self.step.on]
+        on = {name for edge in edges for name in edge.types}
+        for name in on:
+            if wrong := value_fault(losses[name]):
+                raise LOSSES.fault(self._types[name], wrong)
+        total = torch.stack([value.float() for value in losses.values()]).sum()
+        # A fusion model that only gives stays as it was built, and so does what is off.
+        taught = {edge.receiver for edge in edges} | {edge.giver for edge in edges if not edge.detach}
+        parts: list[tuple[PluginRegistry, str, nn.Module]] = [
+            (LOSSES, edge.value_name(slot), loss) for edge in edges for slot, loss in edge.losses.items()
+        ]
+        parts += [(FUSIONS, name, fusion.junctions) for name, fusion in self.fusions.items() if name in taught]
+        for registry, name, part in parts:
+            if total.requires_grad and (left := out_of_reach(total, part)):
+                raise registry.fault(self._types[name], f"has a parameter {left[0]!r} that no loss's gradient reaches")
+
+    def val_step(self, data: Any, names: Sequence[str] | None = None) -> list[dict[str, Tensor]]:
+        """One step of a validation loop: the labels, and the logits of the named models; by default of all."""
         data = self.data_preprocessor(data, False)
-        predictions: dict[str, Tensor] = self(**data, mode="predict")  # type: ignore[assignment]
-        return [{"labels": data["labels"], **predictions}]
+        return [{"labels": data["labels"], **self.predict(data["inputs"], self.names if names is None else names)}]
 
     test_step = val_step
 

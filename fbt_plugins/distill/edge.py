@@ -10,42 +10,53 @@ from torch import Tensor, nn
 from ..errors import ConfigError, FBTError, nearest
 from ..models.knowledge import Batch, Knowledge
 from ..registry.registries import LOSSES
+from .blame import blaming_loss
 from .edge_gates import GATES
-from .edge_schedule import TIMES, checked_weight
+from .edge_schedule import TIMES, Schedule, checked_weight
 from .loss_contract import ModelInfo, check_extra, check_stages, loss_needs, set_up, wanted_stages, weighted
 from .zero_gradients import with_idle
 
 SLOTS = ("feature", "logit", "stage")
-TEACHER = "teacher"
-WITH_STAGES = {"student", TEACHER}
+STUDENT, TEACHER = "student", "teacher"
+WITH_STAGES = {STUDENT, TEACHER}
 """The models whose stages a loss can see; a ``stage_loss`` for all edges is one for edges between these."""
+
+TASK = "task"
+"""The edge of the task loss: the student receives, and no model gives."""
 
 _OPTIONS = ("name", "weight", "detach", "gate", *TIMES, *(f"{s}_loss" for s in SLOTS))
 
 
 class Edge(nn.Module):
-    """``giver_to_receiver``: losses in which the giver plays teacher and the receiver student.
+    """Losses in which one model, the giver, plays teacher, and another, the receiver, student.
+
+    The task loss is an edge as well. It has no giver: its loss compares the student with the labels alone.
 
     Args:
-        name: "A_to_B".
-        losses: by slot ("feature", "logit", "stage"), a config each, or None; it may carry a ``weight``.
+        name: "A_to_B", or "task".
+        ends: giver (None where there is none) and receiver.
+        losses: by slot ("feature", "logit", "stage"; "task" of the task loss), a config each, or None; it may carry a
+            ``weight``.
         places: where in the user's config each of them stands, for messages.
         models: what is known of each model, by name.
         data_info: ``{"num_classes": ..., "num_samples": ...}`` for losses that ask, the second where known.
         weight: of the whole edge.
         detach: whether the giver's knowledge is a constant.
         gate: one of ``GATES``, what the weight is multiplied by in each step; None is nothing.
+        schedule: when in training it is on, and how its weight rises; None is always, with the whole weight.
 
     Attributes:
         ends: the models whose knowledge it takes.
+        types: the registered name of each loss, by the name of its value: "task", or "A_to_B/slot".
 
     Raises:
-        ConfigError: if a model, a loss or the gate does not fit.
+        ConfigError: if a loss or the gate does not fit.
     """
 
     def __init__(
         self,
         name: str,
+        ends: tuple[str | None, str],
         losses: Mapping[str, Mapping[str, Any] | None],
         places: Mapping[str, str],
         models: Mapping[str, ModelInfo],
@@ -53,19 +64,22 @@ class Edge(nn.Module):
         weight: float = 1.0,
         detach: bool = True,
         gate: str | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
         self.name, self.detach, self.gate = name, detach, gate
-        self.weight = checked_weight(weight, f"model.edges: {name}")
-        self.giver, self.receiver = split_name(name, models)
+        self.giver, self.receiver = ends
+        self.where = f"model.edges: {name}" if self.giver else f"model.{TASK}_loss"
+        self.weight = checked_weight(weight, self.where)
+        self.schedule = schedule or Schedule()
         if gate is not None:
             self._check_gate(models)
-        self.ends = frozenset({self.giver, self.receiver} | ({TEACHER} if gate else set()))
+        self.ends = frozenset(end for end in (*ends, TEACHER if gate else None) if end)
         self.losses = nn.ModuleDict()
         self.projectors = nn.ModuleDict()
         self.weights: dict[str, float] = {}
         self.types: dict[str, str] = {}
-        self.needs: dict[str, set[int]] = {self.giver: set(), self.receiver: set()}
+        self.needs: dict[str, set[int]] = {end: set() for end in ends if end}
         for slot, config in losses.items():
             if config is None:
                 continue
@@ -75,76 +89,93 @@ class Edge(nn.Module):
                 loss = LOSSES.build(options)
             except FBTError as error:
                 raise ConfigError([f"{places[slot]}: {line}" for line in str(error).splitlines()]) from error
-            self.types[slot] = options["type"]
-            with LOSSES.blame(options["type"]):
-                self._connect(slot, loss, models, data_info)
+            kind = self.types[self.value_name(slot)] = options["type"]
+            with LOSSES.blame(kind):
+                self._connect(slot, kind, loss, models, data_info)
             self.losses[slot] = loss
         if not self.losses:
             raise ConfigError(f"model.edges: {name} has no loss: set feature_loss, logit_loss or stage_loss")
 
+    def value_name(self, slot: str) -> str:
+        """What a loss's value is called: "A_to_B/slot", and of the task loss "task"."""
+        return f"{self.name}/{slot}" if self.giver else self.name
+
     def _check_gate(self, models: Mapping[str, ModelInfo]) -> None:
         if self.gate not in GATES:
-            raise ConfigError(f"model.edges: {self.name}: no gate {self.gate!r}{nearest(self.gate, GATES)}")
+            raise ConfigError(f"{self.where}: no gate {self.gate!r}{nearest(self.gate, GATES)}")
         if TEACHER not in models or self.giver == TEACHER:
             why = "there is no teacher" if TEACHER not in models else "the giver is the teacher itself"
-            raise ConfigError(f"model.edges: {self.name}: gate={self.gate!r} compares with the teacher, and {why}")
+            raise ConfigError(f"{self.where}: gate={self.gate!r} compares with the teacher, and {why}")
 
-    def _connect(self, slot: str, loss: Any, models: Mapping[str, ModelInfo], data_info: Mapping[str, int]) -> None:
-        """What a loss needs of the two models, and its own setup."""
-        giver, receiver = models[self.giver], models[self.receiver]
-        needs = loss_needs(loss, self.types[slot])
+    def _connect(
+        self, slot: str, kind: str, loss: Any, models: Mapping[str, ModelInfo], data_info: Mapping[str, int]
+    ) -> None:
+        """What a loss needs of the models, and its own setup."""
+        receiver, giver = models[self.receiver], models[self.giver] if self.giver else None
+        needs = loss_needs(loss, kind)
         for model, wanted in zip((self.receiver, self.giver), wanted_stages(needs), strict=True):
-            check_stages(wanted, self.types[slot], f"model.edges: {self.name}", model, models[model])
-            self.needs[model] |= wanted
-        check_extra(needs, self.types[slot], f"model.edges: {self.name}", self.receiver, receiver)
+            if model:
+                check_stages(wanted, kind, self.where, model, models[model])
+                self.needs[model] |= wanted
+        check_extra(needs, kind, self.where, self.receiver, receiver)
         if slot == "feature" and hasattr(loss, "setup"):
-            for model in (self.giver, self.receiver):
-                self._one_width(model, models[model])
-        if needs.get("same_width") and {*receiver.widths, *giver.widths} != {giver.num_features}:
+            for model in self.needs:
+                self._one_width(kind, model, models[model])
+        if giver and needs.get("same_width") and {*receiver.widths, *giver.widths} != {giver.num_features}:
             self.projectors[slot] = SameWidth(receiver.widths, giver.widths)
         set_up(loss, receiver, giver, data_info)
 
-    def _one_width(self, model: str, info: ModelInfo) -> None:
+    def _one_width(self, kind: str, model: str, info: ModelInfo) -> None:
         if info.others:
             widths = " or ".join(map(str, sorted(info.widths)))
             raise ConfigError(
-                f"model.edges: {self.name}: features of {model!r} are {widths} wide, for its splices end in both "
-                f"models, and {self.types['feature']} takes one width; make two fusions of them"
+                f"{self.where}: features of {model!r} are {widths} wide, for its splices end in both "
+                f"models, and {kind} takes one width; make two fusions of them"
             )
 
-    def state_of(self, model: str, width: int) -> dict[str, Tensor]:
-        """The state of this edge where one of its ends has features of one width alone.
+    def unused(self, model: str, width: int) -> list[str]:
+        """The modules that this edge does not use where all features of one of its ends have one width.
 
         Args:
             model: which end.
             width: of its features.
+
+        Returns:
+            Their names in this module.
         """
-        place = 0 if model == self.receiver else 1
-
-        def stays(key: str) -> bool:
-            names = key.split(".")
-            return names[0] != "projectors" or names[3].split("_to_")[place] == str(width)
-
-        return {key: value for key, value in self.state_dict().items() if stays(key)}
+        received = model == self.receiver
+        return [
+            f"projectors.{slot}.{name}"
+            for slot, projector in self.projectors.items()
+            for name in projector.unused(width, received)  # type: ignore[operator, union-attr]
+        ]
 
     def forward(self, knowledge: Mapping[str, Knowledge], batch: Batch) -> dict[str, Tensor]:
-        """The edge's weighted losses by slot; none of a gate's gradient is in them.
+        """The edge's weighted losses, by the names of their values; a gate's part in them has no gradient.
 
         Args:
             knowledge: of each model, by name.
             batch: labels and positions.
+
+        Raises:
+            PluginError: for what a loss's code raises.
+            ConfigError: for a loss's ValueError, which is how it says that it lacks something.
         """
-        given, received = knowledge[self.giver], knowledge[self.receiver]
-        if self.detach:
+        received = knowledge[self.receiver]
+        given = knowledge[self.giver] if self.giver else None
+        if given is not None and self.detach:
             given = given.detach()
-        gates = [GATES[self.gate](given, knowledge[TEACHER])] if self.gate else []
+        gates = [GATES[self.gate](given, knowledge[TEACHER])] if self.gate and given is not None else []
         values = {}
         for slot, loss in self.losses.items():
             view = received
-            if slot in self.projectors:
+            if slot in self.projectors and given is not None:
                 features = self.projectors[slot](received.features, given.features.shape[1])
                 view = Knowledge(features, received.logits, received.stages, received.extra)
-            values[slot] = weighted(loss(view, given, batch), self.weight * self.weights[slot], *gates)
+            name = self.value_name(slot)
+            with blaming_loss(self.types[name], name):
+                value = loss(view, given, batch)
+            values[name] = weighted(value, self.weight * self.weights[slot], *gates)
         return values
 
 
@@ -157,15 +188,24 @@ class SameWidth(nn.Module):
 
     def __init__(self, received: Sequence[int], given: Sequence[int]) -> None:
         super().__init__()
-        pairs = [(width, wanted) for width in received for wanted in given if width != wanted]
-        self.maps = nn.ModuleDict({f"{width}_to_{wanted}": nn.Linear(width, wanted) for width, wanted in pairs})
+        self.pairs = [(width, wanted) for width in received for wanted in given if width != wanted]
+        self.maps = nn.ModuleDict({self.name(*pair): nn.Linear(*pair) for pair in self.pairs})
+
+    @staticmethod
+    def name(width: int, wanted: int) -> str:
+        """Of the map between two widths."""
+        return f"{width}_to_{wanted}"
 
     def forward(self, features: Tensor, wanted: int) -> Tensor:
         """(N, D) -> (N, wanted)."""
-        name = f"{features.shape[1]}_to_{wanted}"
+        name = self.name(features.shape[1], wanted)
         if name in self.maps:
             features = self.maps[name](features)
         return with_idle(features, [layer for other, layer in self.maps.items() if other != name])
+
+    def unused(self, width: int, received: bool) -> list[str]:
+        """Names of the maps that are not used where all features of the receiver (or the giver) have one width."""
+        return [f"maps.{self.name(*pair)}" for pair in self.pairs if pair[0 if received else 1] != width]
 
 
 def split_name(name: str, models: Mapping[str, Any]) -> tuple[str, str]:

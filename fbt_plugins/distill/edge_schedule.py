@@ -6,16 +6,13 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from ..errors import ConfigError
 from ..registry.signatures import is_number
 
 TIMES = ("begin", "ramp", "end")
 
 
-class Schedule(nn.Module):
+class Schedule:
     """A weight that is a function of the part of training that is done, and of nothing else: there is no state to save.
 
     It is 0 before ``begin`` and from ``end`` on, where nothing need be computed at all; between them it rises from 0 to
@@ -26,18 +23,11 @@ class Schedule(nn.Module):
         ramp: how long the weight rises; 0 is not at all.
         end: from where on it is off again; 1 is never.
 
-    Attributes:
-        on: whether the current step needs the loss.
-        factor: the weight in the current step, a scalar on the device: a graph that was compiled serves all of them.
-
     Raises:
         ConfigError: if they are no such fractions.
     """
 
-    factor: Tensor
-
     def __init__(self, begin: float = 0.0, ramp: float = 0.0, end: float = 1.0) -> None:
-        super().__init__()
         values = {"begin": begin, "ramp": ramp, "end": end}
         for name, value in values.items():
             if not is_number(value) or not 0 <= value <= 1:
@@ -47,8 +37,11 @@ class Schedule(nn.Module):
         if begin + ramp > end + 1e-9:  # 0.1 + 0.2 is more than 0.3
             raise ConfigError(f"begin={begin} and ramp={ramp} go beyond end={end}: the weight would never be whole")
         self.begin, self.ramp, self.end = float(begin), float(ramp), float(end)
-        self.on = True
-        self.register_buffer("factor", torch.ones(()), persistent=False)
+
+    @property
+    def always_on(self) -> bool:
+        """Whether it is on in all of training."""
+        return self.begin == 0 and self.end == 1
 
     def weight(self, progress: float) -> float:
         """The weight, from 0 to 1, where this fraction of training is done."""
@@ -59,20 +52,6 @@ class Schedule(nn.Module):
     def covers(self, progress: float) -> bool:
         """Whether it is on where this fraction of training is done."""
         return self.begin <= progress and (progress < self.end or self.end == 1)
-
-    def begin_step(self, progress: float | None) -> None:
-        """Sets what a training step uses.
-
-        Args:
-            progress: fraction of training that was done before this step; None is on, with the whole weight.
-        """
-        self.on = progress is None or self.covers(progress)
-        if self.ramp:
-            self.factor.fill_(1.0 if progress is None else self.weight(progress))
-
-    def forward(self, loss: Any) -> Any:
-        """A loss with the step's weight; itself where that does not change, or it is nothing that could be weighted."""
-        return loss * self.factor if self.ramp and isinstance(loss, Tensor) else loss
 
 
 def checked_weight(value: Any, place: str) -> float:

@@ -13,8 +13,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ConfigError, described, one_line, short
 from ..models.knowledge import Knowledge
+from ..models.net_part import Unowned
 from ..models.staged import StagedModel, StageSpec, partial_copy
 from ..models.weightless import Shortened, meta_copy
+from ..registry.registries import ARCHITECTURES, FUSIONS
+from .blame import blaming
 from .splice import Junction, Piece, Splice
 from .zero_gradients import with_idle
 
@@ -107,10 +110,11 @@ class FusionModel(nn.Module):
     that the student's own statistics see the student's own activations only. All else it holds by reference, unless its
     tail is copied: then all that stands behind a junction is its own too, and trained.
 
-    With several splices, each training step runs one of them (the random paths of FCFD, arXiv 2304.11832); in eval mode
-    it is the first. Junctions of the same name, and copies of the same stage, are shared; statistics are each splice's
-    own. What a step does not run gets a gradient of exactly zero, whatever the values are, so that every parameter has
-    one in every step; an optimizer's momentum and weight decay go on.
+    With several splices, each training step runs one of them (the random paths of FCFD, arXiv 2304.11832). Where
+    nothing else is asked, the first one stands for the model. Junctions of the same name, and copies of the same
+    stage, are shared; statistics are each splice's own. What a step does not run gets a gradient of exactly zero,
+    whatever the values are, so that every parameter has one in every step; an optimizer's momentum and weight decay
+    go on.
 
     Args:
         splices: which stages come from whom, at least one.
@@ -118,9 +122,8 @@ class FusionModel(nn.Module):
         strategy: builds the junctions.
         student_specs, teacher_specs: the outputs of their stages, for the images that each of them is given.
         tail: "borrowed", or "copied": stages and head behind a junction start as what they are a copy of.
-
-    Attributes:
-        drawn: number of the splice that training runs, from 0.
+        kinds: the registered names of the strategy ("F") and of the two models ("S", "T"), so that a plugin whose code
+            raises something is named; without them what is raised comes as it is.
 
     Raises:
         ConfigError: see :func:`build_junctions`; with a line for each splice.
@@ -135,14 +138,16 @@ class FusionModel(nn.Module):
         student_specs: Sequence[StageSpec],
         teacher_specs: Sequence[StageSpec],
         tail: str = BORROWED,
+        kinds: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.splices, self.tail, self.drawn = tuple(splices), tail, 0
-        self._models = {"S": student, "T": teacher}  # a plain dict: torch must not see them as parts of this module
+        self.splices, self.tail = tuple(splices), tail
+        self._kinds = {"F": "", "S": "", "T": ""} | dict(kinds or {})
+        self._models = Unowned({"S": student, "T": teacher})
         self.junctions = self._build(strategy, student_specs, teacher_specs)
         self._routes = [[self._steps(splice, piece) for piece in splice.pieces[1:]] for splice in self.splices]
         steps = [step for route in self._routes for steps in route for step in steps]
-        self._twins: dict[str, StagedModel] = {}
+        self._twins: Unowned[dict[str, StagedModel]] = Unowned({})  # whose parts the copies are
         self.copies = nn.ModuleDict()
         if tail == COPIED:
             self._copy(steps)
@@ -151,8 +156,8 @@ class FusionModel(nn.Module):
         )
         runs = [{id(part): part for part in self.parts(i)} for i in range(len(self.splices))]
         everything = {key: part for parts in runs for key, part in parts.items()}
-        # Lists of what each splice leaves out; in a list, torch does not see them.
-        self._idle = [[part for key, part in everything.items() if key not in parts] for parts in runs]
+        # What each splice leaves out.
+        self._idle = Unowned([[part for key, part in everything.items() if key not in parts] for parts in runs])
 
     def _build(
         self, strategy: FusionStrategy, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec]
@@ -173,7 +178,7 @@ class FusionModel(nn.Module):
 
     def _steps(self, splice: Splice, piece: Piece) -> list[_Step]:
         """What runs behind a junction: the stages of a piece, and the head behind the last."""
-        count = len(self._models[piece.owner].stages)
+        count = len(self._models.value[piece.owner].stages)
         names = [(number, str(number)) for number in piece.stages]
         names += [(count + 1, HEAD)] if piece is splice.pieces[-1] else []
         alone = len(self.splices) == 1
@@ -187,24 +192,14 @@ class FusionModel(nn.Module):
     def _copy(self, steps: Sequence[_Step]) -> None:
         for owner in sorted({step.owner for step in steps}):
             own = {step.copy: step.number for step in steps if step.owner == owner}
-            twin = self._twins[owner] = partial_copy(self._models[owner], own.values())
+            twin = self._twins.value[owner] = partial_copy(self._models.value[owner], own.values())
             for name, number in own.items():
                 self.copies[name] = twin.part(number).requires_grad_(True)
 
     @property
-    def current(self) -> int:
-        """Number of the splice that :meth:`forward` runs, from 0."""
-        return self.drawn if self.training else 0
-
-    @property
-    def splice(self) -> Splice:
-        """The splice that :meth:`forward` runs."""
-        return self.splices[self.current]
-
-    @property
     def owners(self) -> list[StagedModel]:
         """The model that each splice ends in the head of."""
-        return [self._models[splice.pieces[-1].owner] for splice in self.splices]
+        return [self._models.value[splice.pieces[-1].owner] for splice in self.splices]
 
     @property
     def title(self) -> str:
@@ -213,13 +208,13 @@ class FusionModel(nn.Module):
         title = f"splice {names}" if len(self.splices) == 1 else f"one splice per step: {names}"
         return title if self.tail == BORROWED else f"{title}; tail {self.tail}"
 
-    def draw(self, seed: int) -> None:
-        """Chooses the splice of a training step.
+    def draw(self, seed: int) -> int:
+        """The number of the splice that a training step runs.
 
         Args:
             seed: of the step, with all bits random; each splice has the same share of all seeds.
         """
-        self.drawn = seed % len(self.splices)
+        return seed % len(self.splices)
 
     def parts(self, number: int = 0) -> list[nn.Module]:
         """All that a splice runs between an image and its knowledge: stages, junctions, head.
@@ -228,80 +223,81 @@ class FusionModel(nn.Module):
             number: of the splice, from 0.
         """
         splice, route = self.splices[number], self._routes[number]
-        parts = [self._models[splice.start.owner].part(i) for i in splice.start.stages]
+        parts = [self._models.value[splice.start.owner].part(i) for i in splice.start.stages]
         for junction, steps in zip(splice.junctions, route, strict=True):
             parts += [self.junctions[junction.name], *map(self._part, steps)]
         return parts
 
-    def state_of(self, number: int) -> dict[str, Tensor]:
-        """The state of a fusion model that has one of the splices alone; its tail is borrowed.
+    def alone(self, number: int) -> dict[str, str]:
+        """The modules of its own that one of the splices uses, and their names in a model that has that splice alone.
 
         Args:
-            number: of the splice, from 0.
+            number: of the splice, from 0; its tail is borrowed.
         """
-        own = {name: name for j in self.splices[number].junctions for name in [f"junctions.{j.name}"]}
-        own |= {f"statistics.{s.statistics}": f"statistics.{s.name}" for r in self._routes[number] for s in r}
-        state = {}
-        for key, value in self.state_dict().items():
-            part = ".".join(key.split(".")[:2])
-            if part in own:
-                state[own[part] + key.removeprefix(part)] = value
-        return state
+        junctions = {f"junctions.{j.name}": f"junctions.{j.name}" for j in self.splices[number].junctions}
+        steps = [step for steps in self._routes[number] for step in steps if step.statistics]
+        return junctions | {f"statistics.{step.statistics}": f"statistics.{step.name}" for step in steps}
 
-    def forward(self, activations: Tensor, number: int | None = None) -> Knowledge:
+    def forward(self, activations: Tensor, number: int = 0) -> Knowledge:
         """What the fusion model knows.
 
         Args:
             activations: output of the last stage of the splice's first piece, as its model computed it.
-            number: of the splice, from 0; None is the current one.
+            number: of the splice, from 0.
+
+        Raises:
+            PluginError: for what a plugin's junction, stage or head raises.
         """
-        number = self.current if number is None else number
-        x: Any = with_idle(activations, self._idle[number])
+        x: Any = with_idle(activations, self._idle.value[number])
         for junction, steps in zip(self.splices[number].junctions, self._routes[number], strict=True):
-            x = self.junctions[junction.name](x)
+            x = self._join(junction, x)
             for step in steps:
                 x = self._run(step, x)
         return x
 
-    def stage_outputs(self, start: Mapping[int, Tensor], number: int | None = None) -> dict[str, Tensor]:
+    def stage_outputs(self, start: Mapping[int, Tensor], number: int = 0) -> dict[str, Tensor]:
         """What passes from stage to stage, by name and in order: "S1", "S2", "S3", then a junction's "S3_T4", "T4".
 
         Args:
             start: outputs of the first piece's stages, as their model computed them, by number from 1.
-            number: of the splice, from 0; None is the current one.
+            number: of the splice, from 0.
         """
-        number = self.current if number is None else number
         splice = self.splices[number]
         outputs = {f"{splice.start.owner}{i}": start[i] for i in splice.start.stages}
         x = start[splice.start.last]
         for junction, steps in zip(splice.junctions, self._routes[number], strict=True):
-            outputs[junction.name] = x = self.junctions[junction.name](x)
+            outputs[junction.name] = x = self._join(junction, x)
             for step in steps:
                 if step.name != HEAD:
                     outputs[step.copy] = x = self._run(step, x)
         return outputs
 
     def _part(self, step: _Step) -> nn.Module:
-        return self.copies[step.copy] if self.tail == COPIED else self._models[step.owner].part(step.number)
+        return self.copies[step.copy] if self.tail == COPIED else self._models.value[step.owner].part(step.number)
 
     def _run(self, step: _Step, x: Tensor) -> Any:
         """A stage or head, where needed with BatchNorm buffers of this model, which train mode updates in place."""
         part = self._part(step)
-        if not step.statistics:
-            return part(x)
-        own = self.statistics[step.statistics]
-        assert isinstance(own, _Statistics)
-        return functional_call(part, own.named(), (x,))
+        with blaming(ARCHITECTURES, self._kinds[step.owner]):
+            if not step.statistics:
+                return part(x)
+            own = self.statistics[step.statistics]
+            assert isinstance(own, _Statistics)
+            return functional_call(part, own.named(), (x,))
+
+    def _join(self, junction: Junction, x: Tensor) -> Any:
+        with blaming(FUSIONS, self._kinds["F"]):
+            return self.junctions[junction.name](x)
 
     def train(self, mode: bool = True) -> FusionModel:
         super().train(mode)
-        for twin in self._twins.values():
+        for twin in self._twins.value.values():
             twin.train(mode)  # a cut may ask its whole network which mode it is in
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> FusionModel:
         super()._apply(fn, recurse)
-        for twin in self._twins.values():
+        for twin in self._twins.value.values():
             twin._apply(fn, recurse)  # a cut may read tensors where its whole network keeps them
         return self
 

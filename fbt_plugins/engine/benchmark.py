@@ -15,16 +15,16 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..console import console, describe_device
-from ..distill.build import STUDENT, TEACHER
 from ..distill.distiller import Distiller, start_of
+from ..distill.edge import STUDENT, TEACHER
 from ..distill.edge_schedule import Schedule
-from ..distill.loss_contract import weighted
 from ..errors import ConfigError
 from ..models.knowledge import Batch, Knowledge
 from ..models.staged import StagedModel
+from .mmengine_patches import set_position
 from .provenance import versions
 from .runner import DistillRunner
 
@@ -86,7 +86,8 @@ class BareLoop:
         mark("images")
         known: dict[str, Knowledge] = {}
         starts: dict[str, dict[int, Tensor]] = {STUDENT: {}, TEACHER: {}}
-        needs = distiller.needs(distiller.in_losses)
+        splices = distiller.step.splices
+        needs = distiller.needs(distiller.in_losses(distiller.step.on), splices)
         with self.precision():
             if "teacher_logits" in batch:
                 features, logits = (batch[f"teacher_{part}"].to(self.device) for part in ("features", "logits"))
@@ -99,14 +100,12 @@ class BareLoop:
             x = distiller.prepare(images, STUDENT)
             known[STUDENT] = self._run(student, x, needs[STUDENT], starts[STUDENT])
             mark("student")
-            for name, fusion in distiller.fusions.items():
-                role, last = start_of(fusion, fusion.current)
-                known[name] = fusion(starts[role][last])
+            for (name, fusion), number in zip(distiller.fusions.items(), splices, strict=True):
+                role, last = start_of(fusion, number)
+                known[name] = fusion(starts[role][last], number)
             mark("fusion")
             facts = Batch(labels, batch["index"].to(self.device))
             losses = [value for edge in distiller.edges.values() for value in edge(known, facts).values()]
-            if distiller.task_loss is not None:
-                losses.append(weighted(distiller.task_loss(known[STUDENT], None, facts), distiller.task_weight))
             loss = torch.stack([value.float() for value in losses]).sum()
         mark("losses")
         return loss
@@ -155,17 +154,17 @@ def benchmark(config: Config, rounds: int = 20, after: int = 0) -> dict[str, Any
     config.default_hooks.checkpoint.interval = 10**9
     config.visualizer = dict(type="Visualizer", vis_backends=[])
     runner = DistillRunner.from_cfg(config)
-    loop: Any = runner.build_train_loop(runner._train_loop)
+    loop: Any = runner.train_loop
     found: dict[str, Any] = {}
     loop.run = lambda: found.update(_measure(runner, loop, rounds, after))
-    runner._train_loop = loop
     runner.train()
     return found
 
 
 def _measure(runner: DistillRunner, loop: Any, rounds: int, after: int) -> dict[str, Any]:
     distiller: Distiller = runner.model
-    distiller.schedules = nn.ModuleDict({name: Schedule() for name in distiller.schedules})  # type: ignore[assignment]
+    for edge in distiller.edges.values():
+        edge.schedule = Schedule()
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     runner.optim_wrapper.period = len(loop.dataloader)
     for group in runner.optim_wrapper.param_groups:
@@ -207,7 +206,7 @@ def _measure(runner: DistillRunner, loop: Any, rounds: int, after: int) -> dict[
     for _ in track(range(after), "hooks", console=console, disable=not (after and console.is_terminal)):
         runner.call_hook("before_train_iter", batch_idx=0, data_batch=batch)
         runner.call_hook("after_train_iter", batch_idx=0, data_batch=batch, outputs=outputs)
-        loop._iter += 1
+        set_position(loop, loop.epoch, loop.iter + 1)
     times = _interleaved(kinds, rounds, runner.device, parts)
     runner.check_losses(loop.iter)
     return _report(runner, times, parts, len(batch["inputs"]), memory, rounds, after)
@@ -237,14 +236,14 @@ def _fusion_kinds(distiller: Distiller, bare: BareLoop, batch: dict[str, Tensor]
     def own() -> None:
         with bare.precision():
             known = {}
-            for name, fusion in distiller.fusions.items():
-                role, last = start_of(fusion, fusion.current)
-                known[name] = fusion(starts[role, last].detach().requires_grad_(role == STUDENT))
+            for (name, fusion), number in zip(distiller.fusions.items(), distiller.step.splices, strict=True):
+                role, last = start_of(fusion, number)
+                known[name] = fusion(starts[role, last].detach().requires_grad_(role == STUDENT), number)
         descend(known)
 
     def run(wanted: set[str]) -> None:
         with bare.precision():
-            known = distiller.know(images, wanted)
+            known = distiller.know(images, wanted, splices=distiller.step.splices)
         descend(known)
 
     def apart() -> None:

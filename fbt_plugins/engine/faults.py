@@ -10,10 +10,10 @@ import torch
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..console import relative
-from ..errors import FBTError, Interrupted, one_line
+from ..errors import ConfigError, FBTError, Interrupted, PluginError, one_line
 from .hooks.checkpoints import AtomicCheckpointHook
+from .hooks.loss_guard import NotFinite
 from .hooks.loss_memories import memories
-from .hooks.progress import NotFinite, ProgressHook
 from .training_run import TrainingRun
 
 
@@ -32,29 +32,26 @@ def in_one_line(runner: TrainingRun) -> Iterator[None]:
     except Interrupted:
         raise
     except FBTError as error:
-        if (hook := runner.hook(AtomicCheckpointHook)) is None or hook.saved < 0:
+        cause = error.__cause__ if isinstance(error, PluginError | ConfigError) else None  # what a plugin's code raised
+        if "CUDA error" in str(cause):  # what a GPU reports may have come from anything that was started before
+            raise cause from None  # type: ignore[misc]
+        known = _known(cause, runner.distributed) if isinstance(cause, RuntimeError) else None
+        if cause is None and ((hook := runner.hook(AtomicCheckpointHook)) is None or hook.saved < 0):
             raise
-        raise FBTError("\n".join(error.lines()) + f"; {_last_checkpoint(runner)}") from error
+        raise FBTError("\n".join([known] if known else error.lines()) + f"; {_last_checkpoint(runner)}") from error
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         raise FBTError(f"{error.strerror or one_line(error)}{where}; {_last_checkpoint(runner)}") from error
     except Exception as error:
         known = _known(error, runner.distributed) if isinstance(error, RuntimeError) else None
-        if (what := known or _plugins_fault(error, runner)) is None:
+        if known is None:
             raise
-        raise FBTError(f"{what}; {_last_checkpoint(runner)}") from error
-
-
-def _plugins_fault(error: Exception, runner: TrainingRun) -> FBTError | None:
-    """Whose code raised it; what a GPU reports may have come from anything that was started before."""
-    if "CUDA error" in str(error):
-        return None
-    return runner.distiller.culprit(error)
+        raise FBTError(f"{known}; {_last_checkpoint(runner)}") from error
 
 
 def _known(error: RuntimeError, distributed: bool) -> str | None:
     """What a RuntimeError means to a user; None where it may mean anything."""
-    if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+    if isinstance(error, torch._dynamo.exc.TorchDynamoException):  # torch.compile has no public error class
         return f"compile: it fails ({one_line(error)}); set compile=None"
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory is full; lower train_dataloader.batch_size, or try --amp bf16"
@@ -74,17 +71,19 @@ def _last_checkpoint(runner: TrainingRun) -> str:
 
 def _after_nan(runner: TrainingRun, iteration: int) -> str:
     """Saves the weights from before an iteration, since when nothing was updated; says what to do."""
-    hint = "look at that loss, or lower the learning rate; --resume goes on from there"
+    hint = "look at that loss, or lower the learning rate"
+    if (hook := runner.hook(AtomicCheckpointHook)) is None:
+        return f"nothing was saved (default_hooks.checkpoint is None); {hint}"
+    hint += "; --resume goes on from there"
     distiller = runner.distiller
     state = [*distiller.state_dict().values(), *memories(distiller).values()]
     if not all(v.isfinite().all() for v in state if v.is_floating_point()):  # BatchNorm's, or a loss's memories
         return f"the model's statistics are not finite either: {_last_checkpoint(runner)}"
     start = runner.optim_wrapper.group_start(iteration)
-    rewind = runner.hook(ProgressHook)
-    if start == runner.checkpoints.saved or rewind is None:
+    if start == hook.saved:
         return f"{_last_checkpoint(runner)}; {hint}"
-    rewind.rewind(runner, start, iteration)
+    runner.rewind(start, iteration)
     loop: Any = runner.train_loop
     epoch = start // len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else 0
-    runner.checkpoints.save_now(runner, epoch, start)
-    return f"{relative(runner.checkpoints.last_ckpt)} has the weights from before it; {hint}"
+    hook.save_now(runner, epoch, start)
+    return f"{relative(hook.last_ckpt)} has the weights from before it; {hint}"

@@ -1,15 +1,18 @@
-"""mmengine's training loops, which can go on at any iteration."""
+"""mmengine's training loops, which can go on at any iteration, and its validation loop without the teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop
+from mmengine.runner.amp import autocast
 from mmengine.runner.base_loop import BaseLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 
+from ..distill.build import TEACHER
 from ..errors import FBTError
 from .training_run import TrainingRun
 
@@ -36,6 +39,12 @@ class _Seeking:
                 raise FBTError(f"--resume in the middle of an epoch: {name} has no seek(); use SeededSampler")
             sampler.seek(done * self.dataloader.batch_size)
         yield from self.dataloader
+
+    def validate(self) -> None:
+        """Runs a validation, unless a loss was not finite: that ends the run before its model is called the best."""
+        if self.runner.val_loop is not None:
+            self.runner.check_losses(self._iter)
+            self.runner.val_loop.run()
 
 
 @LOOPS.register_module()
@@ -66,8 +75,8 @@ class EpochLoop(_Seeking, EpochBasedTrainLoop):
     def _validate(self) -> None:
         due = self._epoch >= self.val_begin
         due = due and (self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs)
-        if due and self.runner.val_loop is not None:
-            self.runner.val_loop.run()
+        if due:
+            self.validate()
 
 
 @LOOPS.register_module()
@@ -115,5 +124,30 @@ class IterLoop(_Seeking, IterBasedTrainLoop):
     def _validate(self) -> None:
         due = self._iter >= self.val_begin
         due = due and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
-        if due and self.runner.val_loop is not None:
-            self.runner.val_loop.run()
+        if due:
+            self.validate()
+
+
+@LOOPS.register_module()
+class ValidationLoop(ValLoop):
+    """mmengine's ValLoop (same arguments); the teacher's metrics are the run's own, which has evaluated it once."""
+
+    runner: TrainingRun
+
+    def run(self) -> dict[str, float]:
+        runner = self.runner
+        runner.call_hook("before_val")
+        runner.call_hook("before_val_epoch")
+        teacher = runner.teacher_metrics
+        names = [name for name in runner.distiller.names if name != TEACHER]
+        runner.model.eval()
+        for index, batch in enumerate(self.dataloader):
+            runner.call_hook("before_val_iter", batch_idx=index, data_batch=batch)
+            with torch.no_grad(), autocast(enabled=self.fp16):
+                outputs = runner.distiller.val_step(batch, names)
+            self.evaluator.process(outputs, batch)
+            runner.call_hook("after_val_iter", batch_idx=index, data_batch=batch, outputs=outputs)
+        metrics = self.evaluator.evaluate(len(self.dataloader.dataset)) | teacher
+        runner.call_hook("after_val_epoch", metrics=metrics)
+        runner.call_hook("after_val")
+        return metrics

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import FBTError
+from ..errors import FBTError, typed
 
 _VARIABLES = {
     "pytorch": {"RANK": "RANK", "WORLD_SIZE": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_RANK"},
@@ -21,9 +21,9 @@ _VARIABLES = {
     },
 }
 _HOW = {
-    "pytorch": "torchrun --nproc_per_node 2 tools/train.py CONFIG --launcher pytorch",
-    "slurm": "srun --ntasks-per-node 8 --gpus-per-task 1 python tools/train.py CONFIG --launcher slurm",
-    "mpi": "mpirun -np 2 -x MASTER_ADDR=HOST python tools/train.py CONFIG --launcher mpi",
+    "pytorch": "torchrun --nproc_per_node 2 --no-python fbt train CONFIG --launcher pytorch",
+    "slurm": "srun --ntasks-per-node 8 --gpus-per-task 1 fbt train CONFIG --launcher slurm",
+    "mpi": "mpirun -np 2 -x MASTER_ADDR=HOST fbt train CONFIG --launcher mpi",
 }
 
 
@@ -37,14 +37,18 @@ def find_processes(launcher: str) -> None:
         return
     missing = [theirs for theirs in _VARIABLES[launcher].values() if theirs not in os.environ]
     if missing:
-        raise FBTError(f"--launcher {launcher}: no {missing[0]} in the environment; start with {_HOW[launcher]}")
+        raise _without(launcher, missing[0])
     for ours, theirs in _VARIABLES[launcher].items():
         os.environ[ours] = os.environ[theirs]
     os.environ.setdefault("MASTER_PORT", "29500")
     if "MASTER_ADDR" not in os.environ:
         if launcher != "slurm":
-            raise FBTError(f"--launcher {launcher}: no MASTER_ADDR in the environment; start with {_HOW[launcher]}")
+            raise _without(launcher, "MASTER_ADDR")
         os.environ["MASTER_ADDR"] = _first_host(os.environ.get("SLURM_NODELIST", "localhost"))
+
+
+def _without(launcher: str, variable: str) -> FBTError:
+    return FBTError(f"--launcher {launcher}: no {variable} in the environment; start with {typed(_HOW[launcher])}")
 
 
 def _first_host(nodes: str) -> str:
@@ -107,14 +111,14 @@ def freeze_unreached(distiller: Any) -> list[str]:
     return unreached
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+def wrap(model: Any, device: torch.device) -> nn.Module:
     """A distiller as each process of several trains it; only what is trained is synchronised."""
     from mmengine.model import MMDistributedDataParallel
 
     freeze_unreached(model)
     ids = [device.index] if device.type == "cuda" else None
     # What only losses that are off would reach has no gradient then, as in one process; it costs a look at the graph.
-    waits = any(schedule.begin > 0 or schedule.end < 1 for schedule in model.schedules.values())  # type: ignore[union-attr, operator]
+    waits = any(not edge.schedule.always_on for edge in model.edges.values())
     return MMDistributedDataParallel(
         module=model, device_ids=ids, broadcast_buffers=False, find_unused_parameters=waits
     )

@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout that this code is in, and whether anything but its docs was changed; None outside of one.
 
-    Comparisons keep their results in ``docs/``.
+    Results that git keeps are in ``docs/``.
     """
 
     def git(*args: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -17,11 +18,12 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..config.loading import DEFAULT_HOOKS
 from ..config.merging import merge
+from ..config.options import DEFAULT_HOOKS, OPTIONS
 from ..console import relative, say
 from ..data import InMemoryLoader, Mixing
 from ..data.preprocessor import ImagePreprocessor
+from ..distill.build import TEACHER
 from ..distill.distiller import Distiller
 from ..errors import FBTError, one_line
 from ..files import remove_halves, write_atomic
@@ -32,15 +34,18 @@ from .hooks import checkpoints
 from .hooks.batchnorm import scatter_statistics
 from .hooks.checkpoints import find_resume, read_checkpoint
 from .hooks.ema import TRAINED, EMAHook
+from .hooks.loss_guard import LossGuard
 from .hooks.loss_memories import MEMORIES, restore_memories
 from .hooks.progress import ProgressHook
 from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
+from .hooks.topk import evaluate
+from .mmengine_patches import PatchedRunner, set_position
 from .processes import find_processes, join_processes, wrap
 from .training_run import H, unwrapped
 
 
-class DistillRunner(Runner):
+class DistillRunner(PatchedRunner):
     """mmengine's Runner for a :class:`Distiller`.
 
     A config says what mmengine's Runner takes, and besides: ``device`` ("cpu", "cuda", "cuda:1"; by default the first
@@ -51,23 +56,9 @@ class DistillRunner(Runner):
     """
 
     model: Any
-    _train_dataloader: Any
-    _names: ClassVar[set[str]] = set()
-
-    @property
-    def _experiment_name(self) -> str:
-        """mmengine's name of the run, under which it keeps logger, message hub and visualizer for the whole process.
-
-        It ends in the second of the start, so two runs of one second would share them, and with them their best score.
-        """
-        return self._unique_name
-
-    @_experiment_name.setter
-    def _experiment_name(self, name: str) -> None:
-        self._unique_name = name
-        while self._unique_name in self._names:
-            self._unique_name += "+"
-        self._names.add(self._unique_name)
+    resuming: bool = False
+    """Whether it goes on from a checkpoint; known from :meth:`load_or_resume` on."""
+    _loaded = False
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillRunner:
@@ -77,7 +68,9 @@ class DistillRunner(Runner):
             FBTError: for whatever in the config or the machine stops it; ``FBT_DEBUG=1`` shows where.
         """
         try:
-            runner: DistillRunner = super().from_cfg(cfg)  # type: ignore[assignment]
+            # Formatting takes a third of a second: config.py is formatted, log, TensorBoard and checkpoints are not.
+            plain = Config(cfg.to_dict(), cfg.text, cfg.filename, cfg.env_variables, format_python_code=False)
+            runner: DistillRunner = super().from_cfg(plain)  # type: ignore[assignment]
         except FBTError:
             raise
         except Exception as error:  # mmengine, torch and plugins refuse things with any exception
@@ -85,15 +78,13 @@ class DistillRunner(Runner):
         return runner
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        # Formatting takes a third of a second: only config.py is, not what goes to log, TensorBoard and checkpoints.
-        object.__setattr__(self.cfg, "_format_python_code", False)
-        find_processes(self._launcher)
-        self.device = resolve_device(self.cfg.get("device"), self._distributed)
+        find_processes(self.launcher)
+        self.device = resolve_device(self.cfg.get("device"), self.distributed)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         else:
             keep_freed_memory()
-        if self._distributed and not is_distributed():
+        if self.distributed and not is_distributed():
             join_processes(self.device, **env_cfg.get("dist_cfg", {}))
         super().setup_env(env_cfg)
 
@@ -112,9 +103,9 @@ class DistillRunner(Runner):
             backends = [{"type": "TensorboardVisBackend"}] if _has("tensorboard") else []
             visualizer = {
                 "type": "Visualizer",
-                "name": self._experiment_name,
+                "name": self.experiment_name,
                 "vis_backends": backends,
-                "save_dir": self._log_dir,
+                "save_dir": self.log_dir,
             }
             return VISUALIZERS.build(visualizer)
         return super().build_visualizer(visualizer)
@@ -124,9 +115,7 @@ class DistillRunner(Runner):
         if isinstance(model, nn.Module):
             return model
         context: dict[str, Any] = {}
-        if self._train_dataloader is not None:
-            self._train_dataloader = self.build_dataloader(self._train_dataloader, seed=self.seed)
-            dataset: Any = self._train_dataloader.dataset
+        if (dataset := self.train_data) is not None:
             context["image_size"] = dataset.image_size
             context["data_info"] = {"num_classes": len(dataset.classes), "num_samples": len(dataset)}
         options = dict(self.cfg.get("data_preprocessor") or {})
@@ -143,7 +132,8 @@ class DistillRunner(Runner):
     ) -> DataLoader[Any] | InMemoryLoader:
         """mmengine's, whose samples become tensors, and whose data set and sampler draw from the run's seed.
 
-        With ``in_memory=True`` an :class:`InMemoryLoader` of the same data set, sampler and batch size.
+        With ``in_memory=True`` an :class:`InMemoryLoader` of the same data set, sampler and batch size. The order of
+        the images is one for all processes, so ``diff_rank_seed`` does not concern it.
         """
         if not isinstance(dataloader, Mapping):
             return dataloader
@@ -152,7 +142,7 @@ class DistillRunner(Runner):
         config.setdefault("collate_fn", {"type": "default_collate"})
         config.setdefault("num_workers", 0)
         config["dataset"] = {"seed": seed or 0, **config["dataset"]}
-        built = Runner.build_dataloader(config, seed, diff_rank_seed)
+        built = Runner.build_dataloader(config, seed)
         if in_memory:
             return InMemoryLoader(built.dataset, built.sampler, built.batch_size, built.drop_last, self.device)
         return built
@@ -161,25 +151,27 @@ class DistillRunner(Runner):
         model = model.to(self.device).to(memory_format=self._memory_format)
         return wrap(model, self.device) if self.distributed else model
 
+    def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
+        """Registers the loss guard, which every run has, and the hooks of the config."""
+        self._guard = LossGuard()
+        self.register_hook(self._guard)
+        super().register_hooks(default_hooks, custom_hooks)
+        if (progress := self.hook(ProgressHook)) is not None:
+            self._guard.interval = progress.interval
+
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
-        """Registers ``DEFAULT_HOOKS`` as the config changes them."""
+        """Registers ``DEFAULT_HOOKS`` as the config changes them, and the hooks that its other options make."""
         defaults = merge(DEFAULT_HOOKS, {"summary": {"cka": self.cfg.get("cka")}})
         for hook in merge(defaults, hooks or {}).values():
             if hook is not None:
                 self.register_hook(dict(hook))
-        if (cache := self.cfg.get("teacher_cache")) is not None:
-            hook = TeacherCacheHook(**cache)
-            hook.fix_views(self)
-            self.register_hook(hook)
-        if (ema := self.cfg.get("ema")) is not None:
-            self.register_hook(EMAHook(**ema))
+        for key, option in OPTIONS.items():
+            if (made := option.hook(self.cfg.get(key))) is not None:
+                if isinstance(made, TeacherCacheHook):
+                    made.fix_views(self)
+                self.register_hook(made)
         if self.distributed:
             self.register_hook({"type": "SyncStatisticsHook"})
-
-    @property
-    def iter(self) -> int:
-        """Iterations that are done; mmengine's asks an abstract class each time, and hooks ask often."""
-        return getattr(self._train_loop, "_iter", 0)
 
     def register_hook(self, hook: Any, priority: Any = None) -> None:
         super().register_hook(hook, priority)
@@ -188,7 +180,7 @@ class DistillRunner(Runner):
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Calls those hooks that do something then; mmengine's calls all, twice in every step."""
         if fn_name not in self._called:
-            self._called[fn_name] = [getattr(hook, fn_name) for hook in self._hooks if _acts(hook, fn_name)]
+            self._called[fn_name] = [getattr(hook, fn_name) for hook in self.hooks if _acts(hook, fn_name)]
         for act in self._called[fn_name]:
             act(self, **kwargs)
 
@@ -200,11 +192,27 @@ class DistillRunner(Runner):
             loop = {"type": "EpochLoop" if by_epoch else "IterLoop", **options}
         return super().build_train_loop(loop)
 
-    def _maybe_compile(self, target: str) -> None:
-        """Compiles what one batch's losses are computed by; mmengine's takes in the optimizer and its bookkeeping."""
+    def build_val_loop(self, loop: Any) -> Any:
+        """mmengine's, in the form that leaves out the teacher, which :attr:`teacher_metrics` has."""
+        return super().build_val_loop({"type": "ValidationLoop", **loop} if isinstance(loop, Mapping) else loop)
+
+    @cached_property
+    def teacher_metrics(self) -> dict[str, float]:
+        """The teacher's metrics on the validation set; empty where there is no teacher or no such set.
+
+        They never change, for the teacher is frozen: it is evaluated when they are asked for the first time, which all
+        processes of a job must do together.
+        """
+        loop = self.val_loop
+        if self.distiller.teacher is None or loop is None:
+            return {}
+        return evaluate(self.model, loop.dataloader, loop.evaluator, [TEACHER])
+
+    def compile_model(self) -> None:
+        """Compiles what one batch's losses are computed by."""
         if options := self.cfg.get("compile"):
             distiller: Any = self.distiller
-            distiller.losses = torch.compile(distiller.losses, **({} if options is True else options))
+            distiller.values = torch.compile(distiller.values, **({} if options is True else options))
             say("compile the first steps take longer")
 
     @property
@@ -213,19 +221,14 @@ class DistillRunner(Runner):
         return unwrapped(self.model)
 
     @property
-    def resuming(self) -> bool:
-        """Whether it goes on from a checkpoint."""
-        return bool(self._resume)
-
-    @property
     def tests(self) -> bool:
         """Whether its config has a test split."""
-        return self._test_dataloader is not None
+        return self.cfg.get("test_dataloader") is not None
 
     @property
     def train_data(self) -> Any:
-        """The training data set, from when the model is built."""
-        return getattr(self._train_dataloader, "dataset", None)
+        """The training data set; None without one."""
+        return getattr(getattr(self.train_loop, "dataloader", None), "dataset", None)
 
     def hook(self, kind: type[H]) -> H | None:
         """The first hook of a class."""
@@ -240,7 +243,7 @@ class DistillRunner(Runner):
         return found
 
     def check_losses(self, done: int) -> None:
-        """Reads the losses since the last record.
+        """Reads the losses since the last interval.
 
         Args:
             done: iterations that were made.
@@ -248,8 +251,11 @@ class DistillRunner(Runner):
         Raises:
             NotFinite: with the first that was not finite.
         """
-        if (hook := self.hook(ProgressHook)) is not None:
-            hook.check(done)
+        self._guard.check(done)
+
+    def rewind(self, iteration: int, bad: int) -> None:
+        """Takes schedules and losses back to before an iteration; see :meth:`LossGuard.rewind`."""
+        self._guard.rewind(self, iteration, bad)
 
     def train(self) -> nn.Module:
         """mmengine's, after which the terminal is as it was, whatever happened.
@@ -271,14 +277,13 @@ class DistillRunner(Runner):
 
     def load_or_resume(self) -> None:
         """Goes on from a checkpoint if asked to, and never silently starts over."""
-        if self._has_loaded:
+        if self._loaded:
             return
         folder, source = Path(self.work_dir), self.cfg.get("resume", False)
         if source == "auto":
             source = bool(checkpoints.training_checkpoints(folder))
             if not source:
                 say(f"--resume auto: no checkpoint in {relative(folder)}, so from the beginning")
-        self._resume = source
         if source:
             path = Path(source) if isinstance(source, str) else find_resume(folder)[0]
             self.resume(str(path))
@@ -287,8 +292,9 @@ class DistillRunner(Runner):
             say(f"resume  {relative(path)} ({self.iter:,} of {self.max_iters:,} iterations done)")
         else:
             newer = (-1, -1)
-            if self._load_from:
-                self.load_checkpoint(self._load_from)
+            if weights := self.cfg.get("load_from"):
+                self.load_checkpoint(weights)
+        self._loaded = True
         barrier()  # nothing is moved before all processes have read it
         self._begin_folder(newer)
 
@@ -305,6 +311,7 @@ class DistillRunner(Runner):
             FBTError: if the checkpoint is missing, damaged, another model's, or of a run with another seed, batch size,
                 data set or number of processes.
         """
+        self.resuming = True
         checkpoint = self.load_checkpoint(filename)
         meta, here = checkpoint["meta"], {"world_size": self.world_size, "epoch_length": len(self.train_dataloader)}
         names = {"seed": "seed", "world_size": "processes", "epoch_length": "iterations per epoch"}
@@ -314,7 +321,7 @@ class DistillRunner(Runner):
             if meta.get(key, value) != value:
                 what = f"{names[key]}: {meta[key]} in the checkpoint, {value} here"
                 raise FBTError(f"--resume {filename}: another run's ({what}); for its weights set load_from")
-        self.train_loop._epoch, self.train_loop._iter = meta["epoch"], meta["iter"]  # type: ignore[union-attr]
+        set_position(self.train_loop, meta["epoch"], meta["iter"])
         self.message_hub.load_state_dict(checkpoint["message_hub"])
         if resume_optimizer and "optimizer" in checkpoint:
             self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
@@ -325,7 +332,6 @@ class DistillRunner(Runner):
                 own.load_state_dict(state)
         scatter_statistics(self.model, checkpoint.get("rank_statistics", []))
         restore_memories(self.distiller, checkpoint.get(MEMORIES, {}))
-        self._has_loaded = True
 
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = True, revise_keys: Any = None
@@ -342,11 +348,14 @@ class DistillRunner(Runner):
         except RuntimeError as error:
             reason = " ".join(str(error).split(":", 1)[-1].split())
             raise FBTError(f"checkpoint {filename!r} is not of this config's model: {reason[:300]}") from error
-        self._has_loaded = True
+        self._loaded = True
         return checkpoint
 
     def dump_config(self) -> None:
-        """Not yet: the folder may still hold another run's."""
+        """Nothing: mmengine calls it when the folder may still hold another run's files.
+
+        :meth:`load_or_resume` writes ``config.py``, once those are set aside.
+        """
 
     @master_only
     def _begin_folder(self, newer_than: tuple[int, int]) -> None:
@@ -357,7 +366,8 @@ class DistillRunner(Runner):
             say(f"earlier {relative(earlier)} has what another run left in this folder")
         write_atomic(Path(self.work_dir) / "config.py", Config(self.cfg.to_dict()).pretty_text)
 
-    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+    def log_start(self) -> None:
+        """Device, seed and config, for the log file."""
         rank, world = get_dist_info()
         self.logger.info(
             f"device {self.device}, rank {rank} of {world}, seed {self.seed}, config:\n{self.cfg.pretty_text}"

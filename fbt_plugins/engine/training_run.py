@@ -21,7 +21,7 @@ class Checkpoints(Protocol):
     last_ckpt: Any
     rank_statistics: Any
 
-    def save_now(self, runner: Any, epoch: int, iteration: int) -> None: ...
+    def save_now(self, runner: TrainingRun, epoch: int, iteration: int) -> None: ...
 
 
 class TrainingRun(Protocol):
@@ -105,8 +105,15 @@ class TrainingRun(Protocol):
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None: ...
 
+    @property
+    def teacher_metrics(self) -> dict[str, float]:
+        """The teacher's on the validation set, evaluated once; empty without a teacher or a validation set."""
+
     def check_losses(self, done: int) -> None:
-        """Reads the losses since the last record, and raises where one was not finite."""
+        """Reads the losses since the last interval, and raises where one was not finite."""
+
+    def rewind(self, iteration: int, bad: int) -> None:
+        """Takes schedules and losses back to before an iteration, after a later one was bad."""
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None: ...
 

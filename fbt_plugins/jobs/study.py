@@ -77,11 +77,13 @@ class Claim(Generic[J]):
 
     Attributes:
         run: which.
-        trial: its number in the storage.
+        trial: by which the storage knows it.
+        number: of the trial in the study, from 0.
     """
 
     run: J
     trial: int
+    number: int
 
 
 class SharedStudy(Generic[J]):
@@ -110,7 +112,7 @@ class SharedStudy(Generic[J]):
         heartbeat: int = 15,
         grace: int = 90,
     ) -> None:
-        self.kind, self.url, self.heartbeat = kind, url, heartbeat
+        self.name, self.kind, self.url, self.heartbeat = name, kind, url, heartbeat
         sqlite = url.startswith("sqlite:")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -166,15 +168,21 @@ class SharedStudy(Generic[J]):
             run = self.kind.of(trial)
             if trial.state is not TrialState.WAITING or run not in wanted:
                 continue
+            claim = Claim(run, self._id(trial), trial.number)
             # Before it is taken: were this process killed in between, nobody would miss its heartbeats.
-            self.storage.record_heartbeat(trial._trial_id)
+            self.beat(claim)
             with suppress(optuna.exceptions.UpdateFinishedTrialError):
-                if not self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                if not self.storage.set_trial_state_values(claim.trial, TrialState.RUNNING):
                     continue
                 if trial.number == first[run]:
-                    return Claim(run, trial._trial_id)
-                self._end(trial._trial_id, TrialState.FAIL)
+                    return claim
+                self._end(claim.trial, TrialState.FAIL)
         return None
+
+    def _id(self, trial: FrozenTrial) -> int:
+        """By which the storage knows a trial; Optuna's trials say their number in the study only."""
+        study = self.storage.get_study_id_from_name(self.name)
+        return self.storage.get_trial_id_from_study_id_trial_number(study, trial.number)
 
     def beat(self, claim: Claim[J]) -> None:
         """Says that a job's owner is alive."""

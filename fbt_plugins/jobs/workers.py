@@ -132,7 +132,7 @@ class Workers(ABC, Generic[J]):
 
     def _read_what_others_did(self) -> None:
         """Takes what other machines have finished out of the study, and counts what they have taken."""
-        wanted, mine = set(self.wanted), {process.claim.trial for process in self.running}
+        wanted, mine = set(self.wanted), {process.claim.number for process in self.running}
         self.elsewhere = 0
         for trial in self.study.trials():
             job = self.study.kind.of(trial)
@@ -140,7 +140,7 @@ class Workers(ABC, Generic[J]):
                 continue
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
                 self.learn(trial)
-            elif trial.state is TrialState.RUNNING and trial._trial_id not in mine:
+            elif trial.state is TrialState.RUNNING and trial.number not in mine:
                 self.elsewhere += 1
             elif trial.state is TrialState.FAIL and self._is_new(trial) and "error" in trial.user_attrs:
                 self.failed.setdefault(job, trial.user_attrs["error"])

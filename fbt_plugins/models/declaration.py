@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Segment(NetPart):
 
     def forward(self, x: Tensor) -> Tensor:
         for path in self._paths:  # found anew each time: parts of a network may be replaced
-            x = _follow(self._net[0], path)(x)
+            x = _follow(self._net.value, path)(x)
         return x
 
 
@@ -263,3 +263,16 @@ def _attribute(net: nn.Module, name: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part, None)
     return found
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What an architecture can build; a builder may carry one as its attribute ``catalogue``.
+
+    Attributes:
+        names: every name that the builder knows.
+        kind: the module and class of the network behind a name, "resnet/ResNet".
+    """
+
+    names: Callable[[], Iterable[str]]
+    kind: Callable[[str], str]

@@ -1,10 +1,28 @@
-"""A part of a network that stands for itself, as the stages of a :class:`StagedModel` do."""
+"""A part of a network that stands for itself, as the stages of a :class:`StagedModel` do; and modules held unowned."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 from torch import nn
+
+T = TypeVar("T")
+
+
+class Unowned(Generic[T]):
+    """Holds a module (or a list or dict of modules) for a module that only runs it.
+
+    torch registers every module that is an attribute of another. The weights would then be in the module tree twice:
+    optimizer, checkpoints, EMA and DDP would take them for the second module's own. Whoever holds something here moves
+    it with ``_apply`` and sets its mode by itself, where that is needed.
+
+    Args:
+        value: what is held.
+    """
+
+    def __init__(self, value: T) -> None:
+        self.value = value
 
 
 class NetPart(nn.Module):
@@ -18,7 +36,7 @@ class NetPart(nn.Module):
 
     def __init__(self, net: nn.Module, modules: Iterable[str], tensors: Iterable[str]) -> None:
         super().__init__()
-        self._net = (net,)  # in a tuple, so that torch does not take the whole network for a part of this one
+        self._net = Unowned(net)
         self._tensors = tuple(tensors)
         for name in modules:
             self.add_module(name.replace(".", "_"), net.get_submodule(name))
@@ -26,7 +44,7 @@ class NetPart(nn.Module):
 
     @property
     def net(self) -> nn.Module:
-        return self._net[0]
+        return self._net.value
 
     def relink(self) -> None:
         """Lists the tensors again, in case the network has replaced them."""

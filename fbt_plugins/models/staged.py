@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import FBTError, PartError, nearest
 from .census import FAMILIES, of_model, of_stages, take_census
 from .knowledge import Knowledge
+from .net_part import Unowned
 from .proof import SplitProof, prove
 from .weightless import meta_copy
 
@@ -115,8 +116,7 @@ class StagedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.net = net
-        # In a tuple, so that torch does not see them: every weight is in the module tree once, under its own name.
-        self._split = (nn.ModuleList(stages), head)
+        self._split = Unowned((nn.ModuleList(stages), head))  # every weight is in the module tree once, as ``net``'s
         count = len(self.stages)
         self.layouts = (layout,) * count if isinstance(layout, str) else tuple(layout)
         self.prefix_tokens = (prefix_tokens,) * count if isinstance(prefix_tokens, int) else tuple(prefix_tokens)
@@ -145,12 +145,12 @@ class StagedModel(nn.Module):
     @property
     def stages(self) -> nn.ModuleList:
         """The stages; the first takes normalised images."""
-        return self._split[0]
+        return self._split.value[0]
 
     @property
     def head(self) -> nn.Module:
         """Final norm, pooling and classifier: last stage's output -> :class:`Knowledge`."""
-        return self._split[1]
+        return self._split.value[1]
 
     def part(self, number: int) -> nn.Module:
         """A stage by its number from 1; one more than there are is the head."""

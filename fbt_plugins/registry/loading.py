@@ -14,7 +14,7 @@ import pluggy
 
 from ..errors import FBTError, TakenNameError, debugging, nearest, one_line
 from . import hookspecs
-from .registries import REGISTRIES, PluginFailure, PluginInfo, Registries
+from .registries import REGISTRIES, PluginFailure, PluginInfo, Registries, Snapshot
 
 
 class Plugins:
@@ -59,7 +59,7 @@ class Plugins:
         known = [(f.plugin, f.distribution) for f in self.failures]
         if (other and other.distribution == plugin.distribution) or (plugin.name, plugin.distribution) in known:
             return
-        before = [(dict(r._module_dict), dict(r.owners)) for r in self.registries]
+        before = [registry.snapshot() for registry in self.registries]
         try:
             if other:
                 raise FBTError(f"its entry point has the name of {other}")
@@ -71,21 +71,25 @@ class Plugins:
         except (Exception, SystemExit) as error:  # a plugin is anyone's code: whatever it raises is its own failure
             if debugging():
                 traceback.print_exception(error)
-            for registry, (modules, owners) in zip(self.registries, before, strict=True):
-                registry._module_dict, registry.owners = modules, owners
+            for registry, snapshot in zip(self.registries, before, strict=True):
+                registry.restore(snapshot)
             failure = (plugin.name, plugin.distribution, plugin.version, one_line(error), remedy(plugin, error))
             self.failures.append(PluginFailure(*failure))
             return
         plugin = replace(plugin, module=getattr(module, "__name__", plugin.module))
-        for registry, (modules, _) in zip(self.registries, before, strict=True):
-            registry.owners |= dict.fromkeys(registry._module_dict.keys() - modules.keys(), plugin)
+        for registry, snapshot in zip(self.registries, before, strict=True):
+            registry.owners |= dict.fromkeys(registry.module_dict.keys() - snapshot.modules.keys(), plugin)
         self.loaded[plugin.name] = plugin
 
-    def _replaces_nothing(self, before: list[dict[str, Any]]) -> None:
-        """mmengine's ``force=True`` would put one plugin's class in the place of another's."""
-        for registry, modules in zip(self.registries, before, strict=True):
-            for name, module in modules.items():
-                if registry._module_dict.get(name) is not module:
+    def _refuse_replacements(self, before: list[Snapshot]) -> None:
+        """A plugin may use ``force=True`` for its own names only.
+
+        Raises:
+            TakenNameError: if a name that was there before now means something else.
+        """
+        for registry, snapshot in zip(self.registries, before, strict=True):
+            for name, module in snapshot.modules.items():
+                if registry.module_dict.get(name) is not module:
                     raise TakenNameError(f"it replaces the {registry.name} {name!r} of {registry.owners.get(name)}")
 
     def _register(self, module: ModuleType, name: str, needs_hook: bool) -> None:
@@ -105,9 +109,9 @@ class Plugins:
                 if not needs_hook:  # it may register mmengine's things, such as hooks, while it is imported
                     return
                 raise FBTError("it has no hook: define fbt_register(registries) and mark it with fbt_plugins.hookimpl")
-            before = [dict(r._module_dict) for r in self.registries]
+            before = [registry.snapshot() for registry in self.registries]
             self._manager.subset_hook_caller("fbt_register", others)(registries=self.registries)
-            self._replaces_nothing(before)
+            self._refuse_replacements(before)
         except BaseException:
             self._manager.unregister(module)
             raise

@@ -79,6 +79,19 @@ class PluginFailure:
         return f"{line}; {self.remedy}" if self.remedy else line
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What a registry held at some time.
+
+    Attributes:
+        modules: classes and functions by name.
+        owners: the plugin that registered each name.
+    """
+
+    modules: Mapping[str, Any]
+    owners: Mapping[str, PluginInfo]
+
+
 class PluginRegistry(Registry):
     """An mmengine registry that answers unknown names with the nearest ones and never imports by dotted path.
 
@@ -100,18 +113,38 @@ class PluginRegistry(Registry):
         self.owners: dict[str, PluginInfo] = {}
         self.failures: list[PluginFailure] = []
 
-    def _register_module(
-        self, module: Any, module_name: str | list[str] | None = None, force: bool = False
-    ) -> None:  # mmengine's register_module ends here, as a call and as a decorator
-        names = [module_name or getattr(module, "__name__", "")] if not isinstance(module_name, list) else module_name
-        for name in names:
-            if not callable(module) or not isinstance(name, str) or not name:
-                raise FBTError(f"a {self.name} is a class or a function under a name, not {module!r} under {name!r}")
-            if name in self._module_dict and not force:
-                owner = self.owners.get(name)
+    def register_module(self, name: str | list[str] | None = None, force: bool = False, module: Any = None) -> Any:
+        """Registers a class or a function, as a call (``module=...``) or as a decorator.
+
+        Args:
+            name: one or several; by default the module's own.
+            force: whether it may replace what has such a name.
+            module: the class or function.
+
+        Raises:
+            TakenNameError: for the name of something else.
+            FBTError: for what is no class, function or name.
+        """
+        if module is None:
+            return lambda decorated: self.register_module(name, force, decorated)
+        for one in name if isinstance(name, list) else [name or getattr(module, "__name__", "")]:
+            if not callable(module) or not isinstance(one, str) or not one:
+                raise FBTError(f"a {self.name} is a class or a function under a name, not {module!r} under {one!r}")
+            if one in self and not force:
+                owner = self.owners.get(one)
                 whose = f"of {owner}" if owner else "that is registered already"
-                raise TakenNameError(f"{name!r} is the name of a {self.name} {whose}; register another name")
-        super()._register_module(module, module_name, force)
+                raise TakenNameError(f"{one!r} is the name of a {self.name} {whose}; register another name")
+        return super().register_module(name, force, module)
+
+    def snapshot(self) -> Snapshot:
+        """What is registered now."""
+        return Snapshot(dict(self.module_dict), dict(self.owners))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Makes it hold what it held when the snapshot was taken, and nothing else."""
+        self.module_dict.clear()
+        self.module_dict.update(snapshot.modules)
+        self.owners = dict(snapshot.owners)
 
     def get(self, key: str) -> Callable[..., Any]:
         """The class or function registered as ``key``.
@@ -119,18 +152,18 @@ class PluginRegistry(Registry):
         Raises:
             UnknownNameError: with the nearest names, and the plugins that failed to load.
         """
-        if key in self._module_dict:
-            return self._module_dict[key]
+        if key in self:
+            return self.module_dict[key]
         message = f"{key!r} is not a registered {self.name}"
         if "." in str(key):
             message += " (dotted import paths are not accepted)"
-        message += nearest(key, self._module_dict)
-        if not self._module_dict and not self.failures:
+        message += nearest(key, self.module_dict)
+        if not self.module_dict and not self.failures:
             message += "; nothing is registered yet: call fbt_plugins.load_plugins() first"
         raise UnknownNameError("; ".join([message, *map(str, self.failures)]))
 
     def __contains__(self, key: object) -> bool:
-        return key in self._module_dict
+        return key in self.module_dict
 
     def build(self, cfg: Mapping[str, Any], **context: Any) -> Any:
         """Builds what ``cfg["type"]`` names, with the rest of ``cfg`` and ``context`` as its arguments.
@@ -141,7 +174,7 @@ class PluginRegistry(Registry):
         """
         if not isinstance(cfg, Mapping) or not isinstance(cfg.get("type"), str):
             raise ConfigError(
-                f"{self.name}: expected a dict with a 'type' (one of {', '.join(self._module_dict)}), got {cfg!r}"
+                f"{self.name}: expected a dict with a 'type' (one of {', '.join(self.module_dict)}), got {cfg!r}"
             )
         arguments = {k: v for k, v in cfg.items() if k != "type"} | context
         factory = self.get(cfg["type"])

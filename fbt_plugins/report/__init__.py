@@ -5,9 +5,10 @@ from __future__ import annotations
 from .comparison import Comparison, compare
 from .intervals import Interval, interval, paired
 from .pages import write_report
-from .results import Trial, best_of, read_trials, trial_of_run
+from .results import TRIALS, Trial, best_of, read_trials, trial_of_run, trials_file
 
 __all__ = [
+    "TRIALS",
     "Comparison",
     "Interval",
     "Trial",
@@ -17,5 +18,6 @@ __all__ = [
     "paired",
     "read_trials",
     "trial_of_run",
+    "trials_file",
     "write_report",
 ]

@@ -117,12 +117,13 @@ TEACHERS = (
     "teachers of unlike strength differ by is not their family alone."
 )
 _CKA = (
-    "CKA maps (in report.html) say how alike two stages are: 1 where the images lie alike in both up to rotation and "
-    "scale, 0 where neither tells of the other. It is linear CKA of whole activations, of the best epoch's weights, by "
-    "the unbiased estimator of HSIC averaged over batches (arXiv 1905.00414, 2010.15327), which may fall a little "
-    "below 0. F's stages are named after their owners; →T4 is the output of the junction in front of T4 (→T5, where T "
-    "has four stages: in front of its head). The stages with which F starts are their owner's own: there, activations "
-    "are compared with themselves. That a student's stages are more like the teacher's does not say that it is better."
+    "CKA maps (in report.html, which the command below writes) say how alike two stages are: 1 where the images lie "
+    "alike in both up to rotation and scale, 0 where neither tells of the other. It is linear CKA of whole "
+    "activations, of the best epoch's weights, by the unbiased estimator of HSIC averaged over batches (arXiv "
+    "1905.00414, 2010.15327), which may fall a little below 0. F's stages are named after their owners; →T4 is the "
+    "output of the junction in front of T4 (→T5, where T has four stages: in front of its head). The stages with which "
+    "F starts are their owner's own: there, activations are compared with themselves. That a student's stages are more "
+    "like the teacher's does not say that it is better."
 )
 
 

@@ -1,15 +1,18 @@
-"""Finished runs as small JSON files: what a table needs, and what says how it came about."""
+"""Finished runs, a line each of a ``trials.jsonl``: what a table needs, and what says how it came about."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ..errors import FBTError
+
+TRIALS = "trials.jsonl"
+"""Name of a study's file of finished runs."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,30 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Of its file."""
-        return f"{self.pair}.{self.method}.seed_{self.seed}.json"
+        """Which run it is, in words."""
+        return f"{self.pair}/{self.method}/seed {self.seed}"
 
-    def text(self) -> str:
-        """The file's contents."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+    @property
+    def run(self) -> tuple[str, str, int, str]:
+        """Which run it is: pair, method, seed, hash of the config."""
+        return self.pair, self.method, self.seed, self.config
+
+    def line(self) -> str:
+        """The run as one line of JSON, fields in the order above, without the line's end."""
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_line(cls, line: str) -> Trial:
+        """The run that a line tells.
+
+        Raises:
+            ValueError: if the line is not JSON.
+            TypeError: if it is JSON, but no trial.
+        """
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise TypeError("not an object")
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 def trial_of_run(folder: str | Path, config: str, hardware: str) -> Trial:
@@ -107,20 +128,59 @@ def _top1(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
     return {k.removeprefix(prefix).removesuffix("_top1"): round(record[k], 4) for k in names}
 
 
-def read_trials(folder: str | Path) -> list[Trial]:
-    """All trials of a folder, in the order of their names.
+def trials_file(given: Path) -> Path:
+    """The file of finished runs that a user means: the path itself, or the ``trials.jsonl`` in that folder.
 
     Raises:
-        FBTError: for a file that is no trial.
+        FBTError: if there is none.
     """
-    trials = []
-    for path in sorted(Path(folder).glob("*.json")):
+    file = given / TRIALS if given.is_dir() else given
+    if file.suffix != Path(TRIALS).suffix or not file.is_file():
+        raise FBTError(f"{given}: no finished runs; expected is a {TRIALS}, or a folder that has one")
+    return file
+
+
+def read_trials(path: Path, tell: Callable[[str], None]) -> list[Trial]:
+    """The finished runs of a file, by pair, method and seed; none where there is no file.
+
+    Several machines may have added lines, and git merges them by keeping all. So a run whose line is there more than
+    once counts once; where lines of one run differ, the first counts. A line that is no JSON does not count: a killed
+    process leaves half a line, a merge by hand its marks.
+
+    Args:
+        path: of the file.
+        tell: shows a line to the user; told is what does not count.
+
+    Raises:
+        FBTError: if the file cannot be read, or for a line of JSON that is no trial.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FBTError(f"{path}: it cannot be read ({error.strerror})") from error
+    found: dict[tuple[str, str, int, str], Trial] = {}
+    broken: list[int] = []
+    others: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            trials.append(Trial(**{field.name: values[field.name] for field in fields(Trial) if field.name in values}))
-        except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
-            raise FBTError(f"{path}: not a trial ({type(error).__name__}: {error})") from error
-    return trials
+            trial = Trial.from_line(line.decode())
+        except TypeError as error:
+            raise FBTError(f"{path}, line {number}: not a trial ({error})") from error
+        except ValueError:
+            broken.append(number)
+            continue
+        if found.setdefault(trial.run, trial) != trial:
+            others.append(f"{trial.name}, line {number}")
+    left_out = f"{path}: lines left out because they"
+    if broken:
+        tell(f"{left_out} are not whole: {len(broken)} (the first is line {broken[0]})")
+    if others:
+        tell(f"{left_out} differ from an earlier one of the same run: {len(others)} (the first is {others[0]})")
+    return [found[run] for run in sorted(found)]
 
 
 def best_of(trials: Sequence[Trial], method: str, about: str, by_seed: Mapping[int, Sequence[str]]) -> list[Trial]:

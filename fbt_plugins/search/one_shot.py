@@ -22,17 +22,17 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from tabulate import tabulate
+from torch import Tensor
 
-from .. import load_plugins
-from ..config.loading import load_config
 from ..config.merging import merge_options
 from ..console import relative, say
 from ..distill.build import FUSION
+from ..distill.distiller import Distiller
 from ..distill.fusion import BORROWED
 from ..engine.check import check_config
 from ..engine.hooks.stop import Signals
 from ..engine.hooks.topk import evaluate
-from ..engine.train import train
+from ..engine.plan import Plan
 from ..engine.training_run import TrainingRun
 from ..errors import ConfigError, FBTError, run
 from ..files import locked, write_atomic
@@ -93,12 +93,35 @@ class RankingHook(Hook):
         starts = {}
         for place, splice in enumerate(order[: self.best]):
             buffer = io.BytesIO()
-            state = distiller.state_of(self.fusion, splices.index(splice))
+            state = state_of(distiller, self.fusion, splices.index(splice))
             torch.save({"meta": {"splice": splice}, "state_dict": state, "message_hub": {}}, buffer)
             starts[splice] = f"start_{place + 1}.pth"
             write_atomic(folder / starts[splice], buffer.getvalue())
         ranking = Ranking({s: top1[s] for s in order}, starts, round(time.perf_counter() - self._started, 1))
         write_atomic(folder / RANKING, json.dumps(asdict(ranking), indent=1) + "\n")
+
+
+def state_of(distiller: Distiller, fusion: str, number: int) -> dict[str, Tensor]:
+    """The state of a distiller whose fusion model has one of its splices alone, under that one's own names.
+
+    Args:
+        distiller: whose fusion model has several.
+        fusion: name of the fusion model.
+        number: of the splice, from 0.
+    """
+    model, own = distiller.fusions[fusion], f"fusions.{fusion}."
+    renamed = {f"{own}{here}.": f"{own}{there}." for here, there in model.alone(number).items()}
+    width = model.owners[number].num_features
+    ends = {name: edge for name, edge in distiller.edges.items() if fusion in (edge.giver, edge.receiver)}
+    dropped = tuple(f"edges.{name}.{unused}." for name, edge in ends.items() for unused in edge.unused(fusion, width))
+    state = {}
+    for key, value in distiller.state_dict().items():
+        prefix = next((prefix for prefix in renamed if key.startswith(prefix)), None)
+        if prefix is not None:
+            state[renamed[prefix] + key.removeprefix(prefix)] = value
+        elif not key.startswith((own, *dropped)):
+            state[key] = value
+    return state
 
 
 def shared(space: Space) -> Fusions:
@@ -246,12 +269,11 @@ class Finish(Search):
 
 def main() -> None:
     """A one-shot run's own process."""
-    load_plugins()
-    config = load_config(sys.argv[1])
-    settings = Settings.of(config)
+    plan = Plan.of(sys.argv[1])
+    settings = Settings.of(plan.config)
     assert settings.one_shot is not None
     fusion = next(iter(settings.space)).removeprefix("model.fusion").lstrip(".") or FUSION
-    train(config, hooks=[RankingHook(fusion, settings.one_shot.best)])
+    plan.run([RankingHook(fusion, settings.one_shot.best)])
 
 
 if __name__ == "__main__":

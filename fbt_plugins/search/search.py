@@ -103,9 +103,7 @@ class Search(Workers[Slot]):
         options = self.space.suggest(trial)
         folder = self.folder / f"{claim.run.number:04d}"
         config = self.config_of(options, folder)
-        distiller = check_config(config)
-        assert distiller is not None
-        self._planned[claim.run] = options, _extra_parameters(distiller)
+        self._planned[claim.run] = options, _extra_parameters(check_config(config))
         if (same := self._same(options)) is not None:
             return same, None
         if (folder / "summary.json").is_file():
@@ -207,7 +205,6 @@ def space_of(config: Config) -> Space:
     settings = Settings.of(config)
     contents = {**config.to_dict(), "work_dir": config.get("work_dir") or "work_dirs"}
     distiller = check_config(Config(contents))
-    assert distiller is not None
     space = Space.of(settings.space, distiller, contents["model"])
     problems = []
     for key, parameter in space.parameters.items():

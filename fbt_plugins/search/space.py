@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any, Protocol
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from ..analysis.inspection import splice_rows
 from ..distill.distiller import Distiller
@@ -73,13 +73,16 @@ class Range:
     log: bool = False
 
     @property
-    def distribution(self) -> BaseDistribution:
+    def distribution(self) -> IntDistribution | FloatDistribution:
         if all(type(v) is int for v in (self.low, self.high, 1 if self.step is None else self.step)):
             return IntDistribution(int(self.low), int(self.high), self.log, int(self.step or 1))
         return FloatDistribution(self.low, self.high, self.log, self.step)
 
     def suggest(self, trial: optuna.Trial) -> Any:
-        return trial._suggest(self.key, self.distribution)
+        numbers = self.distribution
+        if isinstance(numbers, IntDistribution):
+            return trial.suggest_int(self.key, numbers.low, numbers.high, step=numbers.step, log=numbers.log)
+        return trial.suggest_float(self.key, numbers.low, numbers.high, step=numbers.step, log=numbers.log)
 
     def probes(self) -> list[Any]:
         return [self.low, self.high]

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from mmengine.hooks import Hook
 
-from .. import load_plugins
-from ..config.loading import load_config
-from ..engine.check import check_config
-from ..engine.train import train
+from ..config.loading import Arguments
+from ..engine.plan import Plan
 from ..engine.training_run import TrainingRun
 from ..errors import Interrupted, run
 from ..jobs.study import SharedStudy, Slot
@@ -38,7 +36,7 @@ class PruningHook(Hook):
 
     Args:
         study: where the trial is.
-        trial: its number in the storage.
+        trial: by which the storage knows the trial.
         objective: the metric that is reported.
     """
 
@@ -62,15 +60,12 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("trial", type=int)
     args = parser.parse_args()
-    load_plugins()
-    config = load_config(args.config)
-    config.resume, config.work_dir = "auto", str(Path(args.config).parent)
-    settings = Settings.of(config)
-    check_config(config)
+    plan = Plan.of(args.config, arguments=Arguments(resume="auto", work_dir=str(Path(args.config).parent)))
+    settings = Settings.of(plan.config)
     study = SharedStudy(args.study, os.environ[STORAGE], Slot, settings.directions)
-    study.study.pruner = settings.make_pruner(config.train_cfg.get("max_epochs", 1))
+    study.study.pruner = settings.make_pruner(plan.config.train_cfg.get("max_epochs", 1))
     hooks = [PruningHook(study, args.trial, settings.objectives[0])] if len(settings.objectives) == 1 else []
-    train(config, hooks=hooks)
+    plan.run(hooks)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from fbt_plugins import Registries, hookimpl
 
-from .attention_l2g import AttentionL2G
-from .conv_l2g import ConvL2G
 from .identity import IdentityFusion
-from .l2g import L2GFusion
-from .mixer_l2g import MixerL2G
-from .patch_embed_only import PatchEmbedOnly
+from .l2g import AttentionL2G, ConvL2G, L2GFusion, MixerL2G, PatchEmbedOnly
 
 
 @hookimpl

@@ -40,7 +40,7 @@ def models(plugins: Any) -> Iterator[dict[str, StagedModel]]:
     known: dict[str, StagedModel] = {}
     ARCHITECTURES.register_module(name="drawn", module=lambda role: copy.deepcopy(known[role]))
     yield known
-    ARCHITECTURES._module_dict.pop("drawn")
+    ARCHITECTURES.module_dict.pop("drawn")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import CheckpointHook as MMCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
@@ -20,6 +19,7 @@ from ...errors import FBTError
 from ...files import write_atomic
 from ...models.staged import StagedModel
 from ...models.weights import METADATA_KEY, load_plain
+from ..mmengine_patches import PatchedCheckpointHook
 from ..training_run import TrainingRun
 from .batchnorm import gather_statistics
 from .loss_memories import MEMORIES, memories
@@ -29,7 +29,7 @@ _NAME = re.compile(r"(?:epoch_(?P<epoch>\d+))?_?(?:iter_(?P<iter>\d+))?\.pth")
 
 
 @HOOKS.register_module()
-class AtomicCheckpointHook(MMCheckpointHook):
+class AtomicCheckpointHook(PatchedCheckpointHook):
     """mmengine's CheckpointHook, writing whole files and removing an old one only when the next is safe.
 
     A checkpoint is never taken in the middle of a group of accumulated batches, nor after a loss that was not finite.
@@ -85,7 +85,8 @@ class AtomicCheckpointHook(MMCheckpointHook):
         self._due |= self.every_n_train_iters(runner, self.interval, self.save_begin)
         if (self._due and runner.optim_wrapper.should_update()) or self.is_last_train_iter(runner):
             self._due = False
-            self._save_checkpoint(runner)
+            done = runner.iter + 1
+            self.write(runner, self.filename_tmpl.format(done), {"epoch": runner.epoch, "iter": done})
 
     def save_now(self, runner: TrainingRun, epoch: int, iteration: int) -> None:
         """Saves between two intervals.
@@ -97,12 +98,9 @@ class AtomicCheckpointHook(MMCheckpointHook):
         """
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         name = f"epoch_{epoch}_iter_{iteration}.pth" if by_epoch else f"iter_{iteration}.pth"
-        self._write(runner, name, {"epoch": epoch, "iter": iteration})
+        self.write(runner, name, {"epoch": epoch, "iter": iteration})
 
-    def _save_checkpoint_with_step(self, runner: TrainingRun, step: int, meta: dict[str, Any]) -> None:
-        self._write(runner, self.filename_tmpl.format(step), meta)
-
-    def _write(self, runner: TrainingRun, name: str, meta: dict[str, Any]) -> None:
+    def write(self, runner: TrainingRun, name: str, meta: dict[str, Any]) -> None:
         runner.check_losses(meta["iter"])
         self.rank_statistics = gather_statistics(runner.model)
         path = str(Path(self.out_dir) / name)

@@ -52,6 +52,7 @@ class EMAHook(Hook):
         if not wrapper.should_update():
             return
         averages, t = list(self._averages.values()), runner.iter + 1
+        # Torch's own optimizers use these functions: private ones, but no public one takes a list of tensors.
         steps = torch._foreach_sub(list(self._weights.values()), averages)
         torch._foreach_mul_(steps, (1 - min(self.decay, (1 + t) / (10 + t))) * wrapper.trusted())
         torch._foreach_add_(averages, steps)

@@ -15,14 +15,13 @@ MEMORIES = "memories"
 
 def memories(distiller: Any) -> dict[str, Tensor]:
     """The non-persistent buffers of all losses (memory banks, running estimates), by name; equal in all processes."""
-    losses = [("task_loss", distiller.task_loss)] if distiller.task_loss is not None else []
-    losses += [(f"edges.{n}.{slot}", loss) for n, edge in distiller.edges.items() for slot, loss in edge.losses.items()]
+    losses = [(f"edges.{n}.{slot}", loss) for n, edge in distiller.edges.items() for slot, loss in edge.losses.items()]
     return {
-        f"{where}.{name}.{buffer}".replace("..", "."): module.get_buffer(buffer)
+        f"{where}.{name}": buffer
         for where, loss in losses
-        for name, module in loss.named_modules()
-        for buffer in sorted(module._non_persistent_buffers_set)
-        if module._buffers[buffer] is not None
+        for persistent in [loss.state_dict()]
+        for name, buffer in loss.named_buffers()
+        if name not in persistent
     }
 
 

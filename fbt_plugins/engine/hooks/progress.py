@@ -1,11 +1,9 @@
-"""Progress of a run: a live bar, a line per validation, metrics.jsonl, and an end at the first NaN."""
+"""Progress of a run: a live bar, a line per validation, metrics.jsonl."""
 
 from __future__ import annotations
 
 import json
 import time
-from copy import deepcopy
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +14,26 @@ from mmengine.runner import IterBasedTrainLoop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ...console import console, say
-from ...distill.loss_contract import StepLosses
-from ...errors import FBTError
 from ...files import write_atomic
 from ..training_run import TrainingRun
-from .loss_window import GRADIENT, LossWindow
+from .loss_guard import Interval
+from .loss_window import GRADIENT
 from .run_tables import header
-
-STATE = "loss_window"
-
-
-class NotFinite(FBTError):
-    """A loss or gradient was not finite.
-
-    Args:
-        name: of the loss, or ``GRADIENT``.
-        value: what it was.
-        iteration: at which, counted from 0.
-    """
-
-    def __init__(self, name: str, value: float, iteration: int) -> None:
-        what = "the gradient" if name == GRADIENT else f"the loss {name}"
-        super().__init__(f"{what} was {value} at iteration {iteration + 1}; no update was made from it on")
-        self.iteration = iteration
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
     """Shows and records how a run goes.
 
-    Losses stay on the device and are read once per interval: reading them at each step would wait for the device.
-
     Args:
-        interval: iterations between two records in ``metrics.jsonl``.
+        interval: iterations between two records in ``metrics.jsonl``, and between two looks of the loss guard, which
+            reads the losses that are recorded here.
     """
 
     priority = "BELOW_NORMAL"
 
     def __init__(self, interval: int = 50) -> None:
         self.interval = interval
-        self._window = LossWindow()
-        self._schedules: list[tuple[int, Any]] = []
         self._bar: Progress | None = None
 
     # ---- the run ---------------------------------------------------------------------------------------------------
@@ -67,7 +44,7 @@ class ProgressHook(Hook):
 
     def before_train(self, runner: TrainingRun) -> None:
         self._file = Path(runner.work_dir) / "metrics.jsonl"
-        self._last, self._last_iteration, self._end = time.perf_counter(), runner.iter, runner.max_iters
+        self._last, self._last_iteration = time.perf_counter(), runner.iter
         if is_main_process():
             self._forget_after(runner.iter)
         self._bar = Progress(
@@ -86,25 +63,30 @@ class ProgressHook(Hook):
         self._advance = None if self._bar.disable else self._bar.advance
         self._bar.start()
 
-    def before_train_iter(self, runner: TrainingRun, batch_idx: int, data_batch: Any = None) -> None:
-        if runner.iter % self.interval == 0 or not self._schedules:
-            self._keep_schedules(runner)
-
     def before_train_epoch(self, runner: TrainingRun) -> None:
-        self._keep_schedules(runner)
         if self._bar is not None:
             self._bar.update(self._task, description=self._title(runner))
 
     def after_train_iter(
-        self, runner: TrainingRun, batch_idx: int, data_batch: Any = None, outputs: StepLosses | None = None
+        self, runner: TrainingRun, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        if outputs is not None:
-            self._window.add(outputs, getattr(runner.optim_wrapper, "grad_norm", None))
         if self._advance is not None:
             self._advance(self._task)
-        done = runner.iter + 1
-        if done % self.interval == 0 or done == self._end:
-            self._record(runner, done, len(data_batch["inputs"]))
+
+    def after_interval(self, runner: TrainingRun, interval: Interval) -> None:
+        """Records an interval's mean losses; the loss guard calls it."""
+        record = {"loss": sum(interval.losses.values())} | interval.losses
+        if interval.grad_norm is not None:
+            record[GRADIENT] = interval.grad_norm
+        now, iterations = time.perf_counter(), interval.done - self._last_iteration
+        rate = interval.batch_size * iterations * runner.world_size / max(now - self._last, 1e-9)
+        record |= {"lr": runner.optim_wrapper.param_groups[0]["lr"], "images_per_second": rate}
+        self._last, self._last_iteration = now, interval.done
+        if self._bar is not None:
+            parts = _by_edge(interval.losses)
+            self._bar.update(self._task, note=f"loss {record['loss']:.3f} ({parts})  {rate:.0f} img/s")
+        self._write({"iter": interval.done, "epoch": runner.epoch + 1, **{f"train/{k}": v for k, v in record.items()}})
+        runner.visualizer.add_scalars({f"train/{k}": v for k, v in record.items()}, step=interval.done)
 
     def before_val_epoch(self, runner: TrainingRun) -> None:
         self._paused = time.perf_counter()
@@ -125,73 +107,6 @@ class ProgressHook(Hook):
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._advance = None
-
-    # ---- losses ----------------------------------------------------------------------------------------------------
-
-    def check(self, done: int) -> dict[str, list[float]]:
-        """The losses since the last record; every process of a job must call it at the same iteration.
-
-        Args:
-            done: iterations that were made.
-
-        Raises:
-            NotFinite: with the first that was not finite.
-        """
-        columns, rows = self._window.read(), len(self._window)
-        first = done - rows
-        for row in range(rows):
-            for name, values in columns.items():
-                if not isfinite(values[row]):
-                    raise NotFinite(name, values[row], first + row)
-        return columns
-
-    def _record(self, runner: TrainingRun, done: int, batch_size: int) -> None:
-        columns, rows = self.check(done), len(self._window)
-        if not rows:
-            return
-        norms = [norm for norm in columns.pop(GRADIENT) if norm]  # 0 where it is not known
-        means = {name: sum(values) / rows for name, values in columns.items()}
-        record = {"loss": sum(means.values())} | means | ({GRADIENT: sum(norms) / len(norms)} if norms else {})
-        now = time.perf_counter()
-        rate = batch_size * (done - self._last_iteration) * runner.world_size / max(now - self._last, 1e-9)
-        record |= {"lr": runner.optim_wrapper.param_groups[0]["lr"], "images_per_second": rate}
-        self._window.cut(0)
-        self._schedules = self._schedules[-1:]
-        self._last, self._last_iteration = now, done
-        if self._bar is not None:
-            self._bar.update(self._task, note=f"loss {record['loss']:.3f} ({_by_edge(means)})  {rate:.0f} img/s")
-        self._write({"iter": done, "epoch": runner.epoch + 1, **{f"train/{k}": v for k, v in record.items()}})
-        runner.visualizer.add_scalars({f"train/{k}": v for k, v in record.items()}, step=done)
-
-    def _keep_schedules(self, runner: TrainingRun) -> None:
-        """What the schedules are at this iteration, in case that later ones must be taken back."""
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in runner.optim_wrapper.param_groups]
-        state = ([s.state_dict() for s in runner.param_schedulers or ()], groups)
-        self._schedules.append((runner.iter, deepcopy(state)))
-
-    def rewind(self, runner: TrainingRun, iteration: int, bad: int) -> None:
-        """Takes back schedules and losses to what they were.
-
-        Args:
-            runner: the run.
-            iteration: before which; not before the last record but one.
-            bad: the one since the last record that was not finite.
-        """
-        at, (states, groups) = [kept for kept in self._schedules if kept[0] <= iteration][-1]
-        for group, kept in zip(runner.optim_wrapper.param_groups, groups, strict=True):
-            group.update(kept)
-        for schedule, state in zip(runner.param_schedulers or (), states, strict=True):
-            schedule.load_state_dict(state)
-            for _ in range(iteration - at if not schedule.by_epoch else 0):
-                schedule.step()
-        self._window.cut(max(0, iteration - bad // self.interval * self.interval))
-
-    def before_save_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
-        checkpoint[STATE] = self._window.state_dict()
-
-    def after_load_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
-        if runner.resuming and STATE in checkpoint:
-            self._window.load_state_dict(checkpoint[STATE], runner.device)
 
     # ---- metrics.jsonl ---------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ class StepSeedHook(Hook):
         if self._model.data_preprocessor.mixing is not None:
             self._model.data_preprocessor.step_seed = seed
         done = self._loop.iter
-        self._model.begin_step(derive_seed(runner.seed, done), done / self._loop.max_iters)
+        self._model.step = self._model.plan(derive_seed(runner.seed, done), done / self._loop.max_iters)
 
 
 def seed_all(seed: int) -> None:

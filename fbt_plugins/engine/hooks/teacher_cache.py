@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 
 from ...console import console, relative, say
 from ...data import ImageDataset, InMemoryLoader
-from ...distill.build import TEACHER
 from ...distill.distiller import Distiller
+from ...distill.edge import TEACHER
 from ...errors import ConfigError, FBTError, one_line
 from ...models.knowledge import Knowledge
 from ...models.staged import StagedModel

@@ -47,7 +47,8 @@ class AutocastOptimWrapper(OptimWrapper):
         self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.device = self._trained[0].device
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-        # A fused optimizer on a GPU leaves everything as it is where this is 1, and nobody has to wait to know.
+        # A fused optimizer on a GPU leaves everything as it is where its found_inf is 1, so nobody has to wait for the
+        # device. Torch's GradScaler, too, reads off this private attribute which optimizers can do that.
         fused = getattr(self.optimizer, "_step_supports_amp_scaling", False) and self.device.type == "cuda"
         self._masked_on_device = fused and not self._scaler.is_enabled()
         self._bad = torch.zeros((), device=self.device)
@@ -142,7 +143,8 @@ class AutocastOptimWrapper(OptimWrapper):
             return norm.isfinite().logical_not().float()
         found = torch.zeros_like(self._bad)
         if gradients := [p.grad for p in self._trained if p.grad is not None]:
-            # What torch's GradScaler finds out with, here with a scale of 1: one call however many tensors there are.
+            # The private function that torch's GradScaler finds out with, here with a scale of 1: one call however many
+            # tensors there are, and no public function is that.
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self._one)
         self.grad_norm = found / (1 - found)
         return found

@@ -10,7 +10,7 @@ import pytest
 
 from fbt_plugins import ARCHITECTURES, ConfigError
 from fbt_plugins.analysis import coverage
-from fbt_plugins.models.catalogue import Catalogue
+from fbt_plugins.models.declaration import Catalogue
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return ARCHITECTURES.build(dict(type="timm", name=name, num_classes=num_classes))
 
     build.catalogue = Catalogue(lambda: ["test_resnet", "test_vit", "bad"], lambda n: "x/Net")  # type: ignore[attr-defined]
-    monkeypatch.setitem(ARCHITECTURES._module_dict, "library", build)
+    monkeypatch.setitem(ARCHITECTURES.module_dict, "library", build)
     return asked
 
 

@@ -46,7 +46,7 @@ OPTIONS = [
     ("param_scheduler.0.type=LinearLRR", "did you mean 'LinearLR"),
     ("param_scheduler.7.end=3", "param_scheduler is a list of 2; no item '7'"),
     ("train_dataloader.batchsize=4", "unknown key 'batchsize'; did you mean 'batch_size'"),
-    ("train_dataloader.batch_size=many", "train_dataloader: batch_size must be a number, not 'many'"),
+    ("train_dataloader.batch_size=many", "train_dataloader: batch_size must be a whole number, not 'many'"),
     (
         "train_dataloader.dataset.type=FashionMNISTMinni",
         "no dataset 'FashionMNISTMinni'; did you mean 'FashionMNISTMini'",

@@ -33,12 +33,12 @@ seeds = [0, 1]
 controls = dict(scratch="alone", t_s="T to S")
 """
 )
-# Stands for python and tools/train.py: takes the same arguments and leaves the same files.
+# Stands for python and fbt train: takes the same arguments and leaves the same files.
 PRETENDER = """#!{python} -S
 import json, pathlib, sys, time
-a = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+a = dict(zip(sys.argv[5::2], sys.argv[6::2]))
 folder = pathlib.Path(a["--work-dir"])
-with (pathlib.Path({log!r})).open("a") as log: log.write(" ".join(sys.argv[2:]) + "\\n")
+with (pathlib.Path({log!r})).open("a") as log: log.write(" ".join(sys.argv[4:]) + "\\n")
 if a["--method"] == "fbt" and pathlib.Path({fail!r}).exists():
     print("error: no such teacher"); sys.exit(2)
 if pathlib.Path({slow!r}).exists():
@@ -73,6 +73,10 @@ def calls(folder: Path) -> list[str]:
     return (folder / "log").read_text().splitlines() if (folder / "log").exists() else []
 
 
+def lines(folder: Path) -> list[str]:
+    return (folder / "trials.jsonl").read_text().splitlines()
+
+
 def test_a_matrix_from_start_to_report(compare: Callable, tmp_path: Path) -> None:
     code, out, err = compare("grid.py", "--workers", "3", "--cfg-options", "train_cfg.max_epochs=2")
     assert code == 0 and not err
@@ -81,8 +85,8 @@ def test_a_matrix_from_start_to_report(compare: Callable, tmp_path: Path) -> Non
     assert len(set(made)) == 12
     for line in made:
         assert line.startswith("grid.py --pair a_") and "--resume auto --cfg-options train_cfg.max_epochs=2" in line
-    report = tmp_path / "docs" / "results" / "grid"
-    assert len(list((report / "trials").glob("*.json"))) == 12
+    report = tmp_path / "work_dirs" / "compare" / "grid"
+    assert len(lines(report)) == 12 and (report / "report.html").exists() and not (tmp_path / "docs").exists()
     text = (report / "report.md").read_text()
     assert "+2.00 [+2.00, +2.00]" in text and "82.50 ± 0.71" in text and "81.60" not in text
     assert "82.00 ± 0.00" in next(line for line in text.splitlines() if "the better of two" in line)  # 82 + 0, 81 + 1
@@ -91,13 +95,42 @@ def test_a_matrix_from_start_to_report(compare: Callable, tmp_path: Path) -> Non
     assert again == 0 and calls(tmp_path) == made  # nothing is run twice
 
 
-def test_a_fresh_clone_goes_on_from_the_files_alone(compare: Callable, tmp_path: Path) -> None:
-    compare("grid.py", "--pairs", "a_b", "--methods", "scratch", "t_s")
+def test_a_fresh_clone_goes_on_from_the_file_alone(compare: Callable, tmp_path: Path) -> None:
+    kept = ("--out", "docs/results/grid")
+    compare("grid.py", "--pairs", "a_b", "--methods", "scratch", "t_s", *kept)
     assert len(calls(tmp_path)) == 4
     (tmp_path / "work_dirs").rename(tmp_path / "gone")
-    code, _, _ = compare("grid.py", "--pairs", "a_b")
-    assert code == 0 and len(calls(tmp_path)) == 6
+    code, out, _ = compare("grid.py", "--pairs", "a_b", *kept)
+    assert code == 0 and len(calls(tmp_path)) == 6 and not any("to go on from them" in line for line in out)
     assert all("--method fbt" in line for line in calls(tmp_path)[4:])
+    assert len(lines(tmp_path / "docs/results/grid")) == 6
+
+    for results in ("docs/results/grid", "docs/results/grid/trials.jsonl"):  # the file is one thing, the report another
+        code, _, _ = compare("grid.py", "--pairs", "a_b", "--results", results, "--out", "elsewhere")
+        assert code == 0 and len(calls(tmp_path)) == 6
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"report.md", "report.json", "report.html"}
+
+
+def test_runs_that_are_kept_in_docs_are_named(compare: Callable, tmp_path: Path) -> None:
+    one = ("grid.py", "--pairs", "a_b", "--methods", "t_s", "--seeds", "0")
+    compare(*one, "--out", "docs/results/grid")
+    _, out, _ = compare(*one)
+    what = "docs/results/grid/trials.jsonl has finished runs; to go on from them: --out docs/results/grid"
+    assert out[0] == what and lines(tmp_path / "work_dirs/compare/grid") == lines(tmp_path / "docs/results/grid")
+
+
+def test_a_line_that_was_cut_is_told_and_comes_back_from_the_study(compare: Callable, tmp_path: Path) -> None:
+    part = ("grid.py", "--pairs", "a_b", "--methods", "t_s")
+    compare(*part)
+    path = tmp_path / "work_dirs/compare/grid/trials.jsonl"
+    whole = lines(path.parent)
+    path.write_text(path.read_text()[:-9])
+    code, out, _ = compare(*part)
+    assert code == 0 and len(calls(tmp_path)) == 2
+    assert any(
+        "trials.jsonl: lines left out because they are not whole: 1 (the first is line 2)" in line for line in out
+    )
+    assert lines(path.parent) == [whole[0], whole[1][:-8], whole[1]]
 
 
 def test_another_machine_takes_results_out_of_the_study(compare: Callable, tmp_path: Path) -> None:
@@ -105,8 +138,7 @@ def test_another_machine_takes_results_out_of_the_study(compare: Callable, tmp_p
     compare("grid.py", "--pairs", "a_b", "--storage", url, "--out", "one")
     code, _, _ = compare("grid.py", "--pairs", "a_b", "--storage", url, "--out", "two")
     assert code == 0 and len(calls(tmp_path)) == 6
-    one, two = (sorted((tmp_path / name / "trials").glob("*.json")) for name in ("one", "two"))
-    assert [p.read_text() for p in one] == [p.read_text() for p in two] and len(one) == 6
+    assert sorted(lines(tmp_path / "one")) == sorted(lines(tmp_path / "two")) and len(lines(tmp_path / "one")) == 6
 
 
 def test_a_failure_is_one_line_and_hurts_nothing_else(compare: Callable, tmp_path: Path) -> None:
@@ -114,7 +146,7 @@ def test_a_failure_is_one_line_and_hurts_nothing_else(compare: Callable, tmp_pat
     code, _, err = compare("grid.py", "--pairs", "a_b", "--seeds", "0")
     assert code == 1 and len(err) == 1
     assert err[0].startswith("failed   a_b/fbt/seed 0: no such teacher (exit code 2; all of it is in ")
-    assert "Not finished (1): a_b/fbt/seed 0" in (tmp_path / "docs/results/grid/report.md").read_text()
+    assert "Not finished (1): a_b/fbt/seed 0" in (tmp_path / "work_dirs/compare/grid/report.md").read_text()
     (tmp_path / "fail").unlink()
     code, _, err = compare("grid.py", "--pairs", "a_b", "--seeds", "0")
     assert code == 0 and not err and len(calls(tmp_path)) == 4
@@ -124,7 +156,7 @@ def test_results_of_another_config_do_not_count(compare: Callable, tmp_path: Pat
     compare("grid.py", "--pairs", "a_b", "--methods", "t_s")
     code, out, _ = compare("grid.py", "--pairs", "a_b", "--methods", "t_s", "--cfg-options", "train_cfg.max_epochs=9")
     assert code == 0 and len(calls(tmp_path)) == 4
-    assert any("2 files in docs/results/grid/trials are of other configs" in line for line in out)
+    assert any("2 runs in work_dirs/compare/grid/trials.jsonl are of other configs" in line for line in out)
 
 
 def test_ctrl_c_leaves_a_matrix_that_goes_on(
@@ -144,7 +176,7 @@ def test_ctrl_c_leaves_a_matrix_that_goes_on(
     assert time.monotonic() - started < 20
     (tmp_path / "slow").unlink()
     code, _, _ = compare("grid.py", "--pairs", "a_b", "--methods", "t_s")
-    assert code == 0 and len(list((tmp_path / "docs/results/grid/trials").glob("*.json"))) == 2
+    assert code == 0 and len(lines(tmp_path / "work_dirs/compare/grid")) == 2
 
 
 def test_a_database_that_goes_away_is_one_line(compare: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +197,10 @@ def test_a_database_that_goes_away_is_one_line(compare: Callable, monkeypatch: p
         (("grid.py", "--methods", "fbtt"), "no method 'fbtt'; did you mean 'fbt'"),
         (("grid.py", "--workers", "0"), "--workers is 1 or more"),
         (("grid.py", "--seeds", "x"), "invalid int value"),
+        (
+            ("grid.py", "--results", "trials"),
+            "trials: no finished runs; expected is a trials.jsonl, or a folder that has",
+        ),
         (("grid.py", "--storage", "postgres:/x"), "--storage postgres:/x"),
         (("grid.py", "--cfg-options", "modle.x=1"), "there is no modle in the config"),
     ],
@@ -191,5 +227,5 @@ def test_real_runs_and_a_worker_that_is_killed(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "iterations done" in next(runs.glob("a_b/t_s/*/output.txt")).read_text()
-    row = json.loads((tmp_path / "docs/results/grid/report.json").read_text())["pairs"][0]["rows"]
-    assert [r["method"] for r in row] == ["t_s", "fbt"] and row[1]["published"]["top1"] == 81.6
+    row = json.loads((tmp_path / "work_dirs/compare/grid/report.json").read_text())["pairs"][0]["rows"]
+    assert [r["method"] for r in row] == ["t_s", "fbt", "either"] and row[1]["published"]["top1"] == 81.6

@@ -66,7 +66,7 @@ def train(tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 def test_a_missing_teacher_is_refused_with_the_command_that_makes_it(train: Callable) -> None:
     code, _, error = train("student.py")
-    command = "tools/train.py teachers.py --pair conv --method plain"
+    command = f"{ROOT}/tools/train.py teachers.py --pair conv --method plain"
     assert code == 2 and error.count("\n") == 1 and f"'python {command}' makes it" in error
     code, out, _ = train(*command.split()[1:], "--resume", "auto", "--seed", "5")
     assert code == 0 and "teacher  teachers/conv.safetensors, " in out
@@ -78,7 +78,7 @@ def test_a_missing_teacher_is_refused_with_the_command_that_makes_it(train: Call
 def test_a_missing_teacher_is_made_on_the_way(train: Callable) -> None:
     wish = ("--cfg-options", "teacher_run.if_missing=train")
     code, out, _ = train("student.py", "--check", *wish)
-    line = "teachers/conv.safetensors is missing: trained first, in teachers/conv (python tools/train.py teachers.py "
+    line = f"is missing: trained first, in teachers/conv (python {ROOT}/tools/train.py teachers.py "
     assert code == 0 and line in out and not Path("teachers").exists()
     code, out, error = train("student.py", *wish)
     assert code == 0 and line in out and not error

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fbt_plugins.compare import live_table as screen
 from fbt_plugins.compare.runs import Runs
+from fbt_plugins.files import append_line
 from fbt_plugins.jobs.study import Claim, Run, SharedStudy
 from fbt_plugins.jobs.workers import Process
 from fbt_plugins.report import Trial
@@ -30,11 +31,12 @@ def shown(runs: Runs, monkeypatch: pytest.MonkeyPatch, height: int) -> str:
 
 
 def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "trials.jsonl"
     for trial in (TRIAL, replace(TRIAL, seed=1, top1={"student": 81.0})):
-        (tmp_path / trial.name).write_text(trial.text())
-    runs = Runs(SharedStudy("grid", f"sqlite:///{tmp_path / 'study.db'}", Run), RUNS, [], tmp_path / "runs", tmp_path)
+        append_line(results, trial.line())
+    runs = Runs(SharedStudy("grid", f"sqlite:///{tmp_path / 'study.db'}", Run), RUNS, [], tmp_path / "runs", results)
     runs.failed[RUNS[2]] = "no teacher"
-    runs.running = [Process(Claim(RUNS[4], 1), tmp_path, SimpleNamespace())]  # type: ignore[arg-type]
+    runs.running = [Process(Claim(RUNS[4], 1, 0), tmp_path, SimpleNamespace())]  # type: ignore[arg-type]
     lines = shown(runs, monkeypatch, height=40).splitlines()
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert cells == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,20 @@ def test_nothing_is_chosen_before_all_methods_had_their_tries() -> None:
 def test_nothing_is_chosen_by_the_test_split() -> None:
     done = trials(kd=(80.0, 81.0, 79.0, 84.0), fbt=(80.0, 82.0, 82.0, 80.0))
     object.__setattr__(done[0], "split", "test")
-    with pytest.raises(FBTError, match=r"a\.1\.kd\.seed_10\.json: tuning is for validation, and this is of the test"):
+    with pytest.raises(FBTError, match=r"a\.1/kd/seed 10: tuning is for validation, and this is of the test"):
         choose(MATRIX, done)
+
+
+def test_the_choice_of_the_study_comes_out_of_its_tuning_again(
+    tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, results = CONFIGS / "fashion_mnist_tuning.py", CONFIGS.parent / "docs" / "results" / "fashion_mnist_tuning"
+    code, _, err = tool("choose", config)
+    assert code == 2 and "work_dirs/compare/fashion_mnist_tuning: no finished runs; expected is a trials.jsonl" in err
+    code, _, err = tool("choose", config, "--results", results, "--out", "chosen.json")
+    assert code == 0, err
+    assert Path("chosen.json").read_text() == (CONFIGS / "_base_" / "fashion_mnist_tuned.json").read_text()
 
 
 def test_every_method_of_the_study_has_as_many_tries_and_no_test_split() -> None:

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from fbt_plugins.config.loading import DEFAULTS, load_config
+from fbt_plugins.config.loading import load_config
 from fbt_plugins.config.merging import merge, merge_options
+from fbt_plugins.config.options import DEFAULTS
 from fbt_plugins.errors import ConfigError
 
 
@@ -76,5 +77,5 @@ def test_a_plugin_beside_the_config_is_loaded(tmp_path: Path, monkeypatch: pytes
         load_config(tmp_path / "config.py")
         assert plugins.registries.losses.owners["MineLoss"].name == "plugin_of_mine"
     finally:
-        plugins.registries.losses._module_dict.pop("MineLoss", None)
+        plugins.registries.losses.module_dict.pop("MineLoss", None)
         plugins.registries.losses.owners.pop("MineLoss", None)

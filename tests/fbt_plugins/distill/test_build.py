@@ -112,7 +112,7 @@ def test_a_loss_gets_the_stages_it_needs_and_is_set_up_once(
         with pytest.raises(ConfigError, match="needs stage 2 of the fusion, which gives features and logits only"):
             make(edges=["teacher_to_fusion"], feature_loss=dict(type="StageLoss"))
     finally:
-        registry._module_dict.pop("StageLoss")
+        registry.module_dict.pop("StageLoss")
 
 
 def test_a_task_loss_is_set_up_and_gets_stages_too(
@@ -137,9 +137,10 @@ def test_a_task_loss_is_set_up_and_gets_stages_too(
     try:
         model = make(task_loss=dict(type="TaskLoss"), data_info=dict(num_classes=10))
         model.losses(images, Batch(labels))["task"].backward()
-        assert model.task_loss.exit.weight.grad is not None and model.task_loss.widths == (16, 16)
+        loss = model.edges["task"].losses["task"]
+        assert loss.exit.weight.grad is not None and loss.widths == (16, 16)
     finally:
-        registry._module_dict.pop("TaskLoss")
+        registry.module_dict.pop("TaskLoss")
 
 
 def test_a_stage_loss_of_all_edges_is_for_models_that_show_stages(

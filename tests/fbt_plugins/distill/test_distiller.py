@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def test_a_fusion_model_that_ends_in_both_models_has_a_projector_for_each_width(
     assert maps == dict(zip(EDGES, [["16_to_32"], ["16_to_32"], ["16_to_32"]], strict=True))
     used = [{"teacher_to_student", "fusion_to_student"}, {"teacher_to_student", "teacher_to_fusion"}]
     for drawn, edges in enumerate(used):
-        model.fusions["fusion"].drawn = drawn
+        model.step = replace(model.step, splices=(drawn,))
         model.zero_grad()
         sum(model.losses(images, Batch(labels)).values()).backward()
         for name in EDGES:
@@ -103,7 +104,7 @@ def test_what_is_off_is_not_computed_trained_or_missing(make: Make, images: torc
     ran: list[int] = []
     for number, stage in enumerate(model.student.stages, 1):
         stage.register_forward_hook(lambda *_, n=number: ran.append(n))
-    model.begin_step(0, 0.12)
+    model.step = model.plan(0, 0.12)
     losses = model(images, labels, mode="loss")
     total, step = model.parse_losses(losses)
     total.backward()
@@ -117,7 +118,7 @@ def test_what_is_off_is_not_computed_trained_or_missing(make: Make, images: torc
     assert trained and all(p.grad is None for part in waiting for p in part.parameters())
     assert all(p.grad is not None for n in (0, 1, 2) for p in model.student.stages[n].parameters())
 
-    model.begin_step(0, 0.13)
+    model.step = model.plan(0, 0.13)
     ran.clear()
     later = model(images, labels, mode="loss")
     model.parse_losses(later)[0].backward()
@@ -133,11 +134,11 @@ def test_a_ramp_multiplies_and_does_not_touch_validation(
     model = make(edges=[*EDGES[:2], dict(name=EDGES[2], weight=2.0, begin=0.2, ramp=0.4)])
     batch = Batch(labels)
     whole, logits = model.losses(images, batch), model.predict(images, model.names)
-    model.begin_step(0, 0.3)
+    model.step = model.plan(0, 0.3)
     for name, value in model.losses(images, batch).items():
         torch.testing.assert_close(value, (0.25 if name.startswith(EDGES[2]) else 1.0) * whole[name])
-    model.begin_step(0, 0.1)
-    assert model.on == ("task", *EDGES[:2])
+    model.step = model.plan(0, 0.1)
+    assert model.step.on == ("task", *EDGES[:2])
     assert all(torch.equal(value, logits[name]) for name, value in model.predict(images, model.names).items())
 
 
@@ -146,9 +147,9 @@ def test_a_part_that_no_gradient_reaches_is_found_when_its_edge_begins(
 ) -> None:
     model = warm(make)
     model.edges["fusion_to_student"].losses["logit"].spare = nn.Parameter(torch.zeros(1))
-    model.begin_step(0, 0.0)
+    model.step = model.plan(0, 0.0)
     model.parse_losses(model.losses(images, Batch(labels)))
-    model.begin_step(0, 0.2)
+    model.step = model.plan(0, 0.2)
     with pytest.raises(PluginError, match=r"has a parameter 'spare' that no loss's gradient reaches"):
         model.parse_losses(model.losses(images, Batch(labels)))
 
@@ -168,8 +169,8 @@ def test_a_gate_weighs_an_edge_by_its_givers_agreement_with_the_teacher(
         model_losses = [m(images, labels, mode="loss", **given, teacher_logits=logits) for m in (gated, free)]
         for name, value in model_losses[0].items():
             torch.testing.assert_close(value, (part if name.startswith("fusion") else 1) * model_losses[1][name])
-    gated.begin_step(0, 0.6)
-    assert gated.in_losses == {"student", "teacher", "fusion"} and gated(images, labels, mode="loss")
+    gated.step = gated.plan(0, 0.6)
+    assert gated.in_losses(gated.step.on) == {"student", "teacher", "fusion"} and gated(images, labels, mode="loss")
 
 
 @pytest.mark.parametrize("student", [VIT, SWIN, CNN], ids=lambda c: c["name"])
@@ -261,9 +262,13 @@ def test_a_compiled_step_has_a_graph_for_each_set_of_losses_and_none_for_a_weigh
     edges = [*EDGES[:2], dict(name=EDGES[2], begin=0.2, ramp=0.4, gate="agreement")]
     model = make(student, dict(student, embed_dim=24), "S1+T2", edges).train()
     torch._dynamo.reset()
-    compiled, batch = torch.compile(model.losses, backend=count), Batch(labels)
+    values, batch = model.values, Batch(labels)
+    compiled = torch.compile(values, backend=count)
     for progress, known in ((0.0, 1), (0.1, 1), (0.3, 2), (0.4, 2), (0.7, 2), (0.1, 2)):
-        model.begin_step(0, progress)
-        found, expected = compiled(images, batch), model.losses(images, batch)
+        model.step = model.plan(0, progress)
+        model.values = compiled
+        found = model.losses(images, batch)
+        model.values = values
+        expected = model.losses(images, batch)
         assert {k: v.item() for k, v in found.items()} == {k: v.item() for k, v in expected.items()}
         assert len(graphs) == known

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from fbt_plugins.distill.edge_schedule import Schedule, checked_weight, gap
 from fbt_plugins.errors import ConfigError
@@ -23,21 +22,11 @@ from fbt_plugins.errors import ConfigError
     ],
 )
 def test_the_weight_is_a_line_between_two_fractions(options: dict[str, Any], weights: dict[float, float]) -> None:
-    schedule, loss = Schedule(**options), torch.tensor(3.0)
+    schedule = Schedule(**options)
     for progress, weight in weights.items():
         assert schedule.weight(progress) == pytest.approx(weight)
-        schedule.begin_step(progress)
-        assert schedule.on == schedule.covers(progress)
-        if schedule.on:
-            assert schedule(loss).item() == pytest.approx(3 * weight)
-    schedule.begin_step(None)
-    assert schedule.on and schedule(loss) == 3
-    assert not schedule.state_dict()
-
-
-def test_without_a_ramp_a_loss_is_left_alone() -> None:
-    loss = torch.tensor(3.0)
-    assert Schedule(begin=0.5)(loss) is loss and Schedule(ramp=0.5)("no tensor") == "no tensor"
+        assert schedule.covers(progress) or weight == 0
+    assert schedule.always_on == (not {"begin", "end"} & options.keys())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def test_each_stage_runs_once_in_its_own_model_and_once_in_the_spliced_tail(
         for number, part in enumerate([*owner.stages, owner.head], 1):
             part.register_forward_hook(lambda *_, key=f"{letter}{number}": ran.update([key]))
     for number, splice in enumerate(fusion.splices):
-        fusion.drawn = number
+        model.step = replace(model.step, splices=(number,))
         ran.clear()
         model.losses(images, Batch(labels))
         expected = Counter({f"{letter}{n}": 1 for letter in "ST" for n in range(1, 6)})
@@ -146,7 +147,7 @@ def test_a_second_run_of_the_students_head_keeps_statistics_of_its_own(
     try:
         model = make(dict(type="LastNorm"), RESMLP, "T1-3+S4").train()
     finally:
-        registry._module_dict.pop("LastNorm")
+        registry.module_dict.pop("LastNorm")
     alone = copy.deepcopy(model.student).train()
     alone(model.prepare(images, "student"))
     model.losses(images, Batch(labels))
@@ -167,7 +168,7 @@ def test_what_cannot_be_joined_is_one_line_with_both_shapes(make: Make, plugins:
         with pytest.raises(ConfigError) as caught:
             make(CNN, VIT, fusion=dict(type="Picky", splice="S1-3+T4"))
     finally:
-        plugins.registries.fusions._module_dict.pop("Picky")
+        plugins.registries.fusions.module_dict.pop("Picky")
     assert caught.value.problems == [
         "model.fusion: splice S1-3+T4 cannot be built (S3_T4 from NCHW 28 x 2x2 to NLC 24 x 4x4 + 1 prefix tokens): "
         "maps only"
@@ -207,7 +208,7 @@ def test_a_copied_tail_is_trained_and_leaves_student_and_teacher_alone(
 ) -> None:
     model = copied(make, splice, student=CNN, teacher=SWIN, edges=["teacher_to_fusion"])
     fusion = model.fusions["fusion"]
-    expected = {f"{p.owner}{n}" for p in fusion.splice.pieces[1:] for n in p.stages} | {"Thead", "Shead"}
+    expected = {f"{p.owner}{n}" for p in fusion.splices[0].pieces[1:] for n in p.stages} | {"Thead", "Shead"}
     expected -= {"Shead" if splice == "S1-3+T4" else "Thead"}
     assert set(fusion.copies) == expected
     assert not fusion.statistics  # the copies' own see nothing else
@@ -233,7 +234,7 @@ def test_a_copied_tail_is_trained_and_leaves_student_and_teacher_alone(
 
 def test_what_a_copy_does_not_need_costs_no_memory(make: Make) -> None:
     model = copied(make, "S1-3+T4")
-    (twin,) = model.fusions["fusion"]._twins.values()
+    (twin,) = model.fusions["fusion"]._twins.value.values()
     shared = {id(p) for p in model.teacher.parameters()}
     for number, stage in enumerate(twin.stages, 1):
         assert all((id(p) in shared) == (number < 4) for p in stage.parameters())
@@ -248,14 +249,12 @@ def test_the_draw_is_a_function_of_the_seed(make: Make) -> None:
     model = make(fusion=dict(one=fusion, two=fusion), edges=edges).train()
 
     def drawn(seed: int) -> tuple[int, ...]:
-        model.begin_step(seed)
-        return tuple(f.drawn for f in model.fusions.values())
+        return model.plan(seed).splices
 
     draws = [drawn(seed) for seed in range(300)]
     assert draws == [drawn(seed) for seed in range(300)]
     assert min(Counter(draws).values()) > 15 and len(Counter(draws)) == 9  # each alike, and not both the same
-    assert model.fusions["one"].splice == model.fusions["one"].splices[draws[-1][0]]
-    assert str(model.eval().fusions["one"].splice) == PATHS[0]
+    assert model.plan().splices == (0, 0)
 
 
 @pytest.mark.parametrize("tail", ["borrowed", "copied"])
@@ -270,7 +269,7 @@ def test_what_a_step_does_not_run_gets_a_gradient_of_zeros(
     ).train()
     fusion = model.fusions["fusion"]
     for number, splice in enumerate(fusion.splices):
-        fusion.drawn = number
+        model.step = replace(model.step, splices=(number,))
         running = {j.name for j in splice.junctions}
         idle = [m for name, m in fusion.junctions.items() if name not in running]
         before = [p.detach().clone() for m in idle for p in m.parameters()]
@@ -300,7 +299,7 @@ def test_splices_share_junctions_and_keep_statistics_of_their_own(
     assert list(fusion.junctions) == ["T3_S4", "T2_S3", "S1_T2"]
     assert [k for k in fusion.statistics if k.startswith("T1-2+S3-4")] == [f"T1-2+S3-4/S{n}" for n in (3, 4, "head")]
     before = {k: v.clone() for k, v in fusion.statistics.state_dict().items()}
-    fusion.drawn = 1
+    model.step = replace(model.step, splices=(1,))
     model.losses(images, Batch(labels))
     moved = {k for k, v in fusion.statistics.state_dict().items() if not torch.equal(v, before[k])}
     assert moved and all(k.startswith("T1-2+S3-4/") for k in moved)
@@ -313,7 +312,7 @@ def test_copies_that_several_splices_share_keep_statistics_of_each(
     model = copied(make, ["S1-3+T4", "S1-2+T3-4"], student=RESMLP, teacher=CNN).train()
     fusion = model.fusions["fusion"]
     assert set(fusion.copies) == {"T3", "T4", "Thead"}
-    fusion.drawn = 1
+    model.step = replace(model.step, splices=(1,))
     model.losses(images, Batch(labels))
     counts = {k: int(v) for k, v in fusion.statistics.state_dict().items() if "num_batches" in k}
     assert counts and all(v == k.startswith("S1-2+T3-4/") for k, v in counts.items())
@@ -325,9 +324,10 @@ def test_a_parameter_that_no_gradient_reaches_is_found_when_its_splice_is_drawn(
     model = make(splice=PATHS).train()
     fusion = model.fusions["fusion"]
     fusion.junctions["S2_T3"].spare = torch.nn.Parameter(torch.zeros(1))
-    for fusion.drawn in (0, 2):
+    for number in (0, 2):
+        model.step = replace(model.step, splices=(number,))
         model.parse_losses(model.losses(images, Batch(labels)))
-    fusion.drawn = 1
+    model.step = replace(model.step, splices=(1,))
     with pytest.raises(PluginError, match=r"has a parameter 'S2_T3\.spare' that no loss's gradient reaches"):
         model.parse_losses(model.losses(images, Batch(labels)))
 
@@ -336,7 +336,7 @@ def test_any_splice_can_be_evaluated_and_the_first_stands_for_all(make: Make, im
     paths = ["S1-3+T4", "S1-2+T3-4", "T1-2+S3-4"]
     model = make(splice=paths, feature_loss=None).eval()
     fusion = model.fusions["fusion"]
-    model.begin_step(2)
+    model.step = model.plan(2)
     logits = model.predict(images, ["fusion", *(f"fusion@{path}" for path in paths)])
     assert torch.equal(logits["fusion"], logits["fusion@S1-3+T4"])
     for path in paths:
@@ -349,24 +349,6 @@ def test_any_splice_can_be_evaluated_and_the_first_stands_for_all(make: Make, im
     assert model.names == ["student", "teacher", "fusion"]
 
 
-def test_the_state_of_one_of_several_splices_is_that_of_a_model_that_has_it_alone(
-    make: Make, images: torch.Tensor, labels: torch.Tensor
-) -> None:
-    """Loaded strictly, and bit-equal; the student has BatchNorm, whose statistics each splice has of its own."""
-    splices = ["S1-3+T4", "T1-3+S4", "T1-2+S3+T4", "T1-4+Shead"]
-    several = make(CNN, splice=splices).train()
-    for seed in range(8):
-        several.begin_step(seed)
-        several.losses(images, Batch(labels))
-    expected = several.eval().predict(images, [*(f"fusion@{splice}" for splice in splices), "student"])
-    for number, splice in enumerate(splices):
-        alone = make(CNN, splice=splice)
-        alone.load_state_dict(several.state_of("fusion", number))
-        found = alone.eval().predict(images, ["fusion", "student"])
-        assert torch.equal(found["fusion"], expected[f"fusion@{splice}"]), splice
-        assert torch.equal(found["student"], expected["student"]), splice
-
-
 def test_stages_that_the_drawn_splice_does_not_need_are_not_run(
     make: Make, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
@@ -375,7 +357,7 @@ def test_stages_that_the_drawn_splice_does_not_need_are_not_run(
     for number, stage in enumerate(model.teacher.stages, 1):
         stage.register_forward_hook(lambda *_, n=number: ran.append(n))
     for drawn, expected in ((0, [1, 2]), (1, [4]), (0, [1, 2])):
-        model.fusions["fusion"].drawn = drawn
+        model.step = replace(model.step, splices=(drawn,))
         ran.clear()
         model.losses(images, Batch(labels))
         assert ran == expected
@@ -400,4 +382,4 @@ def test_a_strategy_that_forgets_a_junction_is_told_so(make: Make, plugins) -> N
         ):
             make(fusion=dict(type="Forgetful"))
     finally:
-        registry._module_dict.pop("Forgetful")
+        registry.module_dict.pop("Forgetful")

@@ -12,13 +12,14 @@ import pytest
 import torch
 from conftest import CNN
 from PIL import Image
-from runs import Build, assert_same, run
+from runs import Build, assert_equal, assert_same, run
 from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge
-from fbt_plugins.engine.hooks.checkpoints import find_resume
+from fbt_plugins.engine.check import check_config
+from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint
 from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.errors import FBTError
+from fbt_plugins.errors import ConfigError, FBTError
 
 PLANTED = {"at": -1, "calls": 0}
 
@@ -55,7 +56,7 @@ def planted() -> Iterator[None]:
     LOSSES.register_module(name="PlantedLoss", module=PlantedLoss)
     PLANTED.update(at=-1, calls=0)
     yield
-    LOSSES._module_dict.pop("PlantedLoss")
+    LOSSES.module_dict.pop("PlantedLoss")
 
 
 def edges(kind: str) -> dict[str, Any]:
@@ -92,6 +93,51 @@ def test_the_first_loss_that_is_not_finite_stops_the_run_before_its_update(
         assert len(str(error.value).splitlines()) == 1
         PLANTED.update(at=-1)
         assert_same(whole, run(config(kind, resume=True, **edges(kind), **options)), "epoch_3.pth")
+
+
+def test_the_guard_needs_no_progress_display(config: Build, planted: None) -> None:
+    """Nobody shows the losses, and the run ends all the same: one line, and a checkpoint from before the bad step."""
+    options = {**edges("value"), "default_hooks.progress": None}
+    whole = run(config("whole", **options))
+    PLANTED.update(at=5, calls=0)
+    with pytest.raises(
+        FBTError, match=r"fusion_to_student/logit was nan at iteration 6; .*epoch_1_iter_5.pth has"
+    ) as e:
+        run(config("bad", **options))
+    assert len(str(e.value).splitlines()) == 1
+    PLANTED.update(at=-1)
+    again = run(config("bad", resume=True, **options))
+    ended = (read_checkpoint(Path(r.work_dir) / "epoch_3.pth") for r in (whole, again))
+    first, second = ({k: v for k, v in c.items() if k not in ("meta", "message_hub")} for c in ended)
+    assert_equal(first, second, "checkpoint")
+
+
+def test_a_validation_looks_at_the_losses_first(config: Build, planted: None, tmp_path: Path) -> None:
+    """Else its model, whose statistics may be broken, could be saved as the best."""
+    seldom = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 100}
+    PLANTED.update(at=2, calls=0)
+    with pytest.raises(FBTError, match=r"fusion_to_student/logit was nan at iteration 3; .*epoch_0_iter_2.pth has"):
+        run(config("run", **edges("value"), **seldom, **{"default_hooks.progress.interval": 100}))
+    assert not list((tmp_path / "run").glob("best_*.pth"))
+
+
+def test_a_run_that_saves_nothing_still_stops(config: Build, planted: None) -> None:
+    PLANTED.update(at=2, calls=0)
+    with pytest.raises(FBTError, match=r"logit was nan at iteration 3; .*nothing was saved \(default_hooks.checkpoint"):
+        run(config("run", **edges("value"), **{"default_hooks.checkpoint": None}))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"default_hooks.loss_guard": None}, "default_hooks: unknown key 'loss_guard'"),
+        ({"custom_hooks": [dict(type="LossGuard")]}, "custom_hooks.0.type: no hook 'LossGuard'"),
+    ],
+)
+def test_no_config_can_name_the_guard(config: Build, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as error:
+        check_config(config("run", **options))
+    assert len(error.value.problems) == 1
 
 
 def test_fp16_lets_gradients_overflow_but_not_losses(config: Build, planted: None) -> None:

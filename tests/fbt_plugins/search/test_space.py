@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("optuna")
 import optuna
 from mmengine.config import Config
+from optuna.distributions import IntDistribution
 from runs import builder
 from torch import nn
 
@@ -72,7 +73,7 @@ class Narrow:
 def narrow() -> Iterator[None]:
     FUSIONS.register_module(name="Narrow", module=Narrow)
     yield
-    FUSIONS._module_dict.pop("Narrow")
+    FUSIONS.module_dict.pop("Narrow")
 
 
 def test_a_third_partys_strategy_is_there_without_a_change(config: Config, narrow: None) -> None:
@@ -127,3 +128,21 @@ def test_what_is_wrong_is_one_line(config: Config, entries: dict[str, Any], line
     with pytest.raises(ConfigError) as refused:
         space(config, **entries)
     assert len(refused.value.problems) == 1 and refused.value.problems[0].startswith(line), refused.value
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        Range("x", 1, 9, 2),
+        Range("x", 1, 8, log=True),
+        Range("x", 0, 1),
+        Range("x", 0.5, 2, 0.5),
+        Range("x", 0.1, 1, log=True),
+    ],
+)
+def test_a_range_is_stored_as_what_it_is(numbers: Range) -> None:
+    """A study that was stopped goes on only where its parameters have the same distributions."""
+    trial = optuna.create_study().ask()
+    value = numbers.suggest(trial)
+    assert trial.distributions == {"x": numbers.distribution} and numbers.low <= value <= numbers.high
+    assert type(value) is (int if isinstance(numbers.distribution, IntDistribution) else float)

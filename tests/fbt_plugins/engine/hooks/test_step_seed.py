@@ -19,10 +19,10 @@ def test_all_processes_draw_the_same_splices(config: Build, monkeypatch: pytest.
         monkeypatch.setattr(seeding, "get_rank", lambda rank=rank: rank)
         runner = DistillRunner.from_cfg(config(f"rank_{rank}", **SPLICES, val_evaluator=None))
         draws = seen[rank] = []
-        step, fusion = runner.model.train_step, runner.model.fusions["fusion"]
+        step = runner.model.train_step
 
-        def watched(*args, step=step, fusion=fusion, draws=draws, **kwargs):  # type: ignore[no-untyped-def]
-            draws.append((fusion.drawn, int(torch.randint(2**60, ()))))
+        def watched(*args, step=step, model=runner.model, draws=draws, **kwargs):  # type: ignore[no-untyped-def]
+            draws.append((model.step.splices[0], int(torch.randint(2**60, ()))))
             return step(*args, **kwargs)
 
         runner.model.train_step = watched

@@ -213,7 +213,7 @@ def test_what_cannot_be_cached_is_refused(
         with pytest.raises(ConfigError, match=reason):
             DistillRunner.from_cfg(settings)
     finally:
-        losses._module_dict.pop("StageLoss")
+        losses.module_dict.pop("StageLoss")
 
 
 def scratch(settings: Config) -> None:

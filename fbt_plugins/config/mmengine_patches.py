@@ -1,0 +1,35 @@
+"""Where mmengine's configs have no public way to what we need; a test of each says when it can go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+from .merging import merge
+
+
+@contextmanager
+def merging_our_way() -> Iterator[None]:
+    """Lays files over their ``_base_`` with our :func:`merge` while mmengine reads them.
+
+    mmengine's own keeps the arguments of an inherited dict whose ``type`` a child changes: a new loss would inherit the
+    old one's gamma. It calls its merge by name, on Config itself, so a subclass of Config cannot replace it.
+    """
+    original = Config._merge_a_into_b
+    Config._merge_a_into_b = staticmethod(lambda a, b, allow_list_keys=False: ConfigDict(merge(b, a)))
+    try:
+        yield
+    finally:
+        Config._merge_a_into_b = staticmethod(original)
+
+
+def is_lazy(path: Path) -> bool:
+    """Whether mmengine takes a Python config for one of its lazy configs, because it imports modules.
+
+    It reads those in another way: what they import becomes part of the config. mmengine asks this of itself when it
+    reads a file and does not say what it found; so we ask first, and refuse such files in one line.
+    """
+    return bool(Config._is_lazy_import(str(path)))

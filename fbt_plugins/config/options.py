@@ -1,0 +1,116 @@
+"""The options of a run: keys of its config beside those that are mmengine's own, in one table."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mmengine.hooks import Hook
+
+DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
+    "step_seed": {"type": "StepSeedHook"},
+    "sampler_seed": {"type": "DistSamplerSeedHook"},
+    "param_scheduler": {"type": "ParamSchedulerHook"},
+    "teacher_check": {"type": "TeacherCheckHook"},
+    "progress": {"type": "ProgressHook"},
+    "checkpoint": {"type": "AtomicCheckpointHook"},
+    "stop": {"type": "StopHook"},
+    "plain_checkpoint": {"type": "PlainCheckpointHook"},
+    "summary": {"type": "SummaryHook"},
+}
+"""What every run does beside training; ``default_hooks`` in a config changes their arguments, or None drops one."""
+
+
+ABSENT: Final = object()
+"""Default of an option that is in a config only where somebody has put it there."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published figure, which a run is compared with.
+
+    Attributes:
+        top1: in percent.
+        source: where it is from.
+    """
+
+    top1: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """A key of a run's config.
+
+    Attributes:
+        about: what it is, in a line.
+        default: its value in a config that does not say it; ``ABSENT`` for none. Results are known by the hash of
+            their configs, defaults included, so an option that comes later has no default here, and is off where it is
+            absent: with a default, all earlier results would seem to be of other configs.
+        makes: what its dict is the arguments of, as "module:name": this room lies below the modules that are named
+            here, so the name is looked up by those who use it. None where its value is no such dict.
+        switch: whether it may be True or False.
+        affects_results: whether a result, a search's too, may depend on it; only then it is in a config's hash.
+    """
+
+    about: str
+    default: Any = ABSENT
+    makes: str | None = None
+    switch: bool = False
+    affects_results: bool = True
+
+    @property
+    def factory(self) -> Callable[..., Any] | None:
+        """What makes something of its dict."""
+        return None if self.makes is None else pkgutil.resolve_name(self.makes)
+
+    def hook(self, value: Mapping[str, Any] | None) -> Hook | None:
+        """The hook that a config's value makes, where it makes one.
+
+        Raises:
+            ConfigError: if the hook refuses the value.
+        """
+        if value is None or not (inspect.isclass(factory := self.factory) and issubclass(factory, Hook)):
+            return None
+        return factory(**value)
+
+
+OPTIONS: Mapping[str, Option] = {
+    "default_hooks": Option("what every run does beside training, by name", DEFAULT_HOOKS),
+    "randomness": Option("the seed of everything random, which no hash has, and torch's switches", {"seed": 0}),
+    "cell": Option("pair, method and description, where the config is a matrix's cell", None, affects_results=False),
+    "reference": Option("a published figure to compare with", None, f"{__name__}:Reference", affects_results=False),
+    "teacher_run": Option(
+        "how a missing teacher is made", None, "fbt_plugins.engine.teacher_run:TeacherRun", affects_results=False
+    ),
+    "publish": Option("the file, NAME.safetensors, that the student becomes a teacher in", None, affects_results=False),
+    "teacher_cache": Option(
+        "the teacher's outputs for fixed views of each image, from files",
+        None,
+        "fbt_plugins.engine.hooks.teacher_cache:TeacherCacheHook",
+    ),
+    "ema": Option("a moving average of the weights", None, "fbt_plugins.engine.hooks.ema:EMAHook"),
+    "cka": Option(
+        "how alike the stages are, measured at the end",
+        None,
+        "fbt_plugins.analysis.cka:StageSimilarity",
+        affects_results=False,
+    ),
+    "compile": Option("torch.compile for models and losses", None, "torch:compile", switch=True),
+    "channels_last": Option("images and weights in the memory format of tensor cores", False, switch=True),
+    "device": Option("cpu, cuda or cuda:N; by default the first GPU if there is one", affects_results=False),
+    "custom_imports": Option("modules of plugins beside the config: dict(imports=['module', ...])"),
+    "search": Option("what a search chooses from, and how"),
+    "command": Option("what was typed to start the run", affects_results=False),
+    "work_dir": Option("the run's folder", affects_results=False),
+    "launcher": Option("who started the processes: none, pytorch, slurm or mpi", affects_results=False),
+    "resume": Option("the checkpoint to go on from: True (the newest), 'auto' or a path", affects_results=False),
+}
+"""By key. Keys of mmengine's Runner that are not here have no default and are in the hash where a config has them."""
+
+
+DEFAULTS: Mapping[str, Any] = {key: o.default for key, o in OPTIONS.items() if o.default is not ABSENT}
+"""What a config need not say."""

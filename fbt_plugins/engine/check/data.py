@@ -1,0 +1,83 @@
+"""Data sets, samplers, transforms, evaluators and mixing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.registry import DATA_SAMPLERS, DATASETS, METRICS
+from torch.utils.data import DataLoader
+
+from ...data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
+from ...errors import nearest
+from .findings import Findings
+
+SPLITS = ("train", "val", "test")
+_EITHER = ("dataset", "sampler", "num_batch_per_epoch", "in_memory")
+LOADER_KEYS = (*_EITHER, "batch_sampler", "collate_fn", "worker_init_fn")
+IN_MEMORY_KEYS = (*_EITHER, "batch_size", "drop_last")
+
+
+def data(findings: Findings) -> None:
+    """The data that a config names."""
+    for section in SPLITS:
+        _loader(findings, f"{section}_dataloader")
+        evaluator = findings.config.get(f"{section}_evaluator")
+        before = len(findings.problems)
+        findings.typed(METRICS, evaluator, f"{section}_evaluator")
+        if evaluator and len(findings.problems) == before:
+            for metric in evaluator if isinstance(evaluator, list | tuple) else [evaluator]:
+                findings.collect(f"{section}_evaluator", METRICS.build, dict(metric))
+
+
+def _loader(findings: Findings, where: str) -> None:
+    loader = findings.config.get(where)
+    if loader is None:
+        return
+    if not isinstance(loader, Mapping):
+        findings.problems.append(f"{where}: expected a dict, got {loader!r}")
+        return
+    findings.signature(DataLoader, loader, where, given=("dataset", "sampler"), extra=LOADER_KEYS)
+    dataset, sampler = loader.get("dataset"), loader.get("sampler")
+    if not isinstance(dataset, Mapping):
+        findings.problems.append(f"{where}.dataset is missing")
+    else:
+        findings.typed(DATASETS, dataset, f"{where}.dataset", given=("seed",))
+        findings.collect("", build_transforms, dataset.get("transforms", ()), f"{where}.dataset.transforms")
+        kind = DATASETS.module_dict.get(str(dataset.get("type")))
+        split = dataset.get("split", SPLITS[0])
+        if inspect.isclass(kind) and issubclass(kind, ImageDataset) and split not in SPLITS:
+            findings.problems.append(f"{where}.dataset: no split {split!r}{nearest(split, SPLITS)}")
+        if not isinstance(in_memory := loader.get("in_memory", False), bool):
+            findings.problems.append(f"{where}: in_memory must be True or False, not {in_memory!r}")
+        elif in_memory:
+            _in_memory(findings, loader, where, kind)
+    if not isinstance(sampler, Mapping):
+        findings.problems.append(
+            f"{where}.sampler is missing: dict(type='SeededSampler', shuffle={where.startswith('train')})"
+        )
+    else:
+        findings.typed(DATA_SAMPLERS, sampler, f"{where}.sampler", given=("dataset", "seed"))
+    if not {"batch_size", "batch_sampler"} & loader.keys():
+        findings.problems.append(f"{where}: 'batch_size' is missing")
+
+
+def _in_memory(findings: Findings, loader: Mapping[str, Any], where: str, kind: Any) -> None:
+    needless = [key for key in loader if key not in IN_MEMORY_KEYS]
+    if needless:
+        findings.problems.append(
+            f"{where}: in_memory=True has no worker processes and collates nothing; drop {', '.join(needless)}"
+        )
+    if not (inspect.isclass(kind) and issubclass(kind, InMemoryDataset)):
+        name = loader["dataset"].get("type")
+        findings.problems.append(f"{where}: in_memory=True: {name} is not held in memory; set in_memory=False")
+    else:
+        transforms = loader["dataset"].get("transforms", ())
+        findings.collect("", batched_transforms, transforms, f"{where}.dataset.transforms")
+
+
+def mixing(findings: Findings) -> None:
+    """Mixup and CutMix."""
+    if options := findings.config.get("data_preprocessor"):
+        findings.signature(Mixing, options, "data_preprocessor", given=("num_classes",))

@@ -1,0 +1,84 @@
+"""The models, on the meta device, and their losses."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.registry import DATASETS
+
+from ...data import ImageDataset
+from ...distill.distiller import Distiller
+from ...distill.edge import SLOTS, parse_edges
+from ...distill.edge_schedule import TIMES
+from ...errors import FBTError, one_line
+from ...registry.registries import FUSIONS, LOSSES
+from .findings import Findings
+
+
+def model(findings: Findings, without_checkpoint: bool) -> Distiller | None:
+    """Builds the distiller without weights: its shapes are right, its weights are nowhere.
+
+    Args:
+        findings: to which everything that is wrong with the model goes.
+        without_checkpoint: whether the teacher's is not there yet.
+    """
+    config = findings.config.get("model")
+    if not isinstance(config, Mapping):
+        findings.problems += [f"model: expected a dict, got {config!r}"] if config is not None else []
+        return None
+    options = {k: v for k, v in config.items() if k != "type"}
+    if config.get("type", "Distiller") != "Distiller":
+        findings.problems.append(f"model.type: {config['type']!r} is not 'Distiller'")
+    findings.signature(Distiller, options, "model")
+    options = {k: v for k, v in options.items() if k in inspect.signature(Distiller).parameters}
+    if "student" not in options:
+        return None
+    if without_checkpoint:
+        options["teacher"] = {k: v for k, v in options["teacher"].items() if k != "checkpoint"}
+    info = _data_info(findings)
+    try:
+        with torch.device("meta"):
+            return Distiller(**options, **info)
+    except FBTError as error:
+        findings.problems += str(error).splitlines()
+        if any(line.startswith(("model.student", "model.teacher")) for line in findings.problems):
+            _parts(findings, options)  # the distiller gave up before it came to these
+    except Exception as error:  # a third party's architecture may fail in any way
+        findings.problems.append(f"model cannot be built: {one_line(error)}")
+    return None
+
+
+def _parts(findings: Findings, options: Mapping[str, Any]) -> None:
+    """The losses, fusion and edges alone: a broken model must not hide what is wrong with them."""
+    fusion = options.get("fusion") or {}
+    if isinstance(fusion, Mapping):
+        for name, strategy in {"": fusion}.items() if "type" in fusion else fusion.items():
+            findings.typed(FUSIONS, strategy, f"model.fusion{'.' * bool(name)}{name}", extra=("splice", "tail"))
+    defaults = {slot: options.get(f"{slot}_loss") for slot in SLOTS}
+    for slot, config in defaults.items():
+        findings.typed(LOSSES, config, f"model.{slot}_loss", extra=("weight",))
+    findings.typed(LOSSES, options.get("task_loss"), "model.task_loss", extra=("weight", *TIMES))
+    edges = findings.collect("model.edges", parse_edges, options.get("edges", ()), defaults) or []
+    for edge in edges:
+        for slot, loss in edge["losses"].items():
+            if loss is not defaults[slot]:
+                findings.typed(LOSSES, loss, f"model.edges.{edge['name']}.{slot}_loss", extra=("weight",))
+
+
+def _data_info(findings: Findings) -> dict[str, Any]:
+    """Image size and classes of the training data, where its class says so; images are not counted."""
+    loader = findings.config.get("train_dataloader")
+    dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
+    if not isinstance(dataset, Mapping) or dataset.get("type") not in DATASETS.module_dict:
+        return {}
+    kind = DATASETS.module_dict[dataset["type"]]
+    if not (inspect.isclass(kind) and issubclass(kind, ImageDataset)):
+        return {}
+    try:
+        classes, size = kind.describe(dataset.get("transforms", ()))
+    except FBTError:
+        return {}  # what is wrong with the transforms is reported where they are checked
+    return {"image_size": size, "data_info": {"num_samples": 1} | ({"num_classes": classes} if classes else {})}

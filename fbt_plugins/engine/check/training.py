@@ -1,0 +1,87 @@
+"""Loops, optimizer, schedules and hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, VISBACKENDS, VISUALIZERS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
+
+from ...config.options import DEFAULT_HOOKS
+from ...errors import one_line
+from .findings import Findings
+
+
+def loops(findings: Findings) -> None:
+    """How long is trained, and when validated and tested."""
+    train = findings.config.get("train_cfg") or {}
+    if not isinstance(train, Mapping):
+        findings.problems.append(f"train_cfg: expected a dict, got {train!r}")
+        return
+    loop = EpochBasedTrainLoop if train.get("by_epoch", True) else IterBasedTrainLoop
+    if train and not {"type", "by_epoch"} & train.keys():
+        findings.problems.append("train_cfg: 'by_epoch' is missing: True (with max_epochs) or False (with max_iters)")
+    if train.get("type") is None:
+        findings.signature(loop, train, "train_cfg", given=("self", "runner", "dataloader"), extra=("by_epoch",))
+    for section, kind in (("val", ValLoop), ("test", TestLoop)):
+        parts = [findings.config.get(f"{section}_{part}") for part in ("dataloader", "cfg", "evaluator")]
+        if any(p is None for p in parts) and not all(p is None for p in parts):
+            findings.problems.append(
+                f"{section}_dataloader, {section}_cfg and {section}_evaluator: set all three or none"
+            )
+        elif parts[1] and "type" not in parts[1]:
+            findings.signature(kind, parts[1], f"{section}_cfg", given=("self", "runner", "dataloader", "evaluator"))
+
+
+def optimizer(findings: Findings) -> None:
+    """Optimizer, its wrapper and the schedules."""
+    wrapper = findings.config.get("optim_wrapper")
+    if not isinstance(wrapper, Mapping):
+        findings.problems += [f"optim_wrapper: expected a dict, got {wrapper!r}"] if wrapper is not None else []
+        return
+    if isinstance(clip := wrapper.get("clip_grad"), Mapping):
+        by_value = clip.get("type") == "value"
+        function = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
+        findings.signature(function, clip, "optim_wrapper.clip_grad", given=("parameters",), extra=("type",))
+    wrapper = {"type": "AutocastOptimWrapper", "constructor": "MergedGroupConstructor", **wrapper}
+    extra = ("constructor", "paramwise_cfg", "optimizer")
+    findings.typed(OPTIM_WRAPPERS, wrapper, "optim_wrapper", given=("optimizer",), extra=extra)
+    if not isinstance(wrapper.get("optimizer"), Mapping):
+        findings.problems.append("optim_wrapper.optimizer is missing: dict(type='AdamW', lr=0.001)")
+    else:
+        findings.typed(OPTIMIZERS, wrapper["optimizer"], "optim_wrapper.optimizer", given=("params",))
+    schedule = findings.config.get("param_scheduler")
+    given = ("optimizer", "param_name")
+    findings.typed(PARAM_SCHEDULERS, schedule, "param_scheduler", given, extra=("convert_to_iter_based",))
+    if not findings.problems:
+        _build_optimizer(findings, wrapper["optimizer"], schedule)
+
+
+def _build_optimizer(findings: Findings, optimizer: Mapping[str, Any], schedule: Any) -> None:
+    """Optimizer and schedules of one number: they check their values when they are built."""
+    try:
+        where = "optim_wrapper.optimizer"
+        given = {"params": [torch.nn.Parameter(torch.zeros(1))]}
+        built = OPTIMIZERS.build(dict(optimizer), default_args=given)
+        for i, one in enumerate(schedule if isinstance(schedule, list | tuple) else [schedule] * bool(schedule)):
+            where = f"param_scheduler.{i}"
+            options = {k: v for k, v in one.items() if k != "convert_to_iter_based"}
+            PARAM_SCHEDULERS.build(options, default_args={"optimizer": built})
+    except Exception as error:  # torch and mmengine refuse values with any exception
+        findings.problems.append(f"{where}: {one_line(error)}")
+
+
+def hooks(findings: Findings) -> None:
+    """Those of every run, a config's own, and what draws."""
+    changed = findings.config.get("default_hooks") or {}
+    findings.known_keys(changed, DEFAULT_HOOKS, "default_hooks")
+    for name in DEFAULT_HOOKS:
+        findings.typed(HOOKS, changed.get(name), f"default_hooks.{name}", extra=("priority",))
+    findings.typed(HOOKS, findings.config.get("custom_hooks"), "custom_hooks", extra=("priority",))
+    if visualizer := findings.config.get("visualizer"):
+        findings.typed(VISUALIZERS, visualizer, "visualizer")
+        if isinstance(visualizer, Mapping):
+            given = ("save_dir",)
+            findings.typed(VISBACKENDS, visualizer.get("vis_backends"), "visualizer.vis_backends", given)

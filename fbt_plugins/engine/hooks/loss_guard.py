@@ -1,0 +1,152 @@
+"""The loss guard: the part of every run that finds the first loss that is not finite."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from ...distill.loss_contract import StepLosses
+from ...errors import FBTError
+from ..training_run import TrainingRun
+from .loss_window import GRADIENT, LossWindow
+
+STATE = "loss_window"
+"""Where a checkpoint keeps the losses of an interval that was not over."""
+
+
+class NotFinite(FBTError):
+    """A loss or gradient was not finite.
+
+    Args:
+        name: of the loss, or ``GRADIENT``.
+        value: what it was.
+        iteration: at which, counted from 0.
+    """
+
+    def __init__(self, name: str, value: float, iteration: int) -> None:
+        what = "the gradient" if name == GRADIENT else f"the loss {name}"
+        super().__init__(f"{what} was {value} at iteration {iteration + 1}; no update was made from it on")
+        self.iteration = iteration
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Means of a log interval, over its iterations and all processes.
+
+    Attributes:
+        done: iterations of the run at its end.
+        losses: by name.
+        grad_norm: of the gradients; None where no norm was known.
+        batch_size: images of the last batch, in this process.
+    """
+
+    done: int
+    losses: dict[str, float]
+    grad_norm: float | None
+    batch_size: int
+
+
+class LossGuard(Hook):
+    """Keeps each step's losses, reads them once per interval, and ends the run at the first that is not finite.
+
+    The optimizer wrapper has stopped all updates by then, so the weights are still those from before that loss. The
+    runner registers the guard itself: no config can name it, change it or leave it out. Losses stay on the device
+    between two looks, for reading them at each step would wait for the device; so up to an interval may be trained in
+    vain. The guard also looks before each checkpoint and each validation.
+
+    After each interval it calls the stage ``after_interval(runner, interval)`` of all hooks, with an :class:`Interval`.
+
+    Attributes:
+        interval: iterations between two looks; the runner takes the progress hook's where there is one.
+    """
+
+    priority = "BELOW_NORMAL"  # before the scheduler's step and before checkpoints
+
+    def __init__(self) -> None:
+        self.interval = 50
+        self._window = LossWindow()
+        self._schedules: list[tuple[int, Any]] = []
+
+    def before_train(self, runner: TrainingRun) -> None:
+        self._end = runner.max_iters
+
+    def before_train_epoch(self, runner: TrainingRun) -> None:
+        self._keep_schedules(runner)
+
+    def before_train_iter(self, runner: TrainingRun, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter % self.interval == 0 or not self._schedules:
+            self._keep_schedules(runner)
+
+    def after_train_iter(
+        self, runner: TrainingRun, batch_idx: int, data_batch: Any = None, outputs: StepLosses | None = None
+    ) -> None:
+        if outputs is not None:
+            self._window.add(outputs, getattr(runner.optim_wrapper, "grad_norm", None))
+        done = runner.iter + 1
+        if done % self.interval == 0 or done == self._end:
+            columns, rows = self.check(done), len(self._window)
+            if rows:
+                self._end_interval(runner, Interval(done, *_means(columns), len(data_batch["inputs"])))
+
+    def check(self, done: int) -> dict[str, list[float]]:
+        """The losses since the last interval; every process of a job must call it at the same iteration.
+
+        Args:
+            done: iterations that were made.
+
+        Raises:
+            NotFinite: with the first that was not finite.
+        """
+        columns, rows = self._window.read(), len(self._window)
+        first = done - rows
+        for row in range(rows):
+            for name, values in columns.items():
+                if not isfinite(values[row]):
+                    raise NotFinite(name, values[row], first + row)
+        return columns
+
+    def rewind(self, runner: TrainingRun, iteration: int, bad: int) -> None:
+        """Takes schedules and losses back to what they were before an iteration; the weights are already that old.
+
+        Args:
+            runner: the run.
+            iteration: at the earliest the first of the interval before that of ``bad``.
+            bad: the iteration whose loss was not finite.
+        """
+        at, (states, groups) = [kept for kept in self._schedules if kept[0] <= iteration][-1]
+        for group, kept in zip(runner.optim_wrapper.param_groups, groups, strict=True):
+            group.update(kept)
+        for schedule, state in zip(runner.param_schedulers or (), states, strict=True):
+            schedule.load_state_dict(state)
+            for _ in range(iteration - at if not schedule.by_epoch else 0):
+                schedule.step()
+        self._window.cut(max(0, iteration - bad // self.interval * self.interval))
+
+    def before_save_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
+        checkpoint[STATE] = self._window.state_dict()
+
+    def after_load_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
+        if runner.resuming and STATE in checkpoint:
+            self._window.load_state_dict(checkpoint[STATE], runner.device)
+
+    def _end_interval(self, runner: TrainingRun, interval: Interval) -> None:
+        self._window.cut(0)
+        self._schedules = self._schedules[-1:]
+        runner.call_hook("after_interval", interval=interval)
+
+    def _keep_schedules(self, runner: TrainingRun) -> None:
+        """Keeps the schedules as they are at this iteration, for :meth:`rewind`."""
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in runner.optim_wrapper.param_groups]
+        state = ([s.state_dict() for s in runner.param_schedulers or ()], groups)
+        self._schedules.append((runner.iter, deepcopy(state)))
+
+
+def _means(columns: dict[str, list[float]]) -> tuple[dict[str, float], float | None]:
+    """Of each loss, and of the gradient's norm; the window has 0 where that is not known."""
+    norms = [norm for norm in columns[GRADIENT] if norm]
+    losses = {name: sum(values) / len(values) for name, values in columns.items() if name != GRADIENT}
+    return losses, sum(norms) / len(norms) if norms else None
