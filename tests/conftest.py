@@ -7,11 +7,12 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mmengine
 import pytest
 import torch
+from forked import Done
 
 from fbt_plugins import load_plugins
 from fbt_plugins.distill.distiller import Distiller
@@ -22,7 +23,7 @@ from fbt_plugins.testing.pytest_plugin import check_architecture, check_fusion, 
 
 torch.set_num_threads(1)
 
-CNN = dict(type="timm", name="resnet18", num_classes=10)
+CNN = dict(type="timm", name="resnet18", num_classes=10, channels=(10, 20, 28, 40))
 CONVNEXT = dict(type="timm", name="convnext_atto", num_classes=10, depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
 RESMLP = dict(type="timm", name="resmlp_s4_patch4_32", num_classes=10, embed_dim=16)
 SWIN = dict(
@@ -32,6 +33,7 @@ SWIN = dict(
     img_size=32,
     window_size=2,
     embed_dim=8,
+    depths=(2, 1, 1, 1),
     num_heads=(1, 2, 4, 8),
 )
 VIT = dict(
@@ -77,14 +79,6 @@ def unformatted() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmengine.config.config, "FormatCode", lambda text, **_: (text, False))
         yield
-
-
-class Done(NamedTuple):
-    """What a command left: its exit code, and what it wrote."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture

@@ -117,6 +117,12 @@ ROWS = [
     row("mnasnet", "mnasnet0_5", type="torchvision"),
 ]
 
+SLOWER = {
+    *("davit", "efficientvit, mit", "efficientvit, msra", "ghostnet", "hgnet", "lcnet", "mobilenetv3", "mobilevit"),
+    *("regnet", "repghostnet", "rexnet", "sequencer", "shufflenet"),
+}
+"""Families of ROWS that take half a second to build."""
+
 LARGE = [  # seconds each
     row("darknet", "cs3darknet_focus_s"),
     row("cpubone", "cpubone_nano", fixed=64),
@@ -177,6 +183,20 @@ def draws(seed: int, rows: list[Row], per_size: int) -> list[Draw]:
             number = 1000 * seed + len(found)
             found.append(Draw(number, student, teacher, splice, size, num_classes, rng.choice(LOSSES)))
     return found
+
+
+def few(drawn: list[Draw], count: int) -> list[Draw]:
+    """Draws of models that are built quickly: those with a family that none before them had, then the first others."""
+    seen: set[str] = set()
+    new, others = [], []
+    for draw in drawn:
+        rows = (draw.student, draw.teacher)
+        families = {row.family for row in rows if row.ordered == all(r.ordered for r in rows)}  # others may be refused
+        if not SLOWER.isdisjoint(row.family for row in rows):
+            continue
+        (new if families - seen else others).append(draw)
+        seen |= families
+    return sorted([*new, *others[: count - len(new)]], key=lambda draw: draw.number)
 
 
 def draw_splice(rng: random.Random, count: dict[str, int]) -> str:

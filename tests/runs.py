@@ -23,8 +23,8 @@ TINY = f"""
 _base_ = {BASES}
 model = dict(student={RESMLP}, teacher={CONVNEXT})
 train_dataloader = dict(batch_size=8, num_batch_per_epoch=4)
-val_dataloader = dict(num_batch_per_epoch=1, batch_size=50)
-test_dataloader = dict(num_batch_per_epoch=1, batch_size=50)
+val_dataloader = dict(num_batch_per_epoch=1, batch_size=20)
+test_dataloader = dict(num_batch_per_epoch=1, batch_size=20)
 train_cfg = dict(by_epoch=True, max_epochs=3)
 param_scheduler = [dict(type="CosineAnnealingLR", T_max=3, end=3, convert_to_iter_based=True)]
 randomness = dict(seed=3)

@@ -91,7 +91,7 @@ class Declaration:
     Attributes:
         stem: what runs before the units; it belongs to stage 1.
         units: what a model can be cut behind.
-        cuts: the units that end the default stages, or a function that names them.
+        cuts: the units that end the default stages, or a function that names four of them.
         head: function (net, last output) -> (features, logits), a dict for ``Knowledge.extra`` may be the third; or the
             names of its steps, the classifier last.
         post: runs behind the last unit and belongs to the last stage.
@@ -158,11 +158,9 @@ class Declaration:
         return lambda x: x.mean(axes)
 
     def _ends(self, net: nn.Module, units: list[str], stages: int | Sequence[str] | None) -> list[str]:
-        default = self.cuts.split() if isinstance(self.cuts, str) else self.cuts(net, units)
-        if stages is None or stages == len(default):
-            stages, what = default, "cuts"
-        else:
-            what = "stages"
+        what = "stages"
+        if stages is None or stages == (len(self.cuts.split()) if isinstance(self.cuts, str) else 4):
+            stages, what = self.cuts.split() if isinstance(self.cuts, str) else self.cuts(net, units), "cuts"
         if isinstance(stages, int):
             if not 2 <= stages <= len(units):
                 raise ConfigError(f"stages={stages}: this model can be cut into 2 to {len(units)} stages")

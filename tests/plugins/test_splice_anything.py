@@ -1,6 +1,7 @@
 """Hundreds of drawn pairs, splices, image sizes and losses: each trains, or is refused in one line with both shapes.
 
-A draw's name says all of it; ``-k "test_a_drawn and 1041:"`` runs draw 1041 again.
+By default 40 of the first 120 run, with more than 40 families. A draw's name says all of it;
+``-m slow -k "test_a_drawn and 1041:"`` runs draw 1041 again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import EDGES
-from drawn import LARGE, ROWS, Draw, built, draws
+from drawn import LARGE, ROWS, Draw, built, draws, few
 from torch import Tensor, nn
 
 from fbt_plugins import ARCHITECTURES, Batch, StagedModel
@@ -22,10 +23,9 @@ from fbt_plugins.distill.fusion import ends
 from fbt_plugins.distill.splice import Splice
 from fbt_plugins.errors import ConfigError
 
-FEW = draws(0, ROWS, per_size=20)
+FIRST = draws(0, ROWS, per_size=20)
+FEW = few(FIRST, 40)
 MANY = [d for seed in range(1, 9) for d in draws(seed, ROWS + LARGE, per_size=14)]
-OUTCOMES: dict[Draw, bool] = {}
-"""Whether a draw was trained, for those that ran."""
 SHAPE = r"N\w+ \d+ x \d+x\d+( \+ \d+ prefix tokens)?(, not row by row)?"
 MEETING = rf"[ST]\d_[ST]\d from {SHAPE} to {SHAPE}"
 REFUSAL = re.compile(
@@ -44,15 +44,17 @@ def models(plugins: Any) -> Iterator[dict[str, StagedModel]]:
 
 
 @pytest.mark.parametrize(
-    "draw", [*FEW, *(pytest.param(d, marks=pytest.mark.slow) for d in MANY)], ids=lambda draw: str(draw)
+    "draw",
+    [*FEW, *(pytest.param(d, marks=pytest.mark.slow) for d in [*FIRST, *MANY] if d not in FEW)],
+    ids=lambda draw: str(draw),
 )
 def test_a_drawn_combination_trains_or_is_refused_in_one_line(draw: Draw, models: dict[str, StagedModel]) -> None:
     torch.manual_seed(draw.number)
     for role, own in (("student", draw.student), ("teacher", draw.teacher)):
         models[role] = built(own, draw.size, draw.num_classes)
     refused = _meets_unknown_order(draw, models)
-    OUTCOMES[draw] = not refused
     if refused:
+        assert _may_be_refused(draw)
         with pytest.raises(ConfigError) as caught:
             _distiller(draw)
         assert REFUSAL.fullmatch(str(caught.value)), str(caught.value)
@@ -60,15 +62,15 @@ def test_a_drawn_combination_trains_or_is_refused_in_one_line(draw: Draw, models
         _trains(_distiller(draw), draw)
 
 
-def test_at_least_forty_families_were_really_built_and_few_draws_refused() -> None:
-    if not set(FEW) <= set(OUTCOMES):
-        pytest.skip("says something where all draws ran")
-    trained = [draw for draw, done in OUTCOMES.items() if done]
-    families = {model.family for draw in trained for model in (draw.student, draw.teacher)}
-    print(f"\n{len(OUTCOMES)} draws, {len(families)} families, {len(OUTCOMES) - len(trained)} refused")
-    assert len(OUTCOMES) >= 100 and len(families) >= 40
-    assert 0 < len(OUTCOMES) - len(trained) < 0.1 * len(OUTCOMES)
+def test_at_least_forty_families_are_trained_and_few_draws_refused() -> None:
+    trained = [draw for draw in FEW if not _may_be_refused(draw)]
+    assert len(FEW) == 40 and len({model.family for draw in trained for model in (draw.student, draw.teacher)}) >= 40
+    assert 0 < len(FEW) - len(trained) < 4
     assert {draw.splice.count("+") for draw in trained} == {1, 2}
+
+
+def _may_be_refused(draw: Draw) -> bool:
+    return not (draw.student.ordered and draw.teacher.ordered)
 
 
 def _distiller(draw: Draw) -> Distiller:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import torch
-from conftest import CNN, RESMLP, VIT
+from conftest import RESMLP, VIT
 
 from fbt_plugins import ARCHITECTURES, FUSIONS, ConfigError
 from fbt_plugins.analysis.inspection import splice_rows, stage_rows
 
+RESNET18 = dict(type="timm", name="resnet18", num_classes=10)
+
 
 def test_stages_have_their_shapes_parameters_and_operations() -> None:
-    rows = stage_rows(ARCHITECTURES.build(CNN), (32, 32))
+    rows = stage_rows(ARCHITECTURES.build(RESNET18), (32, 32))
     assert [r["part"] for r in rows] == ["stage 1", "stage 2", "stage 3", "stage 4", "head"]
     assert rows[0]["output"] == "NCHW 64 x 8x8" and rows[0]["family"] == "cnn"
     stem, blocks = 3 * 64 * 49 * 16 * 16, 4 * 64 * 64 * 9 * 8 * 8
@@ -22,7 +24,7 @@ def test_stages_have_their_shapes_parameters_and_operations() -> None:
 
 
 def test_operations_grow_with_the_image_and_not_with_how_often_one_asks() -> None:
-    model = ARCHITECTURES.build(CNN)
+    model = ARCHITECTURES.build(RESNET18)
     small, large = model.macs_at((32, 32)), model.macs_at((64, 64))
     assert [b / a for a, b in zip(small, large, strict=True)] == [4, 4, 4, 4, 1]
     assert model.macs_at((32, 32)) == small

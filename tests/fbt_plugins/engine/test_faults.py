@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import CNN
 from PIL import Image
 from runs import Build, assert_equal, assert_same, run
 from torch import Tensor, nn
@@ -71,13 +72,11 @@ def edges(kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "clip", [dict(max_norm=5.0), pytest.param(None, marks=pytest.mark.slow)], ids=["clipped", "unclipped"]
 )
-@pytest.mark.parametrize("kind", ["value", "value only", "gradient"])
 def test_the_first_loss_that_is_not_finite_stops_the_run_before_its_update(
-    config: Build, planted: None, kind: str, clip: dict[str, float] | None
+    config: Build, planted: None, clip: dict[str, float] | None
 ) -> None:
     """The checkpoint is the one of a run that stopped before the bad step; without the cause, it ends the same."""
     options = {
-        **edges(kind),
         "optim_wrapper.clip_grad": clip,
         "default_hooks.progress.interval": 4,
         "param_scheduler": [
@@ -85,14 +84,15 @@ def test_the_first_loss_that_is_not_finite_stops_the_run_before_its_update(
             dict(type="StepLR", step_size=1, gamma=0.9),
         ],
     }
-    whole = run(config("whole", **options))
-    PLANTED.update(at=5, calls=0)  # the sixth iteration, read two later
-    name = "the gradient" if kind == "gradient" else "the loss fusion_to_student/logit"
-    with pytest.raises(FBTError, match=rf"{name} was (nan|inf) at iteration 6; .*epoch_1_iter_5.pth has") as error:
-        run(config("bad", **options))
-    assert len(str(error.value).splitlines()) == 1
-    PLANTED.update(at=-1)
-    assert_same(whole, run(config("bad", resume=True, **options)), "epoch_3.pth")
+    whole = run(config("whole", **edges("value"), **options))
+    for kind in ("value", "value only", "gradient"):
+        PLANTED.update(at=5, calls=0)  # the sixth iteration, read two later
+        name = "the gradient" if kind == "gradient" else "the loss fusion_to_student/logit"
+        with pytest.raises(FBTError, match=rf"{name} was (nan|inf) at iteration 6; .*epoch_1_iter_5.pth has") as error:
+            run(config(kind, **edges(kind), **options))
+        assert len(str(error.value).splitlines()) == 1
+        PLANTED.update(at=-1)
+        assert_same(whole, run(config(kind, resume=True, **edges(kind), **options)), "epoch_3.pth")
 
 
 def test_the_guard_needs_no_progress_display(config: Build, planted: None) -> None:
@@ -157,9 +157,7 @@ def test_with_accumulated_batches_their_whole_group_is_taken_back(config: Build,
 
 
 def test_statistics_that_are_not_finite_are_not_saved(config: Build) -> None:
-    runner = DistillRunner.from_cfg(
-        config("run", **{"model.student.name": "resnet18", "model.student.num_classes": 10})
-    )
+    runner = DistillRunner.from_cfg(config("run", **{f"model.student.{key}": value for key, value in CNN.items()}))
     step = runner.model.train_step
 
     def poisoned(data: Any, **kwargs: Any) -> Any:
@@ -175,8 +173,9 @@ def test_statistics_that_are_not_finite_are_not_saved(config: Build) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
-def test_a_disk_that_takes_no_more(config: Build, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    whole = run(config("whole"))
+def test_a_disk_that_takes_no_more(
+    config: Build, whole: DistillRunner, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     runner = DistillRunner.from_cfg(config("run"))
     fsync = os.fsync
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,23 @@ SCHEDULES = {
     ],
     "model.task_loss.begin": 0.3,
 }
+BF16 = {"optim_wrapper.precision": "bf16"}
+MIXUP = {"data_preprocessor": dict(mixup_alpha=0.8, cutmix_alpha=1.0)}
 CASES: dict[str, dict[str, Any]] = {
     "epochs": {},
+    "middle of an epoch, bf16, mixup, memory banks, averaged": {**MIDDLE, **BF16, **MIXUP, **BANKS},
+    "accumulated iterations, edges that begin, rise and end": {
+        **ITERATIONS,
+        **SCHEDULES,
+        "optim_wrapper.accumulative_counts": 5,
+    },
+    "a splice drawn in each step, from a tail of its own, averaged": {
+        **MIDDLE,
+        "model.fusion": dict(type="ConvL2G", splice=["S1-3+T4", "S1-2+T3-4", "S1+T2-4"], tail="copied"),
+        "ema.decay": 0.9,
+    },
+}
+ALONE: dict[str, dict[str, Any]] = {  # what of these it is, should one fail, and what takes long
     "middle of an epoch": MIDDLE,
     "iterations": ITERATIONS,
     "two workers": {**MIDDLE, "train_dataloader.num_workers": 2},
@@ -44,15 +60,10 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "accumulation": {**MIDDLE, "optim_wrapper.accumulative_counts": 3, "default_hooks.checkpoint.interval": 2},
     "accumulated iterations": {**ITERATIONS, "optim_wrapper.accumulative_counts": 5},
-    "bf16": {**MIDDLE, "optim_wrapper.precision": "bf16"},
+    "bf16": {**MIDDLE, **BF16},
     "fp16": {**MIDDLE, "optim_wrapper.precision": "fp16"},
     "BatchNorm": {**MIDDLE, "model.student.name": "resnet18", "model.student.num_classes": 10},
-    "a splice drawn in each step, from a tail of its own, averaged": {
-        **MIDDLE,
-        "model.fusion": dict(type="ConvL2G", splice=["S1-3+T4", "S1-2+T3-4", "S1+T2-4"], tail="copied"),
-        "ema.decay": 0.9,
-    },
-    "mixup": {**MIDDLE, "data_preprocessor": dict(mixup_alpha=0.8, cutmix_alpha=1.0)},
+    "mixup": {**MIDDLE, **MIXUP},
     "memory banks": {**MIDDLE, **BANKS},
     "edges that begin, rise and end": {**MIDDLE, **SCHEDULES, "optim_wrapper.accumulative_counts": 2},
     "the same in iterations": {**ITERATIONS, **SCHEDULES},
@@ -60,19 +71,18 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-FAST = (
-    *("epochs", "middle of an epoch", "iterations", "bf16", "mixup", "memory banks", "edges that begin, rise and end"),
-    "a splice drawn in each step, from a tail of its own, averaged",
-)
-
-
 @pytest.mark.parametrize(
     "options",
-    [pytest.param(options, id=name, marks=() if name in FAST else pytest.mark.slow) for name, options in CASES.items()],
+    [
+        *(pytest.param(options, id=name) for name, options in CASES.items()),
+        *(pytest.param(options, id=name, marks=pytest.mark.slow) for name, options in ALONE.items()),
+    ],
 )
-def test_resumed_is_uninterrupted(config: Build, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_resumed_is_uninterrupted(
+    config: Build, tmp_path: Path, options: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
     """Killed twice, each time resumed from a folder that was moved."""
-    whole = run(config("whole", **options))
+    whole = run(config("whole", **options)) if options else request.getfixturevalue("whole")
     run_until(config("first", **options), 6)
     (tmp_path / "first").rename(tmp_path / "second")
     run_until(config("second", resume=True, **options), 11)
@@ -97,8 +107,7 @@ def test_only_checkpoints_to_resume_from_have_what_losses_remember(config: Build
         restore_memories(runner.model, banks)
 
 
-def test_a_validation_that_was_cut_off_is_made_again(config: Build, tmp_path: Path) -> None:
-    whole = run(config("whole"))
+def test_a_validation_that_was_cut_off_is_made_again(config: Build, whole: DistillRunner) -> None:
     broken = DistillRunner.from_cfg(config("broken"))
     broken.model.val_step = lambda *data: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -108,11 +117,8 @@ def test_a_validation_that_was_cut_off_is_made_again(config: Build, tmp_path: Pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_after_the_step_and_says_how_to_go_on(
-    config: Build,
-    tmp_path: Path,
-    number: signal.Signals,
+    config: Build, whole: DistillRunner, number: signal.Signals
 ) -> None:
-    whole = run(config("whole"))
     stopped = DistillRunner.from_cfg(config("stopped"))
     step = stopped.model.train_step
 
@@ -161,12 +167,12 @@ def test_nothing_to_resume_is_said_and_auto_begins(
         run(config("none", resume=True))
     run(config("none", resume="auto", **{"train_cfg.max_epochs": 1}))
     assert "no checkpoint in" in capsys.readouterr().out
-    again = run(config("none", resume="auto"))
-    assert again.iter == 12 and "resume " in capsys.readouterr().out
+    again = run(config("none", resume="auto", **{"train_cfg.max_epochs": 2}))
+    assert again.iter == 8 and "resume " in capsys.readouterr().out
 
 
-def test_another_run_in_the_folder_is_set_aside(config: Build, tmp_path: Path) -> None:
-    run(config("run"))
+def test_another_run_in_the_folder_is_set_aside(config: Build, whole: DistillRunner, tmp_path: Path) -> None:
+    shutil.copytree(whole.work_dir, tmp_path / "run")
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.*") if p.is_file()}
     run_until(config("run", **{"randomness.seed": 4}), 6)
     assert {p.name: p.read_bytes() for p in (tmp_path / "run" / "earlier_1").iterdir()} == before
@@ -194,10 +200,10 @@ def test_what_does_not_fit_the_checkpoint_is_refused(config: Build, tmp_path: Pa
         run(config("run", resume=str(best)))
 
 
-def test_going_on_from_an_older_checkpoint(config: Build, tmp_path: Path) -> None:
+def test_going_on_from_an_older_checkpoint(config: Build, whole: DistillRunner, tmp_path: Path) -> None:
     """Newer ones would be taken for the newest next time."""
     keep = {"default_hooks.checkpoint.max_keep_ckpts": -1}
-    whole = run(config("run", **keep))
+    run(config("run", **keep))
     again = run(config("run", resume=str(tmp_path / "run" / "epoch_1.pth"), **keep))
     assert {p.name for p in (tmp_path / "run" / "earlier_1").iterdir()} == {"epoch_2.pth", "epoch_3.pth"}
     for name, value in whole.model.state_dict().items():

@@ -17,8 +17,8 @@ from fbt_plugins.engine.hooks.checkpoints import find_resume
 from fbt_plugins.engine.runner import DistillRunner
 
 
-def test_a_run_leaves_everything_behind(config: Build, tmp_path: Path) -> None:
-    folder = Path(run(config()).work_dir)
+def test_a_run_leaves_everything_behind(config: Build, whole: DistillRunner) -> None:
+    folder = Path(whole.work_dir)
     summary = json.loads((folder / "summary.json").read_text())
     for key in ("student_top1", "teacher_top1", "fusion_top1"):
         assert 0 <= summary[key] <= 100
@@ -34,36 +34,34 @@ def test_a_run_leaves_everything_behind(config: Build, tmp_path: Path) -> None:
     assert again.model.to_dict() == config().model.to_dict()
 
 
-def test_the_student_file_is_a_plain_timm_model(config: Build) -> None:
-    runner = run(config())
-    path = Path(runner.work_dir) / "student.safetensors"
+def test_the_student_file_is_a_plain_timm_model(whole: DistillRunner) -> None:
+    path = Path(whole.work_dir) / "student.safetensors"
     student = timm.create_model(
         "resmlp_s4_patch4_32", num_classes=10, embed_dim=16, num_blocks=4, checkpoint_path=str(path)
     ).eval()
     images = torch.rand(2, 3, 32, 32)
-    assert torch.equal(student(images), runner.model.student.net.eval()(images))
+    assert torch.equal(student(images), whole.model.student.net.eval()(images))
     assert all(not k.startswith("net.") for k in load_file(path))
 
 
-def test_the_student_file_can_teach(config: Build) -> None:
-    path = Path(run(config()).work_dir) / "student.safetensors"
+def test_the_student_file_can_teach(config: Build, whole: DistillRunner) -> None:
+    path = Path(whole.work_dir) / "student.safetensors"
     taught = config("second", **{"model.teacher.name": "resmlp_s4_patch4_32"})
     taught.model.teacher = dict(RESMLP, checkpoint=str(path))
     teacher = DistillRunner.from_cfg(taught).model.teacher
     assert torch.equal(teacher.net.head.weight, load_file(path)["head.weight"])
 
 
-def test_checkpoints_are_plain_and_hold_no_teacher(config: Build) -> None:
-    runner = run(config())
-    path, checkpoint = find_resume(Path(runner.work_dir))
+def test_checkpoints_are_plain_and_hold_no_teacher(whole: DistillRunner) -> None:
+    path, checkpoint = find_resume(Path(whole.work_dir))
     assert path.name == "epoch_3.pth"  # read with weights_only=True
     assert {"meta", "state_dict", "optimizer", "param_schedulers"} <= checkpoint.keys()
     assert not any("teacher" in k and "edges" not in k for k in checkpoint["state_dict"])
     weights = sum(v.numel() for v in checkpoint["state_dict"].values())
-    own = sum(v.numel() for v in runner.model.state_dict().values())
+    own = sum(v.numel() for v in whole.model.state_dict().values())
     assert weights == own
-    assert len(list(Path(runner.work_dir).glob("*.pth"))) == 2  # the newest and the best
-    assert not list(Path(runner.work_dir).glob(".*.tmp"))
+    assert len(list(Path(whole.work_dir).glob("*.pth"))) == 2  # the newest and the best
+    assert not list(Path(whole.work_dir).glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("student", [VIT, CNN], ids=lambda c: c["name"])

@@ -29,28 +29,13 @@ KNOWN = {
         "tiny_vit_5m_224 caformer_s18 mobilenetv4_hybrid_medium fastvit_sa12 swiftformer_xs "
     ),
 }
-FAST = {
-    "coatnet_0_rw_224",
-    "convnext_tiny",
-    "efficientnet_b0",
-    "levit_128s",
-    "mixer_b16_224",
-    "mobilenetv2_100",
-    "mobilevit_s",
-    "nest_tiny",
-    "poolformer_s12",
-    "pvt_v2_b0",
-    "regnety_002",
-    "resmlp_12_224",
-    "resnet50",
-    "seresnet50",
-    "swin_tiny_patch4_window7_224",
-    "vit_small_patch16_224",
-    "vit_tiny_r_s16_p8_224",
-    "xcit_nano_12_p16_224",
+DEFAULT = {
+    *("coatnet_0_rw_224", "levit_128s", "mobilevit_s", "vit_tiny_r_s16_p8_224", "nest_tiny", "pvt_v2_b0"),
+    *("xcit_nano_12_p16_224", "poolformer_s12", "regnety_002", "seresnet50"),
 }
+"""Plain CNNs, transformers and mixers are in test_timm_models.py; the others run with ``-m slow``."""
 CASES = [
-    pytest.param(family, name, marks=() if name in FAST else pytest.mark.slow)
+    pytest.param(family, name, marks=() if name in DEFAULT else pytest.mark.slow)
     for family, names in KNOWN.items()
     for name in names.split()
 ]

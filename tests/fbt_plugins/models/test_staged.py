@@ -122,7 +122,7 @@ def test_knowledge_keeps_the_stages_that_are_asked_for(images: torch.Tensor) -> 
     assert set(known.stages) == {1, 3}
     assert torch.equal(known.logits, model.net(images))
     assert torch.equal(known.logits, model.net.fc(known.features))
-    assert known.stages[3].shape == (5, 256, 2, 2)
+    assert known.stages[3].shape == (5, 28, 2, 2)
     assert isinstance(model.head(model.stages[3](known.stages[3])), Knowledge)
     assert torch.equal(model.head(model.stages[3](known.stages[3])).logits, known.logits)
 
@@ -157,6 +157,9 @@ def test_an_image_size_that_does_not_fit_is_one_clear_line() -> None:
 
 def test_stages_can_be_a_number_or_names() -> None:
     assert len(ARCHITECTURES.build(dict(RESMLP, num_blocks=6, stages=6)).stages) == 6
+    assert len(ARCHITECTURES.build(dict(RESMLP, num_blocks=2, stages=2)).stages) == 2
+    with pytest.raises(ConfigError, match="2 blocks cannot make 4 stages; set stages to at most 2"):
+        ARCHITECTURES.build(dict(RESMLP, num_blocks=2))
     named = ARCHITECTURES.build(dict(CNN, stages=["layer1.0", "layer2", "layer4"]))
     assert [len(s.steps) for s in named.stages] == [5, 3, 4]
     named.verify(32)

@@ -1,5 +1,6 @@
 """Every declared family is cut exactly, where the field cuts it."""
 
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,48 @@ from torch import nn
 from fbt_plugins import ARCHITECTURES
 from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError
 
+_RESNET = dict(layers=(1, 1, 1, 1), channels=(8, 16, 24, 32))
+_CONVNEXT = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
+_VIT = dict(img_size=32, depth=4, embed_dim=48, num_heads=3)
 SMALL: dict[str, tuple[dict[str, Any], int]] = {
-    "resnet18": ({}, 32),
-    "resnet50d": (dict(drop_rate=0.2, drop_path_rate=0.1), 32),
-    "seresnet50": ({}, 32),
-    "resnetblur50": ({}, 64),
+    "resnet18": (dict(channels=(8, 16, 24, 32)), 32),
+    "resnet50d": (dict(_RESNET, drop_rate=0.2, drop_path_rate=0.1), 32),
+    "seresnet50": (_RESNET, 32),
+    "resnetblur50": (_RESNET, 64),
     "mobilenetv2_100": (dict(drop_rate=0.2, drop_path_rate=0.1), 32),
     "mobilenetv1_100": ({}, 32),
     "efficientnet_b0": (dict(drop_path_rate=0.2), 64),
     "tf_efficientnetv2_b0": ({}, 64),
     "mixnet_s": ({}, 64),
-    "convnext_atto": (dict(drop_path_rate=0.1), 64),
-    "convnextv2_atto": ({}, 64),
-    "convnext_tiny": (dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), head_norm_first=True), 64),
+    "convnext_atto": (dict(_CONVNEXT, drop_path_rate=0.1), 64),
+    "convnextv2_atto": (_CONVNEXT, 64),
+    "convnext_tiny": (dict(_CONVNEXT, head_norm_first=True), 64),
     "swin_tiny_patch4_window7_224": (dict(img_size=64, window_size=4, depths=(2, 1, 1, 1), embed_dim=24), 64),
-    "swin_pico_patch4_window7_224": (dict(img_size=32, window_size=2), 32),
-    "vit_tiny_patch16_224": (dict(img_size=32, depth=5, drop_path_rate=0.1, drop_rate=0.1, proj_drop_rate=0.1), 32),
-    "vit_small_patch16_224": (dict(img_size=32, depth=4, global_pool="avg", patch_drop_rate=0.25), 32),
-    "vit_base_patch16_siglip_224": (dict(img_size=32, depth=4, embed_dim=48, num_heads=3), 32),
-    "vit_small_patch14_reg4_dinov2": (dict(img_size=28, depth=4), 28),
+    "swin_pico_patch4_window7_224": (dict(img_size=32, window_size=2, embed_dim=16), 32),
+    "vit_tiny_patch16_224": (dict(_VIT, depth=5, drop_path_rate=0.1, drop_rate=0.1, proj_drop_rate=0.1), 32),
+    "vit_small_patch16_224": (dict(_VIT, global_pool="avg", patch_drop_rate=0.25), 32),
+    "vit_base_patch16_siglip_224": (_VIT, 32),
+    "vit_small_patch14_reg4_dinov2": (dict(_VIT, img_size=28), 28),
     "vit_tiny_r_s16_p8_224": (dict(img_size=64, depth=4), 64),
-    "deit_tiny_patch16_224": (dict(img_size=32, depth=4), 32),
-    "deit_tiny_distilled_patch16_224": (dict(img_size=32, depth=4, drop_rate=0.1), 32),
-    "deit3_small_patch16_224": (dict(img_size=32, depth=4), 32),
+    "deit_tiny_patch16_224": (_VIT, 32),
+    "deit_tiny_distilled_patch16_224": (dict(_VIT, drop_rate=0.1), 32),
+    "deit3_small_patch16_224": (_VIT, 32),
     "mixer_s16_224": (dict(img_size=32, drop_path_rate=0.1), 32),
     "resmlp_12_224": (dict(img_size=32), 32),
     "gmlp_ti16_224": (dict(img_size=32), 32),
     "mixer_s4_patch4_32": (dict(embed_dim=24), 32),
     "resmlp_s4_patch4_32": (dict(embed_dim=24, drop_rate=0.1), 32),
 }
+LONG = ("efficientnet_b0", "tf_efficientnetv2_b0", "mixnet_s", "mixer_s16_224", "resmlp_12_224")
+"""Cut by the declaration of the MobileNets, or of the small mixers."""
 
 
-@pytest.mark.parametrize("name", SMALL)
+def some(names: Iterable[str], long: Container[str]) -> list[Any]:
+    """Names for ``parametrize``; those that take long run with ``-m slow`` alone."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in long else name for name in names]
+
+
+@pytest.mark.parametrize("name", some(SMALL, LONG))
 def test_stages_and_head_are_the_model(name: str) -> None:
     arguments, size = SMALL[name]
     model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=7, **arguments))
@@ -61,7 +72,7 @@ TWO_HEADS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", TWO_HEADS)
+@pytest.mark.parametrize("name", some(TWO_HEADS, ("efficientformerv2_s0", "swiftformer_xs")))
 def test_a_distilled_model_tells_what_each_of_its_heads_says(name: str) -> None:
     """As timm does in its own training of the two; the logits stay their mean, as the proof has them."""
     arguments, size = TWO_HEADS[name]
@@ -121,19 +132,20 @@ def test_prefix_tokens_start_from_the_models_own() -> None:
 
 
 def test_features_are_the_input_of_the_last_linear_layer() -> None:
-    for name in ("resnet18", "convnext_atto", "vit_tiny_patch16_224", "resmlp_12_224", "mobilenetv2_100"):
-        model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=10)).eval()
+    for name in ("resnet18", "convnext_atto", "vit_tiny_patch16_224", "resmlp_s4_patch4_32", "mobilenetv2_100"):
+        arguments, size = SMALL[name]
+        model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=10, **arguments)).eval()
         seen: list[torch.Tensor] = []
         model.net.get_classifier().register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
-        images = torch.rand(2, 3, 224, 224)
+        images = torch.rand(2, 3, size, size)
         model.net(images)
         assert torch.equal(model.knowledge(images).features, seen[0])
 
 
 def test_features_can_be_the_mean_over_all_positions() -> None:
-    images = torch.rand(2, 3, 224, 224)
+    images = torch.rand(2, 3, 32, 32)
     for name, axes in (("resnet18", (2, 3)), ("swin_pico_patch4_window7_224", (1, 2)), ("vit_tiny_patch16_224", 1)):
-        config = dict(type="timm", name=name, num_classes=3)
+        config = dict(type="timm", name=name, num_classes=3, **SMALL[name][0])
         pooled = ARCHITECTURES.build(dict(config, feature="avgpool")).eval()
         normed = pooled.net.forward_features(images)
         normed = normed[:, 1:] if name.startswith("vit") else normed

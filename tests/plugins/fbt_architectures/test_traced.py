@@ -289,7 +289,7 @@ SMALL: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "pvt_v2_b0": ({}, "attention"),
     "twins_svt_small": (dict(img_size=64, depths=(1, 1, 1, 1), embed_dims=(16, 16, 16, 16)), "attention"),
-    "levit_128s": ({}, "hybrid"),
+    "levit_128s": (dict(img_size=64, embed_dim=(16, 24, 32), num_heads=(1, 2, 2), depth=(1, 1, 1)), "hybrid"),
     "visformer_tiny": (dict(img_size=64), "hybrid"),
     "edgenext_xx_small": ({}, "hybrid"),
     "regnetx_002": ({}, "cnn"),
@@ -298,10 +298,17 @@ SMALL: dict[str, tuple[dict[str, Any], str]] = {
     "mobilenetv3_small_050": ({}, "cnn"),
     "mobilevit_xxs": ({}, "hybrid"),
 }
-SIZES = {"levit_128s": 224, "test_coatnet": 160, "test_vit_relpos": 160}
+DEFAULT = (
+    *("test_byobnet", "test_coatnet", "densenet121"),  # at the last four resolutions, maps in rows
+    *("test_mambaout", "twins_svt_small"),  # the same: channels last, tokens
+    *("test_vit_relpos", "beit_base_patch16_224", "cait_xxs24_224"),  # after 2 : 2 : n - 6 : 2 blocks
+    "levit_128s",  # three resolutions, and the stem; two heads
+)
+"""One or a few for each way in which timm's ``feature_info`` tells where to cut; the others run with ``-m slow``."""
+SIZES = {"test_coatnet": 160, "test_vit_relpos": 160}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [n if n in DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in SMALL])
 def test_families_of_timm_are_cut_exactly(name: str) -> None:
     arguments, family = SMALL[name]
     model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=7, **arguments))

@@ -96,11 +96,13 @@ def test_a_task_loss_it_is_not(make: Callable[..., Distiller], config: dict) -> 
         make(task_loss=config)
 
 
-@every_loss
 @pytest.mark.parametrize(
-    ("student", "teacher"),
-    [(RESMLP, CONVNEXT), (CNN, SWIN), (SWIN, VIT), (DEIT, CNN)],
-    ids=["ConvNeXt to ResMLP", "Swin to ResNet", "ViT to Swin", "ResNet to DeiT"],
+    ("config", "student", "teacher"),
+    [
+        (config, *pair)
+        for config, pair in zip(CONFIGS, [(RESMLP, CONVNEXT), (CNN, SWIN), (SWIN, VIT), (DEIT, CNN)], strict=True)
+    ],
+    ids=lambda c: c.get("name", c["type"]),
 )
 def test_a_step_of_a_distiller(
     make: Callable[..., Distiller],
