@@ -132,7 +132,7 @@ def _alone(model: Distiller, images: Tensor, labels: Tensor) -> tuple[set[str], 
 
 def _of_pieces(model: Distiller) -> set[str]:
     """Names of the student's parameters that the fusion model runs."""
-    pieces = model.fusions["fusion"].splice.pieces
+    pieces = model.fusions["fusion"].splices[0].pieces
     parts = [model.student.stages[n - 1] for piece in pieces if piece.owner == "S" for n in piece.stages]
     parts += [model.student.head] if pieces[-1].owner == "S" else []
     owned = {id(p) for part in parts for p in part.parameters()}
