@@ -1,4 +1,4 @@
-"""What a user got wrong, in words a user can act on."""
+"""What a user got wrong, in words a user can act on; and what a user types."""
 
 from __future__ import annotations
 
