@@ -29,7 +29,12 @@ def parse() -> Parser:
         "results", type=Path, help="folder (or trials.jsonl) of a comparison whose methods are named after splices"
     )
     parser.add_argument(
-        "--one-shot", type=Path, nargs="+", default=[], metavar="FILE", help="search.json of one-shot searches"
+        "--one-shot",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="search.json of one-shot searches, or a .jsonl of several",
     )
     parser.add_argument("--without-fusion", default="t_s", metavar="METHOD", help="whose CKA predicts (default: t_s)")
     return parser
@@ -66,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         raise FBTError(f"{args.results}: trainings of one pair, not of {', '.join(sorted(pairs)) or 'none'}")
     if len({(trial.method, trial.seed) for trial in trials}) < len(trials):
         raise FBTError(f"{results}: trainings of several configs with one name and seed; keep the lines of one of them")
-    one_shots = [_one_shot(path) for path in args.one_shot]
+    one_shots = [table for path in args.one_shot for table in _one_shots(path)]
     cheap = {"F after its first validation": first_epoch(trials)}
     plain = sorted((t for t in found if t.method == args.without_fusion), key=lambda trial: trial.seed)
     if mapped := [trial for trial in plain if trial.cka]:
@@ -114,8 +119,11 @@ def main(argv: Sequence[str]) -> None:
     say(f"written  {', '.join(relative(results.with_name(f'splice_ranking.{kind}')) for kind in kinds)}")
 
 
-def _one_shot(path: Path) -> dict[str, float]:
+def _one_shots(path: Path) -> list[dict[str, float]]:
+    """The rankings in a file: one of a search.json, or one in each line of a file of several (.jsonl)."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["one_shot"]["top1"])
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+        text = path.read_text(encoding="utf-8")
+        searches = map(json.loads, text.splitlines()) if path.suffix == ".jsonl" else [json.loads(text)]
+        return [dict(search["one_shot"]["top1"]) for search in searches]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise FBTError(f"--one-shot {path}: not the search.json of a one-shot search ({error})") from error

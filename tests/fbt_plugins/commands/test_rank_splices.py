@@ -51,6 +51,10 @@ def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path) -> None:
     picture = (folder / "splice_ranking.svg").read_text()
     best_on_top = [picture.index(f">{splice}<") for splice in reversed(SPLICES)]
     assert best_on_top == sorted(best_on_top, reverse=True) and ">without F<" in picture
+    several = tmp_path / "searches.jsonl"
+    several.write_text("\n".join([search.read_text()] * 2))
+    code, out, err = tool("rank_splices", folder, "--one-shot", several)
+    assert code == 0 and "one shot 2" in out and "one shot, mean" in out, err
     search.write_text("{}")
     code, _, err = tool("rank_splices", folder, "--one-shot", search)
     assert code == 2 and "not the search.json of a one-shot search" in err
