@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fbt_plugins.engine.train import TeacherRun
 
 from fbt_plugins.config import finding
 from fbt_plugins.config.finding import config_folder, find_config, shipped_configs, typed_config
 from fbt_plugins.config.loading import load_config
+from fbt_plugins.engine.teacher_run import TeacherRun
 from fbt_plugins.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
