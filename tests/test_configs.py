@@ -96,7 +96,7 @@ def test_figures_stand_where_they_belong() -> None:
 def test_the_papers_pair_is_spliced_as_its_sentence_says() -> None:
     config = cell_config("cifar100", "convnext-t_resmlp-s12", "fbt")
     model = Distiller(**small(config.model.to_dict()), image_size=(IMAGE, IMAGE))
-    assert str(model.fusions["fusion"].splice) == "S1-3+T4"
+    assert str(model.fusions["fusion"].splices[0]) == "S1-3+T4"
 
 
 TEACHERS = [
