@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fbt_plugins.commands.train import parse
 from fbt_plugins.errors import ConfigError, FBTError, run
 
 
@@ -42,3 +43,27 @@ def test_success_and_interruption_have_their_own_codes(capsys: pytest.CaptureFix
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // int(torch.zeros(1)))
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        ("--lanucher none", "unrecognized arguments: --lanucher none"),
+        ("--seed x", "argument --seed: invalid int value: 'x'"),
+        ("--amp fp8", "argument --amp: invalid choice: 'fp8'"),
+        ("--launcher ssh", "argument --launcher: invalid choice: 'ssh'"),
+        ("--cfg-options model", "--cfg-options 'model': write key=value"),
+        ("--cfg-options =3", "--cfg-options '=3': write key=value"),
+        ("--cfg-options a=(1,2", "--cfg-options 'a=(1,2': brackets do not match"),
+    ],
+)
+def test_wrong_arguments_are_one_line(typed: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = ended(lambda: parse().parse_args(["config.py", *typed.split()]), capsys)
+    assert code == 2 and len(lines) == 1 and lines[0].startswith(f"error: {reason}"), lines
+
+
+def test_options_are_read_as_mmengine_reads_them() -> None:
+    typed = ["a.b=1", "c=[x,2]", "d=None", "e=text", "f=(1,2)", "g=True", "h=1e-3"]
+    args = parse().parse_args(["config.py", "--cfg-options", *typed, "--cfg-options", "a.b=2"])
+    assert args.cfg_options == {"a.b": 2, "c": ["x", 2], "d": None, "e": "text", "f": (1, 2), "g": True, "h": 1e-3}
+    assert args.cfg_options_typed == [*typed, "a.b=2"]
