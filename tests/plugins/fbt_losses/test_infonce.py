@@ -75,7 +75,7 @@ def work(rank: int, folder: str, symmetric: bool) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow  # engine/test_distributed.py holds the same of a whole model
+@pytest.mark.slow  # engine/test_processes.py holds the same of a whole model
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path, symmetric: bool) -> None:
     mp.spawn(work, (str(tmp_path), symmetric), nprocs=2)
