@@ -17,21 +17,13 @@ from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import FBTError
 
 MIDDLE = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}
-
-
 ITERATIONS = {
     "train_cfg": dict(by_epoch=False, max_iters=12, val_interval=5),
     "param_scheduler": [dict(type="LinearLR", start_factor=0.1, by_epoch=False, end=10)],
     "default_hooks.checkpoint.interval": 3,
 }
-
-
 BANKS = {"model.feature_loss": dict(type="CRDLoss", dim=4, negatives=16), "ema": dict(decay=0.9)}
-
-
 _WAITING = dict(begin=0.3)
-
-
 SCHEDULES = {
     "model.edges": [
         dict(name="teacher_to_student", end=0.8, **_WAITING),
@@ -46,8 +38,6 @@ BF16 = {"optim_wrapper.precision": "bf16"}
 
 
 MIXUP = {"data_preprocessor": dict(mixup_alpha=0.8, cutmix_alpha=1.0)}
-
-
 CASES: dict[str, dict[str, Any]] = {
     "epochs": {},
     "middle of an epoch, bf16, mixup, memory banks, averaged": {**MIDDLE, **BF16, **MIXUP, **BANKS},
@@ -62,8 +52,6 @@ CASES: dict[str, dict[str, Any]] = {
         "ema.decay": 0.9,
     },
 }
-
-
 ALONE: dict[str, dict[str, Any]] = {  # what of these it is, should one fail, and what takes long
     "middle of an epoch": MIDDLE,
     "iterations": ITERATIONS,

@@ -14,8 +14,6 @@ from fbt_plugins.errors import FBTError
 from fbt_plugins.models.knowledge import Knowledge
 
 KEY = dict(views=1)
-
-
 SHAPES = dict(features=(1, 4, 3), logits=(1, 4, 2))
 
 
