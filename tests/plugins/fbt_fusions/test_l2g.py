@@ -1,6 +1,4 @@
-"""L2G and its variants: what they have in common, and what tells each apart.
-
-"""
+"""L2G and its variants: what they have in common, and what tells each apart."""
 
 import pytest
 import torch
