@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fbt_plugins.config import finding
-from fbt_plugins.config.finding import config_folder, find_config, shipped_configs, typed_config
 from fbt_plugins.config.loading import load_config
+from fbt_plugins.config.locating import config_folder, find_config, shipped_configs, typed_config
 from fbt_plugins.engine.teacher_run import TeacherRun
 from fbt_plugins.errors import ConfigError
 
