@@ -38,6 +38,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         transforms: their configs.
         views: how many views of each image there are; epoch n then shows view n modulo views, and samples carry their
             ``view``. None (which is how it begins) gives every epoch one of its own.
+        takes_epochs: that samples may be asked for by (epoch, position).
         known_classes, known_size: classes and (height, width) of the stored images, for data sets that are always the
             same; empty and None for others.
 
@@ -45,6 +46,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         ConfigError: if the transforms are wrong, fail on the first image, or yield anything but such a tensor.
     """
 
+    takes_epochs: ClassVar[bool] = True
     known_classes: ClassVar[Sequence[str]] = ()
     known_size: ClassVar[tuple[int, int] | None] = None
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from ..config.merging import merge
 from ..config.options import DEFAULT_HOOKS, OPTIONS
 from ..console import relative, say
-from ..data import InMemoryLoader, Mixing
+from ..data import EpochSampler, InMemoryLoader, Mixing, SeededSampler
 from ..data.preprocessor import ImagePreprocessor
 from ..distill.build import TEACHER
 from ..distill.distiller import Distiller
@@ -138,6 +138,9 @@ class DistillRunner(PatchedRunner):
         config.setdefault("collate_fn", {"type": "default_collate"})
         config.setdefault("num_workers", 0)
         config["dataset"] = {"seed": seed or 0, **config["dataset"]}
+        sampler = config["sampler"]
+        if isinstance(sampler, Mapping) and sampler["type"] != SeededSampler.__name__:
+            config["sampler"] = {"type": EpochSampler, "sampler": sampler}
         built = Runner.build_dataloader(config, seed)
         if in_memory:
             return InMemoryLoader(built.dataset, built.sampler, built.batch_size, built.drop_last, self.device)

@@ -59,6 +59,9 @@ def _loader(findings: Findings, where: str) -> None:
         )
     else:
         findings.typed(DATA_SAMPLERS, sampler, f"{where}.sampler", given=("dataset", "seed"))
+        ends = where != "train_dataloader" or (findings.config.get("train_cfg") or {}).get("by_epoch", True)
+        if sampler.get("type") == "InfiniteSampler" and ends:
+            findings.problems.append(f"{where}.sampler: InfiniteSampler never ends an epoch; use SeededSampler")
     if not {"batch_size", "batch_sampler"} & loader.keys():
         findings.problems.append(f"{where}: 'batch_size' is missing")
 
