@@ -81,7 +81,7 @@ def loader_problems(loader: Any, where: str) -> list[str]:
             return [f"{where}: {line}" for line in error.lines()]
         except Exception as error:  # a data set of the user's own, or one of its transforms
             return [f"{where}.dataset: {_name(dataset)} fails on image {position}: {one_line(error)}; {_CONTRACT}"]
-        if problem := _sample_problem(sample, len(dataset.classes)):
+        if problem := _sample_problem(sample, len(dataset.classes), soft=where.startswith("train")):
             return [f"{where}.dataset: {_name(dataset)}: image {position}: {problem}"]
         shapes.add(tuple(sample["inputs"].shape[1:]))
     if len(shapes) > 1 and loader.batch_size != 1:
@@ -97,8 +97,14 @@ def _name(dataset: Any) -> str:
     return type(getattr(dataset, "_dataset", dataset)).__name__  # mmengine's slice of a data set wraps it
 
 
-def _sample_problem(sample: Any, classes: int) -> str:
-    """What is wrong with one sample; empty where nothing is."""
+def _sample_problem(sample: Any, classes: int, soft: bool) -> str:
+    """What is wrong with one sample; empty where nothing is.
+
+    Args:
+        sample: what the data set gives.
+        classes: C.
+        soft: whether its label may also be C shares that sum to 1.
+    """
     if not isinstance(sample, Mapping) or not {"inputs", "labels", "index"} <= sample.keys():
         return f"expected a dict of inputs, labels and index, got {short(sample)}; {_CONTRACT}"
     image, label = sample["inputs"], sample["labels"]
@@ -108,6 +114,12 @@ def _sample_problem(sample: Any, classes: int) -> str:
     if image.is_floating_point() and not (image.min() >= -1 and image.max() <= 2):  # bicubic overshoots a little
         found = f"{image.min():.3g} to {image.max():.3g}"
         return f"floating-point pixels from {found}, expected 0 to 1: ToDtype needs scale=True"
+    if soft and isinstance(label, Tensor) and label.is_floating_point() and label.shape == (classes,):
+        return (
+            ""
+            if abs(float(label.sum()) - 1) < 1e-3
+            else f"its label's {classes} shares sum to {label.sum():.3g}, not 1"
+        )
     number = label.item() if isinstance(label, Tensor) and label.numel() == 1 else label
     if isinstance(number, bool) or not hasattr(number, "__index__") or isinstance(number, Tensor):
         return f"its label is {short(label)}, expected one class number; several labels per image are not supported"
