@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import PIL.Image
 import torch
@@ -20,7 +20,7 @@ from ..errors import ConfigError, FBTError, nearest, one_line
 from ..randomness import stratified_order
 from . import fashion_mnist
 from .image_dataset import ImageDataset, InMemoryDataset, TransformConfigs
-from .image_files import Listing, class_folders, list_images, read_image
+from .image_files import Listing, class_folders, list_images, read_image, upright_size
 
 SPLITS = ("train", "val", "test")
 _DOWNLOAD = "set download=True (such as --cfg-options train_dataloader.dataset.download=True)"
@@ -234,6 +234,25 @@ class ImageFolder(ImageDataset):
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers[name] for name in own for _ in found[name].paths]
         super().__init__(classes, labels, transforms, seed)
+
+    @classmethod
+    def describe(cls, transforms: TransformConfigs, **options: Any) -> tuple[int | None, tuple[int, int] | None]:
+        _, size = super().describe(transforms, **options)
+        try:
+            folder = cls._folder(options.get("split", "train"), options["root"])
+            train = folder.parent / "train"
+            return len(class_folders(train if train.is_dir() else folder)), size
+        except (FBTError, OSError, KeyError, TypeError):  # not on this machine, or wrong: said where they are checked
+            return None, size
+
+    @classmethod
+    def stored_size(cls, **options: Any) -> tuple[int, int] | None:
+        try:
+            folder = cls._folder(options.get("split", "train"), options["root"])
+            first = next(path for name in class_folders(folder) for path in list_images(folder / name).paths)
+            return upright_size(first)
+        except (FBTError, OSError, KeyError, TypeError, StopIteration):
+            return None
 
     @staticmethod
     def _folder(split: str, root: str) -> Path:

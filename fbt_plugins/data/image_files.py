@@ -24,6 +24,9 @@ EXTENSIONS = (
 """What Pillow reads and people keep photographs in, with the parts of it that an installation may lack."""
 _OPTIONAL = {".webp": "webp", ".avif": "avif", ".jp2": "jpg_2000", ".j2k": "jpg_2000", ".jpx": "jpg_2000"}
 
+ORIENTATION = 274
+"""EXIF's number for it."""
+
 _NO_CLASSES = ("__MACOSX", "@eaDir")
 """Folders that systems put beside one's own; those that begin with a dot are no classes either."""
 
@@ -102,6 +105,17 @@ def read_image(path: str | Path) -> PIL.Image.Image:
         raise FBTError(f"{path} is too large an image ({one_line(error)}): make it smaller, or remove it") from error
     except (OSError, SyntaxError, ValueError, MemoryError) as error:  # Pillow raises any of them for damaged files
         raise FBTError(f"{path} is no readable image ({one_line(error)})") from error
+
+
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of an image as :func:`read_image` gives it, from its header alone.
+
+    Raises:
+        OSError: if it is no image.
+    """
+    with PIL.Image.open(path) as image:
+        turned = image.getexif().get(ORIENTATION, 1) >= 5  # from there on rows are columns
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _eight_bits(image: PIL.Image.Image, path: str | Path) -> PIL.Image.Image:

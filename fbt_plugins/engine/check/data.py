@@ -31,6 +31,19 @@ def data(findings: Findings) -> None:
                 findings.collect(f"{section}_evaluator", METRICS.build, dict(metric))
 
 
+def described(dataset: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] | None]:
+    """Classes, and (height, width) of the images, of a data set's config, where its class tells; None where not.
+
+    Raises:
+        ConfigError: if its transforms are wrong, or fail on such images.
+    """
+    kind = DATASETS.module_dict.get(str(dataset.get("type")))
+    if not (inspect.isclass(kind) and issubclass(kind, ImageDataset)):
+        return None, None
+    options = {key: value for key, value in dataset.items() if key not in ("type", "transforms")}
+    return kind.describe(dataset.get("transforms", ()), **options)
+
+
 def _loader(findings: Findings, where: str) -> None:
     loader = findings.config.get(where)
     if loader is None:
@@ -44,8 +57,11 @@ def _loader(findings: Findings, where: str) -> None:
         findings.problems.append(f"{where}.dataset is missing")
     else:
         findings.typed(DATASETS, dataset, f"{where}.dataset", given=("seed",))
+        before = len(findings.problems)
         findings.collect("", build_transforms, dataset.get("transforms", ()), f"{where}.dataset.transforms")
         kind = DATASETS.module_dict.get(str(dataset.get("type")))
+        if len(findings.problems) == before:
+            findings.collect(where, described, dataset)
         split = dataset.get("split", SPLITS[0])
         if inspect.isclass(kind) and issubclass(kind, ImageDataset) and split not in SPLITS:
             findings.problems.append(f"{where}.dataset: no split {split!r}{nearest(split, SPLITS)}")

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.registry import DATASETS
 
-from ...data import ImageDataset
 from ...distill.distiller import Distiller
 from ...distill.edge import SLOTS, parse_edges
 from ...distill.edge_schedule import TIMES
 from ...errors import FBTError, one_line
 from ...registry.registries import FUSIONS, LOSSES
+from .data import described
 from .findings import Findings
 
 
@@ -72,13 +71,10 @@ def _data_info(findings: Findings) -> dict[str, Any]:
     """Image size and classes of the training data, where its class says so; images are not counted."""
     loader = findings.config.get("train_dataloader")
     dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
-    if not isinstance(dataset, Mapping) or dataset.get("type") not in DATASETS.module_dict:
-        return {}
-    kind = DATASETS.module_dict[dataset["type"]]
-    if not (inspect.isclass(kind) and issubclass(kind, ImageDataset)):
+    if not isinstance(dataset, Mapping):
         return {}
     try:
-        classes, size = kind.describe(dataset.get("transforms", ()))
+        classes, size = described(dataset)
     except FBTError:
         return {}  # what is wrong with the transforms is reported where they are checked
     return {"image_size": size, "data_info": {"num_samples": 1} | ({"num_classes": classes} if classes else {})}

@@ -177,3 +177,32 @@ def test_transforms_that_cannot_work_are_found_at_once(root: Path) -> None:
         ImageFolder("val", str(root), [{"type": "RandomCrop", "size": 64}])
     with pytest.raises(ConfigError, match=r"\(1, 10, 12\); expected \(3, H, W\)"):
         ImageFolder("val", str(root), [{"type": "Grayscale"}])
+
+
+SIZES: list[tuple[list[dict[str, Any]], tuple[int, int] | None]] = [
+    ([dict(type="Resize", size=(64, 48))], (64, 48)),
+    ([dict(type="Resize", size=72), dict(type="CenterCrop", size=64)], (64, 64)),
+    ([dict(type="RandomResizedCrop", size=64)], (64, 64)),
+    ([dict(type="timm", input_size=64)], (64, 64)),
+    ([dict(type="Resize", size=64)], None),  # the shorter side alone
+    ([], None),
+]
+
+
+@pytest.mark.parametrize(("transforms", "size"), SIZES)
+def test_sizes_are_those_of_fixed_transforms_or_of_the_first_image(
+    transforms: list[dict[str, Any]], size: tuple[int, int] | None, root: Path
+) -> None:
+    assert ImageFolder.describe(transforms, split="train", root="/nowhere") == (None, size)
+    classes, found = ImageFolder.describe(transforms, split="train", root=str(root))
+    assert classes == 3 and found == ImageFolder("train", str(root), transforms).image_size
+    assert size in (None, found)
+
+
+def test_sizes_of_turned_images(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    Image.new("RGB", (30, 20)).save(tmp_path / "train" / "ant" / "0.jpg", exif=exif)
+    size = ImageFolder.describe((), root=str(tmp_path))[1]
+    assert size == ImageFolder("train", str(tmp_path)).image_size == (30, 20)
