@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     if not args.check:
         plan.run()
         return
-    data = open_splits(plan.config) if args.data else ["data     not opened: --check --data does"]
+    data = open_splits(plan.config, plan.distiller) if args.data else ["data     not opened: --check --data does"]
     for line in (f"{args.config}: nothing wrong", *data, *plan.lines()):
         say(line)
 

@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data import EpochSampler, InMemoryLoader, SeededSampler
+from ..distill.distiller import Distiller
 from ..errors import ConfigError, FBTError, one_line, short
 from ..randomness import seeded
+from .training_mode import one_image_problems
 
 SPLITS = ("train", "val", "test")
 _LOOKED_AT = 8
 """Images of a data set that are read in advance: enough to see that they are alike, too few to take time."""
-_CONTRACT = "subclass ImageDataset, or see docs/data.md for what a data set has"
+CONTRACT = "subclass ImageDataset, or see docs/data.md for what a data set has"
 
 
 def build_loader(dataloader: Mapping[str, Any], seed: int | None, device: Any) -> DataLoader[Any] | InMemoryLoader:
@@ -66,7 +68,7 @@ def loader_problems(loader: Any, where: str) -> list[str]:
     dataset = loader.dataset
     missing = [name for name in ("classes", "image_size") if not hasattr(dataset, name)]
     if missing:
-        return [f"{where}.dataset: {_name(dataset)} has no {' and no '.join(missing)}: {_CONTRACT}"]
+        return [f"{where}.dataset: {_name(dataset)} has no {' and no '.join(missing)}: {CONTRACT}"]
     if len(loader) == 0:
         size = getattr(loader, "batch_size", None)
         return [f"{where}: no batch at all: {len(dataset):,} images, batch_size={size}; lower it, or drop_last=False"]
@@ -80,7 +82,7 @@ def loader_problems(loader: Any, where: str) -> list[str]:
         except FBTError as error:
             return [f"{where}: {line}" for line in error.lines()]
         except Exception as error:  # a data set of the user's own, or one of its transforms
-            return [f"{where}.dataset: {_name(dataset)} fails on image {position}: {one_line(error)}; {_CONTRACT}"]
+            return [f"{where}.dataset: {_name(dataset)} fails on image {position}: {one_line(error)}; {CONTRACT}"]
         if problem := _sample_problem(sample, len(dataset.classes), soft=where.startswith("train")):
             return [f"{where}.dataset: {_name(dataset)}: image {position}: {problem}"]
         shapes.add(tuple(sample["inputs"].shape[1:]))
@@ -106,7 +108,7 @@ def _sample_problem(sample: Any, classes: int, soft: bool) -> str:
         soft: whether its label may also be C shares that sum to 1.
     """
     if not isinstance(sample, Mapping) or not {"inputs", "labels", "index"} <= sample.keys():
-        return f"expected a dict of inputs, labels and index, got {short(sample)}; {_CONTRACT}"
+        return f"expected a dict of inputs, labels and index, got {short(sample)}; {CONTRACT}"
     image, label = sample["inputs"], sample["labels"]
     if not isinstance(image, Tensor) or image.ndim != 3 or len(image) != 3:
         got = tuple(image.shape) if isinstance(image, Tensor) else short(image)
@@ -128,11 +130,12 @@ def _sample_problem(sample: Any, classes: int, soft: bool) -> str:
     return ""
 
 
-def open_splits(config: Config) -> list[str]:
+def open_splits(config: Config, distiller: Distiller | None = None) -> list[str]:
     """Opens the data of all splits of a run, and reads a few images of each.
 
     Args:
         config: of the run, checked.
+        distiller: that is to be trained, where the last batch shall suit it.
 
     Returns:
         A line for each split, of what it has.
@@ -154,6 +157,8 @@ def open_splits(config: Config) -> list[str]:
             problems.append(f"{where}: {one_line(error)}")
             continue
         found = loader_problems(loader, where)
+        if not found and split == "train" and distiller is not None:
+            found = one_image_problems(distiller, loader)
         problems += found
         if not found:
             dataset: Any = loader.dataset

@@ -42,6 +42,7 @@ from .hooks.topk import evaluate
 from .loaders import SPLITS, build_loader, loader_problems
 from .mmengine_patches import PatchedRunner, set_position
 from .processes import find_processes, join_processes, wrap
+from .training_mode import one_image_problems
 from .training_run import H, unwrapped
 
 
@@ -122,7 +123,10 @@ class DistillRunner(PatchedRunner):
         options = dict(self.cfg.get("data_preprocessor") or {})
         mixing = Mixing(num_classes=context["data_info"]["num_classes"], **options) if options else None
         preprocessor = ImagePreprocessor(mixing, self._memory_format)
-        return MODELS.build({**model, **context, "data_preprocessor": preprocessor})
+        distiller = MODELS.build({**model, **context, "data_preprocessor": preprocessor})
+        if dataset is not None and (problems := one_image_problems(distiller, self.train_dataloader)):
+            raise ConfigError(problems)
+        return distiller
 
     def _look_at_data(self) -> None:
         """Opens every split: nothing is trained before all of them are there."""

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from ...data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
 from ...errors import nearest
+from ...registry.signatures import parameters_of
+from ..loaders import CONTRACT
 from .findings import Findings
 
 SPLITS = ("train", "val", "test")
@@ -57,6 +59,9 @@ def _loader(findings: Findings, where: str) -> None:
         findings.problems.append(f"{where}.dataset is missing")
     else:
         findings.typed(DATASETS, dataset, f"{where}.dataset", given=("seed",))
+        takes, complete = parameters_of(DATASETS.module_dict.get(str(dataset.get("type")), dict), follow=True)
+        if complete and "seed" not in takes:
+            findings.problems.append(f"{where}.dataset: {dataset['type']} takes no seed, which a run gives: {CONTRACT}")
         before = len(findings.problems)
         findings.collect("", build_transforms, dataset.get("transforms", ()), f"{where}.dataset.transforms")
         kind = DATASETS.module_dict.get(str(dataset.get("type")))

@@ -13,6 +13,7 @@ from ...distill.edge import SLOTS, parse_edges
 from ...distill.edge_schedule import TIMES
 from ...errors import FBTError, one_line
 from ...registry.registries import FUSIONS, LOSSES
+from ..training_mode import stage_problems
 from .data import described
 from .findings import Findings
 
@@ -40,7 +41,9 @@ def model(findings: Findings, without_checkpoint: bool) -> Distiller | None:
     info = _data_info(findings)
     try:
         with torch.device("meta"):
-            return Distiller(**options, **info)
+            distiller = Distiller(**options, **info)
+        findings.problems += _channel_problems(distiller) or stage_problems(distiller)
+        return distiller
     except FBTError as error:
         findings.problems += str(error).splitlines()
         if any(line.startswith(("model.student", "model.teacher")) for line in findings.problems):
@@ -48,6 +51,15 @@ def model(findings: Findings, without_checkpoint: bool) -> Distiller | None:
     except Exception as error:  # a third party's architecture may fail in any way
         findings.problems.append(f"model cannot be built: {one_line(error)}")
     return None
+
+
+def _channel_problems(distiller: Distiller) -> list[str]:
+    return [
+        f"model.{role}: in_chans={model.in_chans}, but images have 3 channels (grey ones have the same three times); "
+        f"drop in_chans"
+        for role, model in distiller.models.items()
+        if model.in_chans != 3
+    ]
 
 
 def _parts(findings: Findings, options: Mapping[str, Any]) -> None:
