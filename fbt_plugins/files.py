@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,18 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+UNFINISHED = "unfinished"
+"""Key of a summary.json that tells what failed after training; a finished run's has no such key."""
+
+
+def is_finished(folder: str | Path) -> bool:
+    """Whether a run's folder has the results of a whole run: a summary.json in which nothing is missing."""
+    try:
+        return UNFINISHED not in json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def append_line(path: str | Path, line: str) -> None:

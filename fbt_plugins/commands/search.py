@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
         import matplotlib  # noqa: F401
 
         from ..config.hashing import config_hash
+        from ..engine.loaders import open_all
         from ..jobs.study import FAILURES, SharedStudy, Slot, complaint, hidden
         from ..search.live_table import SearchScreen
         from ..search.one_shot import Finish, make_ranking, shared
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     url = args.storage or f"sqlite:///{out / 'study.db'}"
     study = SharedStudy(f"{name}-{part}", url, Slot, settings.directions)
     trials = out / f"trials-{part}"
+    open_all([config])
     if fusion is not None:
         one_shot = out / f"one_shot-{part}"
         try:

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from ..console import say
 from ..errors import FBTError
-from ..files import append_line
+from ..files import append_line, is_finished
 from ..jobs.study import Claim, Run, SharedStudy
 from ..jobs.workers import Process, Workers, last_line
 from ..report import Trial, read_trials, trial_of_run
@@ -81,7 +81,7 @@ class Runs(Workers[Run]):
     def plan(self, claim: Claim[Run]) -> tuple[Path, list[str] | None]:
         run = claim.run
         folder = self.folder / run.pair / run.method / f"seed_{run.seed}_{run.config[:8]}"
-        if (folder / "summary.json").is_file():
+        if is_finished(folder):
             return folder, None
         arguments = ["--pair", run.pair, "--method", run.method, "--seed", str(run.seed)]
         arguments += ["--work-dir", str(folder), "--resume", "auto"]

@@ -14,6 +14,8 @@ from ..errors import ConfigError, FBTError, Interrupted, PluginError, one_line
 from .hooks.checkpoints import AtomicCheckpointHook
 from .hooks.loss_guard import NotFinite
 from .hooks.loss_memories import memories
+from .loaders import ADD_RESIZE
+from .training_mode import ONE_IMAGE, is_of_one_image
 from .training_run import TrainingRun
 
 
@@ -35,7 +37,7 @@ def in_one_line(runner: TrainingRun) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, PluginError | ConfigError) else None  # what a plugin's code raised
         if "CUDA error" in str(cause):  # what a GPU reports may have come from anything that was started before
             raise cause from None  # type: ignore[misc]
-        known = _known(cause, runner.distributed) if isinstance(cause, RuntimeError) else None
+        known = _known(cause, runner.distributed) if isinstance(cause, Exception) else None
         if cause is None and ((hook := runner.hook(AtomicCheckpointHook)) is None or hook.saved < 0):
             raise
         raise FBTError("\n".join([known] if known else error.lines()) + f"; {_last_checkpoint(runner)}") from error
@@ -43,14 +45,20 @@ def in_one_line(runner: TrainingRun) -> Iterator[None]:
         where = f": {error.filename}" if error.filename else ""
         raise FBTError(f"{error.strerror or one_line(error)}{where}; {_last_checkpoint(runner)}") from error
     except Exception as error:
-        known = _known(error, runner.distributed) if isinstance(error, RuntimeError) else None
+        known = _known(error, runner.distributed)
         if known is None:
             raise
         raise FBTError(f"{known}; {_last_checkpoint(runner)}") from error
 
 
-def _known(error: RuntimeError, distributed: bool) -> str | None:
-    """What a RuntimeError means to a user; None where it may mean anything."""
+def _known(error: Exception, distributed: bool) -> str | None:
+    """What an error means to a user; None where it may mean anything."""
+    if is_of_one_image(error):
+        return ONE_IMAGE
+    if not isinstance(error, RuntimeError):
+        return None
+    if "stack expects each tensor to be equal size" in str(error):
+        return f"the images of a batch have different sizes; {ADD_RESIZE}"
     if isinstance(error, torch._dynamo.exc.TorchDynamoException):  # torch.compile has no public error class
         return f"compile: it fails ({one_line(error)}); set compile=None"
     if isinstance(error, torch.OutOfMemoryError):
@@ -79,6 +87,8 @@ def _after_nan(runner: TrainingRun, iteration: int) -> str:
     state = [*distiller.state_dict().values(), *memories(distiller).values()]
     if not all(v.isfinite().all() for v in state if v.is_floating_point()):  # BatchNorm's, or a loss's memories
         return f"the model's statistics are not finite either: {_last_checkpoint(runner)}"
+    if not hasattr(runner.optim_wrapper, "group_start"):  # mmengine's own updates as it goes
+        return f"{_last_checkpoint(runner)}; {hint}"
     start = runner.optim_wrapper.group_start(iteration)
     if start == hook.saved:
         return f"{_last_checkpoint(runner)}; {hint}"

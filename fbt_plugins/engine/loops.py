@@ -14,6 +14,7 @@ from mmengine.runner.utils import calc_dynamic_intervals
 
 from ..distill.build import TEACHER
 from ..errors import FBTError
+from .loaders import sampler_of
 from .training_run import TrainingRun
 
 
@@ -30,7 +31,7 @@ class _Seeking:
         Raises:
             FBTError: if the order of the images cannot be taken up in the middle.
         """
-        sampler = self.dataloader.sampler
+        sampler = sampler_of(self.dataloader)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
         if done:

@@ -14,7 +14,6 @@ from mmengine.config import Config
 from mmengine.dist import barrier, get_dist_info, is_distributed, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, VISUALIZERS
-from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -25,7 +24,7 @@ from ..data import InMemoryLoader, Mixing
 from ..data.preprocessor import ImagePreprocessor
 from ..distill.build import TEACHER
 from ..distill.distiller import Distiller
-from ..errors import FBTError, one_line
+from ..errors import ConfigError, FBTError, one_line
 from ..files import remove_halves, write_atomic
 from . import loops, optim  # noqa: F401 - they register themselves, as all of .hooks does
 from .device import keep_freed_memory, resolve_device
@@ -40,8 +39,10 @@ from .hooks.progress import ProgressHook
 from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
 from .hooks.topk import evaluate
+from .loaders import SPLITS, build_loader, loader_problems
 from .mmengine_patches import PatchedRunner, set_position
 from .processes import find_processes, join_processes, wrap
+from .training_mode import one_image_problems
 from .training_run import H, unwrapped
 
 
@@ -107,9 +108,14 @@ class DistillRunner(PatchedRunner):
         return super().build_visualizer(visualizer)
 
     def build_model(self, model: Any) -> nn.Module:
-        """Builds the distiller, after the training data, whose image size and classes it must fit."""
+        """Builds the distiller, after the data of all splits: it must fit the training data's image size and classes.
+
+        Raises:
+            ConfigError: with what is wrong with the data.
+        """
         if isinstance(model, nn.Module):
             return model
+        self._look_at_data()
         context: dict[str, Any] = {}
         if (dataset := self.train_data) is not None:
             context["image_size"] = dataset.image_size
@@ -117,7 +123,20 @@ class DistillRunner(PatchedRunner):
         options = dict(self.cfg.get("data_preprocessor") or {})
         mixing = Mixing(num_classes=context["data_info"]["num_classes"], **options) if options else None
         preprocessor = ImagePreprocessor(mixing, self._memory_format)
-        return MODELS.build({**model, **context, "data_preprocessor": preprocessor})
+        distiller = MODELS.build({**model, **context, "data_preprocessor": preprocessor})
+        if dataset is not None and (problems := one_image_problems(distiller, self.train_dataloader)):
+            raise ConfigError(problems)
+        return distiller
+
+    def _look_at_data(self) -> None:
+        """Opens every split: nothing is trained before all of them are there."""
+        built = (self.train_loop, self.val_loop, self.test_loop if self.tests else None)
+        problems = []
+        for split, loop in zip(SPLITS, built, strict=True):
+            if (loader := getattr(loop, "dataloader", None)) is not None:
+                problems += loader_problems(loader, f"{split}_dataloader")
+        if problems:
+            raise ConfigError(problems)
 
     @property
     def _memory_format(self) -> torch.memory_format:
@@ -126,22 +145,13 @@ class DistillRunner(PatchedRunner):
     def build_dataloader(  # type: ignore[override]
         self, dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader[Any] | InMemoryLoader:
-        """Builds mmengine's DataLoader: samples are stacked to tensors, data set and sampler draw from the run's seed.
+        """Builds a loader as :func:`build_loader` does.
 
-        With ``in_memory=True`` an :class:`InMemoryLoader` of the same data set, sampler and batch size. The order of
-        the images is one for all processes, so ``diff_rank_seed`` does not concern it.
+        The order of the images is one for all processes, so ``diff_rank_seed`` does not concern it.
         """
         if not isinstance(dataloader, Mapping):
             return dataloader
-        config = dict(dataloader)
-        in_memory = config.pop("in_memory", False)
-        config.setdefault("collate_fn", {"type": "default_collate"})
-        config.setdefault("num_workers", 0)
-        config["dataset"] = {"seed": seed or 0, **config["dataset"]}
-        built = Runner.build_dataloader(config, seed)
-        if in_memory:
-            return InMemoryLoader(built.dataset, built.sampler, built.batch_size, built.drop_last, self.device)
-        return built
+        return build_loader(dataloader, seed, self.device)
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         model = model.to(self.device).to(memory_format=self._memory_format)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from .census import FAMILIES, of_model, of_stages, take_census
 from .knowledge import Knowledge
 from .net_part import Unowned
 from .proof import SplitProof, prove
-from .weightless import meta_copy
+from .weightless import meta_copy, whole_copy
 
 LAYOUTS = ("NCHW", "NHWC", "NLC")
 
@@ -343,7 +342,7 @@ def partial_copy(model: StagedModel, numbers: Iterable[int]) -> StagedModel:
     parts = [model.part(number) for number in numbers]
     own = {id(tensor) for part in parts for tensor in (*part.parameters(), *part.buffers())}
     shared = {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in own}
-    return copy.deepcopy(model, shared)
+    return whole_copy(model, shared)
 
 
 def _by(sizes: Sequence[int]) -> str:

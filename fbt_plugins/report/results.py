@@ -102,6 +102,8 @@ def trial_of_run(folder: str | Path, config: str, hardware: str) -> Trial:
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     except (OSError, json.JSONDecodeError) as error:
         raise FBTError(f"{folder}: not the folder of a finished run ({error})") from error
+    if "unfinished" in summary:
+        raise FBTError(f"{folder}: not the folder of a finished run ({summary['unfinished']})")
     if not summary.get("cell"):
         raise FBTError(f"{folder}: a run of no matrix")
     rates = [record["train/images_per_second"] for record in records if "train/images_per_second" in record]

@@ -20,7 +20,7 @@ from ..distill.build import named_fusions
 from ..distill.distiller import Distiller
 from ..engine.check import check_config
 from ..errors import ConfigError, FBTError
-from ..files import write_atomic
+from ..files import is_finished, write_atomic
 from ..jobs.study import Claim, SharedStudy, Slot
 from ..jobs.workers import Process, Workers, last_line
 from .settings import OBJECTIVES, Settings
@@ -106,7 +106,7 @@ class Search(Workers[Slot]):
         self._planned[claim.run] = options, _extra_parameters(check_config(config))
         if (same := self._same(options)) is not None:
             return same, None
-        if (folder / "summary.json").is_file():
+        if is_finished(folder):
             return folder, None
         write_atomic(folder / "trial.py", config.pretty_text)
         return folder, [
@@ -121,7 +121,7 @@ class Search(Workers[Slot]):
         for tried in sorted(complete, key=lambda tried: tried.number):
             if tried.folder not in self._hashes:
                 self._hashes[tried.folder] = config_hash(self.config_of(tried.options))
-            if self._hashes[tried.folder] == mine and (Path(tried.folder) / "summary.json").is_file():
+            if self._hashes[tried.folder] == mine and is_finished(tried.folder):
                 return Path(tried.folder)
         return None
 
