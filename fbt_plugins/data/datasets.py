@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -38,6 +38,7 @@ class FashionMNISTMini(InMemoryDataset):
 
     known_classes = torchvision.datasets.FashionMNIST.classes
     known_size = (28, 28)
+    known_lengths: ClassVar[Mapping[str, int]] = {"train": 5000, "val": 1000, "test": 2000}
 
     def __init__(self, split: str, transforms: TransformConfigs = (), seed: int = 0) -> None:
         _check_split(self, split)
@@ -63,6 +64,7 @@ class FashionMNIST(InMemoryDataset):
 
     known_classes = torchvision.datasets.FashionMNIST.classes
     known_size = (28, 28)
+    known_lengths: ClassVar[Mapping[str, int]] = {"train": 60000, "val": 0, "test": 10000}
 
     def __init__(
         self,
@@ -141,6 +143,7 @@ class CIFAR10(InMemoryDataset):
         "truck",
     )
     known_size = (32, 32)
+    known_lengths: ClassVar[Mapping[str, int]] = {"train": 50000, "val": 0, "test": 10000}
 
     def __init__(
         self,

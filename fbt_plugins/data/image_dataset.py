@@ -40,6 +40,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             ``view``. None (which is how it begins) gives every epoch one of its own.
         known_classes, known_size: classes and (height, width) of the stored images, for data sets that are always the
             same; empty and None for others.
+        known_lengths: images of the stored splits of such data sets, before any are held out.
 
     Raises:
         ConfigError: if the transforms are wrong, fail on the first image, or yield anything but such a tensor.
@@ -47,6 +48,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     known_classes: ClassVar[Sequence[str]] = ()
     known_size: ClassVar[tuple[int, int] | None] = None
+    known_lengths: ClassVar[Mapping[str, int]] = {}
 
     def __init__(self, classes: Sequence[str], labels: Sequence[int], transforms: TransformConfigs, seed: int) -> None:
         self.classes = tuple(classes)
@@ -81,6 +83,19 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 blank = transform(torch.zeros(3, *cls.known_size, dtype=torch.uint8))
             size = (blank.shape[1], blank.shape[2])
         return len(cls.known_classes) or None, size
+
+    @classmethod
+    def known_length(cls, split: str, validation: int = 0) -> int | None:
+        """How many images a split has, without any data; None where only data can tell.
+
+        Args:
+            split: as the data set takes it.
+            validation: how many are held out.
+        """
+        stored = cls.known_lengths.get(split)
+        if stored is None:
+            return None
+        return stored - validation if split == "train" else stored or validation
 
     def image(self, position: int) -> Tensor | Image:
         """The image before any transform: a uint8 tensor (3, H, W) that may be changed, or a PIL image in RGB."""
