@@ -143,8 +143,8 @@ class Search(Workers[Slot]):
             contents["work_dir"] = str(folder)
         return Config(contents)
 
-    def _environment(self) -> dict[str, str]:
-        return super()._environment() | {STORAGE: self.study.url}
+    def _environment(self, gpu: str | None) -> dict[str, str]:
+        return super()._environment(gpu) | {STORAGE: self.study.url}
 
     def finish(self, process: Process[Slot], code: int) -> None:
         slot, folder = process.claim.run, process.folder

@@ -56,7 +56,7 @@ def in_iterations(schedules: Sequence[Any], max_iters: int, epoch_length: int) -
 
 
 def scaled(schedule: Any, ratio: float) -> Any:
-    """A schedule of a rate that was multiplied by ``ratio``: so are the rates that it names, and with them all of it."""
+    """A schedule of a rate that was multiplied by ``ratio``: so is every rate that it names."""
     if not isinstance(schedule, Mapping) or not str(schedule["type"]).endswith("LR"):
         return schedule
     return {**schedule, **{key: schedule[key] * ratio for key in RATES if schedule.get(key) is not None}}
