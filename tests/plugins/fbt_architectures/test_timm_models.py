@@ -11,6 +11,7 @@ from conftest import CNN, DEIT, SWIN
 from torch import nn
 
 from fbt_plugins import ARCHITECTURES
+from fbt_plugins.engine.hooks.checkpoints import save_student
 from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError
 
 _RESNET = dict(layers=(1, 1, 1, 1), channels=(8, 16, 24, 32))
@@ -163,6 +164,20 @@ def test_swin_n_and_swin_p_are_those_of_the_literature() -> None:
         assert [layer.blocks[0].attn.num_heads for layer in net.layers] == [2, 4, 8, 16]
 
 
+def test_a_tag_in_a_name_says_whose_normalisation_and_weights(tmp_path: Path) -> None:
+    tagged = dict(type="timm", name="vit_small_patch16_224.augreg_in21k_ft_in1k", num_classes=5, **_VIT)
+    model = ARCHITECTURES.build(tagged)
+    plain = ARCHITECTURES.build(dict(tagged, name="vit_small_patch16_224"))
+    assert model.mean == model.std == (0.5, 0.5, 0.5) and model.family == "attention" and model.name == tagged["name"]
+    assert [str(spec) for spec in model.specs] == [str(spec) for spec in plain.specs]
+    path = tmp_path / "student.safetensors"
+    save_student(model, path, {})
+    again = ARCHITECTURES.build(dict(tagged, checkpoint=str(path)))
+    assert torch.equal(again.net.head.weight, model.net.head.weight)
+    theirs = timm.create_model(tagged["name"], num_classes=5, **_VIT, checkpoint_path=str(path))
+    assert torch.equal(theirs.head.weight, model.net.head.weight)
+
+
 def test_a_models_own_normalisation_comes_with_it_and_can_be_changed() -> None:
     model = ARCHITECTURES.build(dict(type="timm", name="mixer_s16_224", num_classes=10))
     assert model.mean == (0.5, 0.5, 0.5)
@@ -173,6 +188,7 @@ def test_a_models_own_normalisation_comes_with_it_and_can_be_changed() -> None:
     ("config", "error", "reason"),
     [
         (dict(name="resnet81"), UnknownNameError, "did you mean .*resnet18"),
+        (dict(name="convnext_tiny.fb_in2k"), UnknownNameError, "no weights 'fb_in2k' of 'convnext_tiny'; did you mean"),
         (dict(name="resnet18", drop_rat=0.1), ConfigError, "takes no argument 'drop_rat'.*drop_rate"),
         (dict(name="resmlp_12_224", patch_size=8), ConfigError, "timm fixes 'patch_size'"),
         pytest.param(
