@@ -33,3 +33,25 @@ def is_lazy(path: Path) -> bool:
     reads a file and does not say what it found; so we ask first, and refuse such files in one line.
     """
     return bool(Config._is_lazy_import(str(path)))
+
+
+def base_circle(path: Path) -> list[Path] | None:
+    """Config files that are each other's ``_base_``, from one of them back to it; None where there is no such circle.
+
+    mmengine reads them again and again, until Python's stack is full. Which files a file names it tells in one private
+    method only.
+    """
+    done: set[Path] = set()
+
+    def follow(file: Path, way: list[Path]) -> list[Path] | None:
+        if file in way:
+            return [*way[way.index(file) :], file]
+        if file in done or not file.is_file():
+            return None
+        for base in Config._get_base_files(str(file)):
+            if (circle := follow((file.parent / base).resolve(), [*way, file])) is not None:
+                return circle
+        done.add(file)
+        return None
+
+    return follow(path.resolve(), [])

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..config.merging import merge
 from ..config.options import DEFAULT_HOOKS, OPTIONS
+from ..config.writing import as_file
 from ..console import relative, say
 from ..data import InMemoryLoader, Mixing
 from ..data.preprocessor import ImagePreprocessor
@@ -398,7 +399,7 @@ class DistillRunner(PatchedRunner):
         earlier = checkpoints.set_aside(Path(self.work_dir), newer_than)
         if earlier is not None:
             say(f"earlier {relative(earlier)} has what another run left in this folder")
-        write_atomic(Path(self.work_dir) / "config.py", Config(self.cfg.to_dict()).pretty_text)
+        write_atomic(Path(self.work_dir) / "config.py", as_file(self.cfg))
 
     def log_start(self) -> None:
         """Device, seed and config, for the log file."""
