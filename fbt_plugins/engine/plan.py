@@ -19,7 +19,7 @@ from ..distill.distiller import Distiller
 from ..errors import FBTError, Interrupted
 from ..files import locked
 from .check import check_config
-from .processes import find_processes
+from .processes import find_processes, leave_processes
 from .runner import DistillRunner
 from .teacher_run import TRAIN, missing_teacher
 
@@ -104,6 +104,8 @@ class Plan:
                 for hook in hooks:
                     runner.register_hook(hook)
                 runner.train()
+        if not on_the_way:  # the run that waits for this one goes on with its processes
+            leave_processes()
 
 
 @contextmanager
