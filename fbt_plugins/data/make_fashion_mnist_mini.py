@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example (Debian or Ubuntu, after 'apt install dataset-fashion-mnist'):\n"
-        "  python -m fbt_plugins.data.make_fashion_mnist_mini --root /usr/share/dataset-fashion-mnist",
+        "  python -m fbt_plugins.data.make_fashion_mnist_mini --root /usr/share/datasets/fashion-mnist",
     )
     parser.add_argument(
         "--root", type=user_path, required=True, help="folder with the four original idx files, .gz or not"
