@@ -18,7 +18,7 @@ from ..registry.loading import load_plugins
 from .finding import find_config
 from .matrix import Matrix
 from .merging import merge, merge_options
-from .mmengine_patches import base_circle, is_lazy, merging_our_way
+from .mmengine_patches import base_circle, is_lazy, merging_our_way, without_chatter
 from .options import DEFAULTS
 
 PATHS = ("work_dir", "resume", "load_from", "publish")
@@ -164,7 +164,7 @@ def default_work_dir(path: str | Path, config: Config) -> str:
 
 def _load(path: str | Path) -> Config:
     """A file's own contents, without its helper variables."""
-    with merging_our_way():
+    with merging_our_way(), without_chatter():
         config = _read(find_config(path))
     for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
         config.pop(name)

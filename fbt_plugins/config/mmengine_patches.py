@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
 
 from .merging import merge
 
@@ -24,6 +26,18 @@ def merging_our_way() -> Iterator[None]:
         yield
     finally:
         Config._merge_a_into_b = staticmethod(original)
+
+
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """Keeps to itself what mmengine logs while it reads a file, such as environment variables that it names."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def is_lazy(path: Path) -> bool:
