@@ -19,6 +19,7 @@ from ...console import console, count, relative, say
 from ...distill.distiller import Distiller
 from ...files import write_atomic
 from ..provenance import git_state, versions
+from ..student import about_student
 from ..training_run import TrainingRun
 from .checkpoints import read_checkpoint, save_student
 from .publish_teacher import publish
@@ -60,7 +61,9 @@ class SummaryHook(Hook):
         loader, evaluator, split = _final_data(runner)
         if loader is None:  # without data to test on, the student is saved all the same
             if is_main_process():
-                save_student(distiller.student, path, {"classes": list(runner.train_dataloader.dataset.classes)})
+                classes = list(runner.train_dataloader.dataset.classes)
+                about = about_student(runner.cfg.model.get("student"), None) | {"classes": classes}
+                save_student(distiller.student, path, about)
                 say(f"student  {relative(path)}")
             return
         with console.status(f"testing the best student (epoch {best_epoch})"):
@@ -86,6 +89,7 @@ class SummaryHook(Hook):
             "image_size": list(distiller.image_size),
             "top1": metrics["student_top1"],
             "split": split,
+            **about_student(runner.cfg.model.get("student"), loader.dataset),
         }
         save_student(distiller.student, path, about)
         summary = {

@@ -264,3 +264,21 @@ def test_a_new_head_comes_with_a_checkpoint_of_other_classes(config: dict, tmp_p
     new = ARCHITECTURES.build(dict(config, head="new")).net.state_dict()
     differ = {k.rsplit(".", 1)[0] for k, v in old.net.state_dict().items() if not torch.equal(v, new[k])}
     assert len(differ) == (2 if config["name"] == DEIT["name"] else 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("swin_nano_patch4_window7_224", [64, 128, 256, 512]),
+        ("swin_pico_patch4_window7_224", [48, 96, 192, 384]),
+        ("resmlp_s4_patch4_32", [64, 64, 64]),
+        ("mixer_s4_patch4_32", [64, 64, 64]),
+    ],
+)
+def test_the_models_that_only_we_name_give_features_as_timms_do(name: str, channels: list[int]) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(name, features_only=True)
+        size = 32 if name.endswith("32") else 224
+        maps = net(torch.zeros(1, 3, size, size))
+        assert len(timm.create_model(name, features_only=True, out_indices=(0, 1)).feature_info.channels()) == 2
+    assert net.feature_info.channels() == channels and len(maps) == len(channels)
