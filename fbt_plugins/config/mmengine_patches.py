@@ -10,6 +10,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 
+from .matrix import yielding
 from .merging import merge
 
 
@@ -18,10 +19,11 @@ def merging_our_way() -> Iterator[None]:
     """Lays files over their ``_base_`` with our :func:`merge` while mmengine reads them.
 
     mmengine's own keeps the arguments of an inherited dict whose ``type`` a child changes: a new loss would inherit the
-    old one's gamma. It calls its merge by name, on Config itself, so a subclass of Config cannot replace it.
+    old one's gamma. And it knows no matrices, whose tables have to give way to a child. It calls its merge by name, on
+    Config itself, so a subclass of Config cannot replace it.
     """
     original = Config._merge_a_into_b
-    Config._merge_a_into_b = staticmethod(lambda a, b, allow_list_keys=False: ConfigDict(merge(b, a)))
+    Config._merge_a_into_b = staticmethod(lambda a, b, allow_list_keys=False: ConfigDict(merge(yielding(b, a), a)))
     try:
         yield
     finally:
