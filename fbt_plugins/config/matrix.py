@@ -20,8 +20,8 @@ class Matrix:
     """A config's tables: what differs from run to run only by pair or method.
 
     A run's config is the matrix's own, with the pair's overrides, then the method's, then those that the pair has for
-    this method laid over it, each as a config is laid over its ``_base_``. What a config whose ``_base_`` is a matrix says
-    outside of the tables is for all of its runs.
+    this method laid over it, each as a config is laid over its ``_base_``. What a config says
+    outside of the tables is for all runs, also of a matrix that is its ``_base_``.
 
     Attributes:
         base: the config without the tables.
