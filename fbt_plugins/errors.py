@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 TOOLS = {
@@ -112,6 +113,18 @@ def typed(line: str, *arguments: str) -> str:
     if folder is not None:
         line = re.sub(rf"(--no-python )?(?<![^\s'])fbt ({'|'.join(TOOLS)})(?![\w-])", tool, line)
     return " ".join([line, *map(shlex.quote, arguments)])
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user gave it; a shell leaves the "~" of ``--out=~/x`` or ``'~/x'`` to us.
+
+    Raises:
+        FBTError: if it is the home of a user who is not there.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise FBTError(f"{text}: there is no such user") from None
 
 
 def debugging() -> bool:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FBTError, typed
+from ..errors import FBTError, typed, user_path
 from .arguments import Parser
 
 EXAMPLES = """\
@@ -28,11 +28,11 @@ def parse() -> Parser:
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="some methods only (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="other seeds than the config's")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the report (default: work_dirs/compare/NAME)"
+        "--out", type=user_path, metavar="DIR", help="folder of the report (default: work_dirs/compare/NAME)"
     )
     parser.add_argument(
         "--results",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="trials.jsonl of finished runs, or a folder that has one (default: in --out, made if it is not there)",
     )

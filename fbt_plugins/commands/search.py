@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FBTError, typed
+from ..errors import FBTError, typed, user_path
 from .arguments import Parser
 
 EXAMPLES = """\
@@ -28,7 +28,7 @@ def parse() -> Parser:
     parser = Parser("fbt search", __doc__, EXAMPLES)
     parser.add_shared("config", "--pair", "--method", "--cfg-options", "--device", "--workers", "--storage")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of trials and results (default: work_dirs/search/NAME)"
+        "--out", type=user_path, metavar="DIR", help="folder of trials and results (default: work_dirs/search/NAME)"
     )
     parser.add_argument("--list", action="store_true", help="only show what is chosen from")
     return parser

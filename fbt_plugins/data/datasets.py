@@ -23,8 +23,7 @@ from .image_dataset import ImageDataset, InMemoryDataset, TransformConfigs
 from .image_files import Listing, class_folders, list_images, read_image, upright_size
 
 SPLITS = ("train", "val", "test")
-_DOWNLOAD = "set download=True (such as --cfg-options train_dataloader.dataset.download=True)"
-_DEBIAN = "install Debian's dataset-fashion-mnist and set root='/usr/share/dataset-fashion-mnist'"
+_DEBIAN = "install Debian's dataset-fashion-mnist and set root='/usr/share/datasets/fashion-mnist'"
 
 
 @DATASETS.register_module()
@@ -40,6 +39,7 @@ class FashionMNISTMini(InMemoryDataset):
 
     known_classes = torchvision.datasets.FashionMNIST.classes
     known_size = (28, 28)
+    known_lengths: ClassVar[Mapping[str, int]] = {"train": 5000, "val": 1000, "test": 2000}
 
     def __init__(self, split: str, transforms: TransformConfigs = (), seed: int = 0) -> None:
         _check_split(self, split)
@@ -65,6 +65,7 @@ class FashionMNIST(InMemoryDataset):
 
     known_classes = torchvision.datasets.FashionMNIST.classes
     known_size = (28, 28)
+    known_lengths: ClassVar[Mapping[str, int]] = {"train": 60000, "val": 0, "test": 10000}
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class FashionMNIST(InMemoryDataset):
         except FBTError as error:
             if fashion_mnist.has_original(root, source):  # then a file is damaged
                 raise
-            raise FBTError(f"{error}; {failure or _DOWNLOAD}, or {_DEBIAN}") from None
+            raise FBTError(f"{error}; {failure or _download_hint(split)}, or {_DEBIAN}") from None
         known = fashion_mnist.read_embedded("test" if split == "test" else "val")
         if not torch.equal(images[known.indices], known.images):
             raise FBTError(f"the idx files in {root} are not those of Fashion-MNIST (MNIST's have the same names)")
@@ -143,6 +144,7 @@ class CIFAR10(InMemoryDataset):
         "truck",
     )
     known_size = (32, 32)
+    known_lengths: ClassVar[Mapping[str, int]] = {"train": 50000, "val": 0, "test": 10000}
 
     def __init__(
         self,
@@ -154,7 +156,7 @@ class CIFAR10(InMemoryDataset):
         seed: int = 0,
     ) -> None:
         _check_split(self, split)
-        data = self._read(Path(root).expanduser().resolve(), split != "test", download)
+        data = self._read(Path(root).expanduser().resolve(), split, download)
         images, labels = torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
         if split != "test":
             least, most = int(split == "val"), len(labels) - 1
@@ -167,14 +169,14 @@ class CIFAR10(InMemoryDataset):
         super().__init__(data.classes, images.contiguous(), labels, transforms, seed)
 
     @classmethod
-    def _read(cls, root: Path, train: bool, download: bool) -> torchvision.datasets.CIFAR10:
+    def _read(cls, root: Path, split: str, download: bool) -> torchvision.datasets.CIFAR10:
         failure = _download(lambda: cls._problem(root) and cls.source(root, download=True)) if download else ""
         try:
-            return cls.source(root, train)
+            return cls.source(root, split != "test")
         except (RuntimeError, OSError) as error:
             archive = f"with {cls.source.filename} in {root} that needs no network"
             problem = one_line(error) if isinstance(error, OSError) else cls._problem(root)
-            raise FBTError(f"{cls.__name__}: {problem}; {failure or _DOWNLOAD}; {archive}") from error
+            raise FBTError(f"{cls.__name__}: {problem}; {failure or _download_hint(split)}; {archive}") from error
 
     @classmethod
     def _problem(cls, root: Path) -> str:
@@ -293,6 +295,10 @@ class ImageFolder(ImageDataset):
 def _check_split(dataset: ImageDataset, split: str) -> None:
     if split not in SPLITS:
         raise ConfigError(f"{type(dataset).__name__}: no split {split!r}{nearest(split, SPLITS)}")
+
+
+def _download_hint(split: str) -> str:
+    return f"set download=True (--cfg-options {split}_dataloader.dataset.download=True)"
 
 
 def _download(fetch: Callable[[], object]) -> str:

@@ -41,6 +41,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         takes_epochs: that samples may be asked for by (epoch, position).
         known_classes, known_size: classes and (height, width) of the stored images, for data sets that are always the
             same; empty and None for others.
+        known_lengths: images of the stored splits of such data sets, before any are held out.
 
     Raises:
         ConfigError: if the transforms are wrong, fail on the first image, or yield anything but such a tensor.
@@ -49,6 +50,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     takes_epochs: ClassVar[bool] = True
     known_classes: ClassVar[Sequence[str]] = ()
     known_size: ClassVar[tuple[int, int] | None] = None
+    known_lengths: ClassVar[Mapping[str, int]] = {}
 
     def __init__(self, classes: Sequence[str], labels: Sequence[int], transforms: TransformConfigs, seed: int) -> None:
         self.classes = tuple(classes)
@@ -97,6 +99,19 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def stored_size(cls, **options: Any) -> tuple[int, int] | None:
         """(height, width) that all stored images have, or the first one; None where that cannot be told quickly."""
         return cls.known_size
+
+    @classmethod
+    def known_length(cls, split: str, validation: int = 0) -> int | None:
+        """How many images a split has, without any data; None where only data can tell.
+
+        Args:
+            split: as the data set takes it.
+            validation: how many are held out.
+        """
+        stored = cls.known_lengths.get(split)
+        if stored is None:
+            return None
+        return stored - validation if split == "train" else stored or validation
 
     def image(self, position: int) -> Tensor | Image:
         """The image before any transform: a uint8 tensor (3, H, W) that may be changed, or a PIL image in RGB."""

@@ -18,6 +18,22 @@ from .loaders import sampler_of
 from .training_run import TrainingRun
 
 
+def no_batches(where: str, images: int, batch_size: int | None, drop_last: bool) -> str:
+    """Says that a loader has nothing to give.
+
+    Args:
+        where: its key in the config.
+        images: of each process.
+        batch_size, drop_last: its own.
+    """
+    if images and drop_last:
+        return (
+            f"{where}: {images:,} images make no batch of {batch_size:,}, and drop_last=True drops what is left; "
+            "set a smaller batch_size, or drop_last=False"
+        )
+    return f"{where}: it has no batch at all ({images:,} images)"
+
+
 class _Seeking:
     """What both loops share: batches of an epoch from any position on."""
 

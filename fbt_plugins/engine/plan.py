@@ -20,7 +20,7 @@ from ..errors import FBTError, Interrupted
 from ..files import locked
 from .check import check_config
 from .loaders import open_splits
-from .processes import find_processes
+from .processes import find_processes, leave_processes
 from .runner import DistillRunner
 from .teacher_run import TRAIN, missing_teacher
 
@@ -107,6 +107,8 @@ class Plan:
                 for hook in hooks:
                     runner.register_hook(hook)
                 runner.train()
+        if not on_the_way:  # the run that waits for this one goes on with its processes
+            leave_processes()
 
 
 @contextmanager

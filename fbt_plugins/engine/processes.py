@@ -7,6 +7,7 @@ import subprocess
 from typing import Any
 
 import torch
+from mmengine.dist import is_distributed
 from torch import nn
 
 from ..errors import FBTError, typed
@@ -73,6 +74,16 @@ def join_processes(device: torch.device, **options: Any) -> None:
     backend = options.pop("backend", "nccl")  # mmengine's default, even where the device is a CPU
     backend = "gloo" if device.type == "cpu" and backend == "nccl" else backend
     torch.distributed.init_process_group(backend, **options)
+
+
+def leave_processes() -> None:
+    """Takes the process group apart, once all of its processes are done; does nothing without one.
+
+    A process that just ends leaves its connections to the interpreter's exit, which now and then aborts.
+    """
+    if is_distributed():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def freeze_unreached(distiller: Any) -> list[str]:

@@ -14,11 +14,13 @@ from mmengine.config import Config
 from mmengine.dist import barrier, get_dist_info, is_distributed, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, VISUALIZERS
+from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..config.merging import merge
 from ..config.options import DEFAULT_HOOKS, OPTIONS
+from ..config.writing import as_file
 from ..console import relative, say
 from ..data import InMemoryLoader, Mixing
 from ..data.preprocessor import ImagePreprocessor
@@ -40,7 +42,9 @@ from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
 from .hooks.topk import evaluate
 from .loaders import SPLITS, build_loader, loader_problems
+from .loops import no_batches
 from .mmengine_patches import PatchedRunner, set_position
+from .optim.schedules import as_list, in_iterations, refuse_others, scaled
 from .processes import find_processes, join_processes, wrap
 from .training_mode import one_image_problems
 from .training_run import H, unwrapped
@@ -55,6 +59,8 @@ class DistillRunner(PatchedRunner):
     model: Any
     resuming: bool = False
     """Whether it goes on from a checkpoint; known from :meth:`load_or_resume` on."""
+    rate_scale: float = 1.0
+    """What ``auto_scale_lr`` has multiplied the learning rate by."""
     _loaded = False
 
     @classmethod
@@ -196,11 +202,44 @@ class DistillRunner(PatchedRunner):
             options = dict(loop)
             by_epoch = options.pop("by_epoch", True)
             loop = {"type": "EpochLoop" if by_epoch else "IterLoop", **options}
-        return super().build_train_loop(loop)
+        return _with_batches(super().build_train_loop(loop), "train_dataloader")
 
     def build_val_loop(self, loop: Any) -> Any:
         """Builds a :class:`ValidationLoop`, where the config names no other."""
-        return super().build_val_loop({"type": "ValidationLoop", **loop} if isinstance(loop, Mapping) else loop)
+        loop = {"type": "ValidationLoop", **loop} if isinstance(loop, Mapping) else loop
+        return _with_batches(super().build_val_loop(loop), "val_dataloader")
+
+    def build_test_loop(self, loop: Any) -> Any:
+        return _with_batches(super().build_test_loop(loop), "test_dataloader")
+
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: Mapping[str, Any] | None = None) -> None:
+        """Multiplies the rate, as ``auto_scale_lr`` says, by what the images of one update are of its base_batch_size.
+
+        These are the batches of all processes, and of all that are accumulated, which mmengine does not count.
+        """
+        if not (auto_scale_lr and auto_scale_lr.get("enable")):
+            return
+        base = auto_scale_lr["base_batch_size"]
+        super().scale_lr(optim_wrapper, {"enable": True, "base_batch_size": base / self._accumulated})
+        self.rate_scale = self.total_batch / base
+        if settings := optim_wrapper.base_param_settings:  # of no parameter: what mmengine's logs call the base rate
+            settings["lr"] *= self.rate_scale
+
+    @property
+    def total_batch(self) -> int:
+        """Images of one update."""
+        return self.world_size * self._accumulated * int(self.cfg.train_dataloader.batch_size)
+
+    @property
+    def _accumulated(self) -> int:
+        return int(self.cfg.optim_wrapper.get("accumulative_counts", 1))
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Builds the schedules, in the units that the loop counts in, and of the scaled rate."""
+        schedules = [scaled(schedule, self.rate_scale) for schedule in as_list(scheduler)]
+        if not isinstance(self.train_loop, EpochBasedTrainLoop):
+            schedules = in_iterations(schedules, self.max_iters, len(self.train_dataloader))
+        return super().build_param_scheduler(schedules)
 
     @cached_property
     def teacher_metrics(self) -> dict[str, float]:
@@ -327,6 +366,7 @@ class DistillRunner(PatchedRunner):
             if meta.get(key, value) != value:
                 what = f"{names[key]}: {meta[key]} in the checkpoint, {value} here"
                 raise FBTError(f"--resume {filename}: another run's ({what}); for its weights set load_from")
+        refuse_others(self.optim_wrapper, self.param_schedulers or [], checkpoint, filename)
         set_position(self.train_loop, meta["epoch"], meta["iter"])
         self.message_hub.load_state_dict(checkpoint["message_hub"])
         if resume_optimizer and "optimizer" in checkpoint:
@@ -370,7 +410,7 @@ class DistillRunner(PatchedRunner):
         earlier = checkpoints.set_aside(Path(self.work_dir), newer_than)
         if earlier is not None:
             say(f"earlier {relative(earlier)} has what another run left in this folder")
-        write_atomic(Path(self.work_dir) / "config.py", Config(self.cfg.to_dict()).pretty_text)
+        write_atomic(Path(self.work_dir) / "config.py", as_file(self.cfg))
 
     def log_start(self) -> None:
         """Device, seed and config, for the log file."""
@@ -385,10 +425,25 @@ def _acts(hook: Hook, stage: str) -> bool:
     return stage in hook.get_triggered_stages() if stage in Hook.stages else hasattr(hook, stage)
 
 
+def _with_batches(loop: Any, where: str) -> Any:
+    """A loop whose loader has something to give.
+
+    Raises:
+        ConfigError: if it has no batch: the loop would do nothing, and call that done.
+    """
+    loader = getattr(loop, "dataloader", None)
+    if loader is not None and len(loader) == 0:
+        images = len(loader.sampler) if loader.batch_size is not None else 0
+        raise ConfigError(no_batches(where, images, loader.batch_size, loader.drop_last))
+    return loop
+
+
+_NOT_FOR_USERS = ("FileClient", "HardDiskBackend", "save_param_scheduler")
+
+
 def _actionable(record: logging.LogRecord) -> bool:
-    """Drops mmengine's warnings about its own deprecated parts, about which a user can do nothing."""
-    text = record.getMessage()
-    return "FileClient" not in text and "HardDiskBackend" not in text
+    """Drops mmengine's warnings about its own parts, about which a user can do nothing."""
+    return not any(part in record.getMessage() for part in _NOT_FOR_USERS)
 
 
 def _has(module: str) -> bool:

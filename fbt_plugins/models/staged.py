@@ -361,6 +361,13 @@ def pixels(size: int | Sequence[int]) -> tuple[int, int]:
     return pair
 
 
+def resized(images: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] at a model's ``input_size``; None leaves them as they are."""
+    if size is None or images.shape[2:] == size:
+        return images
+    return nn.functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
 def proportional(grid: Sequence[int], image_size: tuple[int, int]) -> bool:
     """Whether a grid has an image's proportions, up to rounding where the image is not square."""
     (h, w), (height, width) = grid, image_size

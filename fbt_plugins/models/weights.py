@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -114,12 +115,29 @@ def read_weights(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, {}
 
 
+def check_torch_file(path: Path) -> None:
+    """Looks at a file's form without reading it.
+
+    Raises:
+        FBTError: if torch has not written it (torch writes zip archives, and wrote pickles before), or it is truncated.
+    """
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK" and start[:1] != b"\x80":
+        raise FBTError(
+            f"checkpoint {str(path)!r}: truncated, or not a checkpoint (no file of torch's begins {start!r})"
+        )
+    if start == b"PK" and not zipfile.is_zipfile(path):
+        raise FBTError(f"checkpoint {str(path)!r}: truncated, or not a checkpoint (its end is missing)")
+
+
 def load_plain(path: Path) -> Any:
     """``torch.load`` of tensors and plain types only.
 
     Raises:
-        FBTError: if the file is truncated, or would need code to be executed.
+        FBTError: if the file is truncated, no file of torch's, or would need code to be executed.
     """
+    check_torch_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way in which a file can be wrong

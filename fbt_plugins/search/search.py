@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from ..config.hashing import config_hash
 from ..config.merging import merge_options
+from ..config.writing import as_file
 from ..distill.build import named_fusions
 from ..distill.distiller import Distiller
 from ..engine.check import check_config
@@ -108,7 +109,7 @@ class Search(Workers[Slot]):
             return same, None
         if is_finished(folder):
             return folder, None
-        write_atomic(folder / "trial.py", config.pretty_text)
+        write_atomic(folder / "trial.py", as_file(config, keep=("work_dir", "device")))
         return folder, [
             *(sys.executable, "-m", "fbt_plugins.search.trial_process"),
             *(str(folder / "trial.py"), self.study.study.study_name, str(claim.trial)),
@@ -143,8 +144,8 @@ class Search(Workers[Slot]):
             contents["work_dir"] = str(folder)
         return Config(contents)
 
-    def _environment(self) -> dict[str, str]:
-        return super()._environment() | {STORAGE: self.study.url}
+    def _environment(self, gpu: str | None) -> dict[str, str]:
+        return super()._environment(gpu) | {STORAGE: self.study.url}
 
     def finish(self, process: Process[Slot], code: int) -> None:
         slot, folder = process.claim.run, process.folder

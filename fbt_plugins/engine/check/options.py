@@ -10,7 +10,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 
 from ...config.options import OPTIONS
 from ...errors import nearest
-from ...models.weights import SUFFIX
+from ...models.weights import SUFFIX, check_torch_file
 from ..device import resolve_device
 from ..hooks.checkpoints import find_resume
 from ..runner import DistillRunner
@@ -82,8 +82,11 @@ def start(findings: Findings) -> None:
     """What a run begins with or goes on from."""
     for key in ("load_from", "resume"):
         value = findings.config.get(key)
-        if isinstance(value, str) and value != "auto" and not Path(value).is_file():
-            findings.problems.append(f"{key}: {value!r}: no such file")
+        if isinstance(value, str) and value != "auto":
+            if Path(value).is_file():
+                findings.collect(key, check_torch_file, Path(value))
+            else:
+                findings.problems.append(f"{key}: {value!r}: no such file")
     if findings.config.get("resume") is True and findings.config.get("work_dir"):
         findings.collect("", find_resume, Path(findings.config["work_dir"]))
 

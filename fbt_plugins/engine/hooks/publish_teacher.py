@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...errors import FBTError, run
+from ...errors import FBTError, run, user_path
 from ...files import is_finished, locked, write_atomic
 from ...models.weights import MANIFEST, SUFFIX, embedded_folder, file_sha256, read_manifest, read_weights
 
@@ -87,7 +87,7 @@ def main() -> None:
         prog="python -m fbt_plugins.engine.hooks.publish_teacher",
         description="Makes a finished run's student a teacher of the package: embedded:NAME.",
     )
-    parser.add_argument("run", type=Path, help="folder of the finished run")
+    parser.add_argument("run", type=user_path, help="folder of the finished run")
     parser.add_argument("name", help="name of the teacher")
     parser.add_argument("--recipe", help="the command that made it (default: what its summary.json says)")
     args = parser.parse_args()

@@ -21,6 +21,7 @@ from ...distill.distiller import Distiller
 from ...errors import one_line
 from ...files import UNFINISHED, write_atomic
 from ..provenance import git_state, versions
+from ..student import about_student
 from ..training_run import TrainingRun
 from .checkpoints import read_checkpoint, save_student
 from .publish_teacher import publish
@@ -63,7 +64,8 @@ class SummaryHook(Hook):
         classes = list((loader or runner.train_dataloader).dataset.classes)
         if loader is None:  # without data to test on, the student is saved all the same
             if is_main_process():
-                save_student(distiller.student, path, {"classes": classes})
+                about = about_student(runner.cfg.model.get("student"), None) | {"classes": classes}
+                save_student(distiller.student, path, about)
                 say(f"student  {relative(path)}")
             return
         known = {
@@ -81,7 +83,11 @@ class SummaryHook(Hook):
             "versions": versions(),
             "git": git_state(),
         }
-        about = {"classes": classes, "image_size": list(distiller.image_size)}
+        about = {
+            "classes": classes,
+            "image_size": list(distiller.image_size),
+            **about_student(runner.cfg.model.get("student"), loader.dataset),
+        }
         with _kept(distiller, path, about, known):
             with console.status(f"testing the best student (epoch {best_epoch})"):
                 metrics = evaluate(runner.model, loader, evaluator, distiller.names)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import pytest
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
+from fbt_plugins.config.loading import load_config
 from fbt_plugins.config.mmengine_patches import is_lazy, merging_our_way
 
 
@@ -23,3 +27,23 @@ def test_mmengine_reads_a_file_with_imports_in_another_way(tmp_path: Path) -> No
     (tmp_path / "plain.py").write_text("kind = 'Linear'\n")
     assert is_lazy(tmp_path / "imports.py") and not is_lazy(tmp_path / "plain.py")
     assert "torch" in Config.fromfile(tmp_path / "imports.py")  # a key that nobody wrote
+
+
+def test_mmengine_tells_which_environment_variables_a_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", seen.append)
+    monkeypatch.setenv("FBT_TEST_ROOT", "elsewhere")
+    (tmp_path / "mine.py").write_text('train_dataloader = dict(dataset=dict(root="{{$FBT_TEST_ROOT:data}}"))\n')
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    try:
+        Config.fromfile(tmp_path / "mine.py")
+        assert [record.levelname for record in seen if "Using env variable" in record.getMessage()] == ["INFO"]
+        seen.clear()
+        assert load_config(tmp_path / "mine.py").train_dataloader.dataset.root == "elsewhere"
+        assert not seen
+    finally:
+        logger.removeHandler(handler)

@@ -113,8 +113,8 @@ def test_fashion_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "no train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz in ",
         f"{tmp_path}/data/FashionMNIST/raw or {tmp_path}/data;",
         "download=True",
-        "--cfg-options train_dataloader.dataset.download=True",
-        "/usr/share/dataset-fashion-mnist",
+        "--cfg-options val_dataloader.dataset.download=True",
+        "/usr/share/datasets/fashion-mnist",
     ):
         assert part in message
     assert "\n" not in message

@@ -14,10 +14,11 @@ import pytest
 import torch
 from forked import Done, Typed
 from runs import assert_equal
+from torch import distributed as dist
 from two_processes import BATCH_NORM, DRAWN, SCHEDULED, accuracy, build, gradients
 
 from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint
-from fbt_plugins.engine.processes import find_processes, freeze_unreached
+from fbt_plugins.engine.processes import find_processes, freeze_unreached, leave_processes
 from fbt_plugins.errors import FBTError
 
 TESTS = Path(__file__).parents[2]
@@ -129,3 +130,13 @@ def test_what_no_loss_reaches_is_found_without_a_trace(make: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in distiller.state_dict().items())
     assert all(p.grad is None for p in distiller.parameters())
     assert freeze_unreached(make()) == []
+
+
+# ---- processes b ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_takes_its_process_group_apart(tmp_path: Path) -> None:
+    leave_processes()  # one process has none
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    leave_processes()
+    assert not dist.is_initialized()

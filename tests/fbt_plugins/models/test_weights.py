@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from fbt_plugins import ARCHITECTURES
 from fbt_plugins.engine.hooks.checkpoints import save_student
 from fbt_plugins.errors import FBTError
-from fbt_plugins.models.weights import embedded_manifest, find_weights, load_weights, read_weights
+from fbt_plugins.models.weights import embedded_manifest, find_weights, load_plain, load_weights, read_weights
 
 
 def test_every_format_gives_the_same_weights(tmp_path: Path) -> None:
@@ -98,3 +98,26 @@ def test_a_shipped_file_that_was_changed_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("fbt_plugins.models.weights.embedded_folder", lambda: tmp_path)
     with pytest.raises(FBTError, match="sha256 differs"):
         find_weights("embedded:toy")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"hello there", r"truncated, or not a checkpoint \(no file of torch's begins b'he'\)"),
+        (b"", "truncated, or not a checkpoint"),
+        (b"PK\x03\x04 half a zip", r"truncated, or not a checkpoint \(its end is missing\)"),
+    ],
+)
+def test_what_torch_never_wrote_is_not_called_more_than_tensors(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(FBTError, match=reason):
+        load_plain(tmp_path / "x.pth")
+
+
+def test_files_of_both_of_torchs_formats_are_read(tmp_path: Path) -> None:
+    for name, archive in (("new.pth", True), ("old.pth", False)):
+        torch.save(dict(a=torch.ones(2)), tmp_path / name, _use_new_zipfile_serialization=archive)
+        assert torch.equal(load_plain(tmp_path / name)["a"], torch.ones(2))
+    torch.save(dict(a=Path()), tmp_path / "code.pth")
+    with pytest.raises(FBTError, match="it holds more than tensors and plain values"):
+        load_plain(tmp_path / "code.pth")
