@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import YamlHandler, register_handler
 
 from .merging import merge
 
@@ -24,6 +27,23 @@ def merging_our_way() -> Iterator[None]:
         yield
     finally:
         Config._merge_a_into_b = staticmethod(original)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Makes plain values only; of Python's own tags it knows tuples, which mmengine writes."""
+
+
+_PlainLoader.add_constructor(
+    "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
+)
+
+
+@register_handler(["yaml", "yml"])
+class PlainYamlHandler(YamlHandler):
+    """mmengine's handler of YAML files, which executes nothing; mmengine's own calls whatever a file's tags name."""
+
+    def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
+        return yaml.load(file, _PlainLoader)
 
 
 def is_lazy(path: Path) -> bool:
