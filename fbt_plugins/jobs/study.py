@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..errors import FBTError, one_line
+from ..errors import FBTError, is_name, one_line, short
 
 FAILURES = (SQLAlchemyError, optuna.exceptions.OptunaError)
 """Errors of a database that is gone or does not answer."""
@@ -32,7 +32,17 @@ class Job:
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> Self:
-        """What a trial of the study is for."""
+        """What a trial of the study is for.
+
+        Raises:
+            FBTError: if it is something else: names become folders' names, and others may write to the database.
+        """
+        kinds = {"str": is_name, "int": lambda value: type(value) is int}
+        for field in fields(cls):
+            value = trial.user_attrs.get(field.name)
+            if not kinds[str(field.type)](value):
+                what = f"trial {trial.number} is no {cls.__name__.lower()} of ours ({field.name}: {short(value)})"
+                raise FBTError(f"--storage: {what}; take another database")
         return cls(**{field.name: trial.user_attrs[field.name] for field in fields(cls)})
 
 

@@ -143,7 +143,7 @@ class Workers(ABC, Generic[J]):
             elif trial.state is TrialState.RUNNING and trial.number not in mine:
                 self.elsewhere += 1
             elif trial.state is TrialState.FAIL and self._is_new(trial) and "error" in trial.user_attrs:
-                self.failed.setdefault(job, trial.user_attrs["error"])
+                self.failed.setdefault(job, str(trial.user_attrs["error"]))
 
     def _is_new(self, trial: FrozenTrial) -> bool:
         """Whether a trial ended after this process began; jobs that failed earlier are tried again."""

@@ -135,3 +135,11 @@ def test_a_cells_run_stands_by_itself(path: Path, tmp_path: Path, capsys: pytest
     assert shown in capsys.readouterr().out
     again = load_config(tmp_path / "run" / "config.py")
     assert again.to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "..", "a\\b", "", 3])
+def test_names_that_would_leave_the_runs_folder_are_refused(name: object) -> None:
+    with pytest.raises(ConfigError, match="methods: .* cannot be a folder's name"):
+        Matrix.of(dict(pairs=dict(a_b={}), methods={name: {}}))
+    with pytest.raises(ConfigError, match="pairs: .* cannot be a folder's name"):
+        Matrix.of(dict(pairs={name: {}}, methods=dict(kd={})))

@@ -141,6 +141,13 @@ def test_a_run_can_be_given_back(url: str) -> None:
     assert again is not None and again == claim
 
 
+def test_a_trial_of_something_else_is_one_line(url: str) -> None:
+    study = SharedStudy("grid", url, Run)
+    study.add([Run("../../x", "kd", 0, "c0ffee")])
+    with pytest.raises(FBTError, match=r"--storage: trial 0 is no run of ours \(pair: str '../../x'\)"):
+        study.claim(set(RUNS))
+
+
 def test_another_config_is_another_run(url: str) -> None:
     study = SharedStudy("grid", url, Run)
     study.add(RUNS[:1])
