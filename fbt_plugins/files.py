@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +16,18 @@ from typing import ClassVar
 from mmengine.fileio import LocalBackend, register_backend
 
 from .console import say
-from .errors import FBTError
+from .errors import FBTError, one_line
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Writes a file so that a crash at any moment leaves the old one or the new one, whole."""
+def write_atomic(path: str | Path, *data: bytes | memoryview | str) -> None:
+    """Writes a file, from one or more parts, so that a crash at any moment leaves the old one or the new one, whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            for part in data:
+                file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
@@ -32,6 +36,58 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+_SIGNATURE = b"fbt sha256:"
+_ZIP_END, _ZIP_END_SIZE = b"PK\x05\x06", 22
+"""How a zip archive's last record begins, and its size without a comment, whose length its last 2 bytes say."""
+
+
+def signed(archive: bytes) -> tuple[memoryview, bytes]:
+    """A zip archive, which ``torch.save`` writes, with the sha256 of its bytes as its comment, in two parts.
+
+    Programs that know nothing of it, ``torch.load`` among them, read the archive as before.
+    """
+    if archive[-_ZIP_END_SIZE:-18] != _ZIP_END or archive[-2:] != b"\0\0":
+        return memoryview(archive), b""
+    body = memoryview(archive)[:-2]
+    length = (len(_SIGNATURE) + 64).to_bytes(2, "little")
+    digest = hashlib.sha256(body)
+    digest.update(length)
+    return body, length + _SIGNATURE + digest.hexdigest().encode()
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the bytes of a zip archive; None where nothing is, and for a file that is no zip archive.
+
+    Of one that is signed every byte counts; of another the checksums of its entries.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    comment = len(_SIGNATURE) + 64
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(max(0, size - _ZIP_END_SIZE - comment))
+        end = file.read()
+        if end[-comment:].startswith(_SIGNATURE):
+            file.seek(0)
+            digest, left = hashlib.sha256(), size - comment
+            while block := file.read(min(left, 1 << 20)):
+                digest.update(block)
+                left -= len(block)
+            return None if digest.hexdigest().encode() == end[-64:] else "its sha256 is not the one it was written with"
+    if not is_zip:
+        return None
+    if end[-_ZIP_END_SIZE:-18] != _ZIP_END:
+        return "its end is missing"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, EOFError) as error:
+        return one_line(error)
+    return f"the checksum of {entry} differs" if entry else None
 
 
 def append_line(path: str | Path, line: str) -> None:
@@ -118,15 +174,16 @@ def _umask() -> int:
 
 @register_backend("atomic", force=True)
 class AtomicBackend(LocalBackend):
-    """mmengine's local files, written atomically; what is removed stays until the next file is safely on disk.
+    """mmengine's local files, written atomically, checkpoints signed.
 
-    mmengine's CheckpointHook removes the oldest checkpoint before it writes the next.
+    What is removed stays until the next file is safely on disk: mmengine's CheckpointHook removes the oldest checkpoint
+    before it writes the next.
     """
 
     _doomed: ClassVar[list[str]] = []
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        write_atomic(filepath, obj)
+        write_atomic(filepath, *signed(obj))
         while self._doomed:
             old = self._doomed.pop()
             if Path(old) != Path(filepath):

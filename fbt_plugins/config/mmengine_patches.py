@@ -33,9 +33,11 @@ class _PlainLoader(yaml.SafeLoader):
     """Makes plain values only; of Python's own tags it knows tuples, which mmengine writes."""
 
 
-_PlainLoader.add_constructor(
-    "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
-)
+def _tuple(loader: _PlainLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 
 
 @register_handler(["yaml", "yml"])

@@ -111,9 +111,9 @@ class Search(Workers[Slot]):
         found = Tried.of(trial)
         if unknown := sorted(found.options.keys() - self.space.parameters.keys()):
             raise FBTError(f"--storage: trial {trial.number} tried {unknown[0]!r}, which search.space does not have")
-        if missing := [name for name in self.settings.objectives if name not in found.figures]:
-            if found.state == "complete":
-                raise FBTError(f"--storage: the result of trial {trial.number} has no {missing[0]}")
+        missing = [name for name in self.settings.objectives if name not in found.figures]
+        if missing and found.state == "complete":
+            raise FBTError(f"--storage: the result of trial {trial.number} has no {missing[0]}")
         self.tried[Slot.of(trial)] = found
 
     def plan(self, claim: Claim[Slot]) -> tuple[Path, list[str] | None]:

@@ -139,7 +139,7 @@ def test_a_cells_run_stands_by_itself(path: Path, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "..", "a\\b", "", 3])
 def test_names_that_would_leave_the_runs_folder_are_refused(name: object) -> None:
-    with pytest.raises(ConfigError, match="methods: .* cannot be a folder's name"):
+    with pytest.raises(ConfigError, match=r"methods: .* cannot be a folder's name"):
         Matrix.of(dict(pairs=dict(a_b={}), methods={name: {}}))
-    with pytest.raises(ConfigError, match="pairs: .* cannot be a folder's name"):
+    with pytest.raises(ConfigError, match=r"pairs: .* cannot be a folder's name"):
         Matrix.of(dict(pairs={name: {}}, methods=dict(kd={})))
