@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import socket
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TextIO
 
 from mmengine.fileio import LocalBackend, register_backend
 
@@ -135,17 +137,36 @@ def remove_halves(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+class NoLocks(FBTError):
+    """A file system that knows no locks."""
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_held: set[TextIO] = set()
+
+
+def _forget_locks() -> None:
+    """Closes a forked child's copies of the locks' files: a worker that outlives its parent must not keep them."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
 @contextmanager
 def locked(path: Path, taken: str, wait: bool) -> Iterator[None]:
     """Holds a lock that one process has at a time; it is free again when that process is gone, however it went.
 
     Args:
-        path: of the lock's file, which stays.
-        taken: what to say where another process has it; nothing is said where it is empty.
+        path: of the lock's file, which stays; with ``taken``, it says which process of which host had it last.
+        taken: what to say where another process has it, with that process; nothing is said where it is empty.
         wait: for that process to end, once it is said; else it is the error line.
 
     Raises:
-        FBTError: if it is taken and not waited for, or if it cannot be had here.
+        FBTError: if it is taken and not waited for, or if it cannot be had here (:class:`NoLocks`, if nowhere in this
+            file system).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,14 +177,25 @@ def locked(path: Path, taken: str, wait: bool) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            owner = " ".join(path.read_text(encoding="utf-8", errors="replace").split())[:200] if taken else ""
+            whose = f"{taken} ({owner})" if owner else taken
             if not wait:
-                raise FBTError(taken) from None
+                raise FBTError(whose) from None
             if taken:
-                say(f"{taken}: waiting for it")
+                say(f"{whose}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise FBTError(f"{path}: it cannot be locked ({error.strerror})") from error
-        yield
+            kind = NoLocks if error.errno in _NO_LOCKS else FBTError
+            raise kind(f"{path}: it cannot be locked ({error.strerror})") from error
+        _held.add(file)
+        try:
+            if taken:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+            yield
+        finally:
+            _held.discard(file)
 
 
 def _umask() -> int:

@@ -44,6 +44,7 @@ from .hooks.teacher_cache import TeacherCacheHook
 from .hooks.topk import evaluate
 from .mmengine_patches import PatchedRunner, set_position
 from .processes import find_processes, join_processes, wrap
+from .run_lock import one_run
 from .training_run import H, unwrapped
 
 
@@ -264,7 +265,7 @@ class DistillRunner(PatchedRunner):
             Interrupted: after a signal.
         """
         try:
-            with warnings.catch_warnings(), in_one_line(self):
+            with warnings.catch_warnings(), in_one_line(self), one_run(Path(self.work_dir)):
                 # Torch warns so whenever gradients are accumulated.
                 warnings.filterwarnings("ignore", "Detected call of `scheduler.step", module="mmengine")
                 return super().train()

@@ -67,7 +67,8 @@ class Workers(ABC, Generic[J]):
         self.running: list[Process[J]] = []
         self.failed: dict[J, str] = {}
         self.elsewhere = 0
-        self._beaten, self._looked, self._start = 0.0, -LOOK, time.time()
+        self._beaten, self._looked = 0.0, -LOOK
+        self._failed_before = {trial.number for trial in study.trials([TrialState.FAIL])}
 
     @abstractmethod
     def is_done(self, job: J) -> bool:
@@ -114,6 +115,7 @@ class Workers(ABC, Generic[J]):
         if not ended and time.monotonic() - self._looked < LOOK:
             return bool(self.running or self.elsewhere)
         self._looked = time.monotonic()
+        self.study.free_the_dead()
         self._read_what_others_did()
         open_jobs = {job for job in self.wanted if not self.is_done(job)}
         while len(self.running) < self.workers and (claim := self.study.claim(open_jobs)):
@@ -147,7 +149,7 @@ class Workers(ABC, Generic[J]):
 
     def _is_new(self, trial: FrozenTrial) -> bool:
         """Whether a trial ended after this process began; jobs that failed earlier are tried again."""
-        return trial.datetime_complete is not None and trial.datetime_complete.timestamp() >= self._start
+        return trial.number not in self._failed_before
 
     def _begin(self, folder: Path, command: list[str]) -> subprocess.Popen[bytes]:
         folder.mkdir(parents=True, exist_ok=True)
