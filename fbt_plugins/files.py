@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import os
+import shutil
 import socket
 import tempfile
+import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, TextIO
 
@@ -141,8 +144,21 @@ class NoLocks(FBTError):
     """A file system that knows no locks."""
 
 
+class _Folder:
+    """A folder that is open, as a file is."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def fileno(self) -> int:
+        return self._handle
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_held: set[TextIO] = set()
+_held: set[TextIO | _Folder] = set()
 
 
 def _forget_locks() -> None:
@@ -196,6 +212,46 @@ def locked(path: Path, taken: str, wait: bool) -> Iterator[None]:
             yield
         finally:
             _held.discard(file)
+
+
+@contextmanager
+def own_folder(folder: Path, kind: str) -> Iterator[Path]:
+    """A new folder beside another, for what will become that one; it is removed at the end, if it is still there.
+
+    What a killed process leaves of it is known by being nobody's: see :func:`remove_dead_folders`.
+
+    Args:
+        folder: which the new one will become.
+        kind: the end of its name.
+    """
+    while True:
+        made = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{kind}")
+        made.mkdir(parents=True)
+        held = _Folder(made)
+        with suppress(OSError):  # a file system without locks of folders: nothing is ever removed there
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if made.is_dir():
+            break
+        held.close()  # taken for a dead one before it was locked
+    _held.add(held)
+    try:
+        yield made
+    finally:
+        _held.discard(held)
+        shutil.rmtree(made, ignore_errors=True)
+        held.close()
+
+
+def remove_dead_folders(folder: Path, kind: str) -> None:
+    """Removes what killed processes left of :func:`own_folder`."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*{kind}"):
+        with suppress(OSError):
+            held = _Folder(path)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                held.close()
 
 
 def _umask() -> int:

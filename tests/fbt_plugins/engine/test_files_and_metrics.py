@@ -45,6 +45,17 @@ def test_lines_are_added_once_each_after_whatever_is_there(tmp_path: Path) -> No
     assert path.read_text() == "one\nwhole"
 
 
+def test_a_byte_that_is_no_letter_costs_one_record_and_no_resume(tmp_path: Path) -> None:
+    hook = ProgressHook()
+    hook._file = tmp_path / "metrics.jsonl"
+    good = [b'{"iter": 1, "a": "\xc3\xa9"}', b'{"iter": 2}']
+    hook._file.write_bytes(
+        b"\n".join([good[0], b'{"iter": 2, "a": "\xff"}', b"\xff\x00", b"[" * 9999, *good[1:], b'{"it'])
+    )
+    hook._forget_after(2)
+    assert hook._file.read_bytes() == b"\n".join([*good, b""])
+
+
 def test_a_line_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     append_line(path, "one")
