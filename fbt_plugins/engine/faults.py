@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from .hooks.checkpoints import AtomicCheckpointHook
 from .hooks.loss_guard import NotFinite
 from .hooks.loss_memories import memories
 from .training_run import TrainingRun
+
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "can't start new thread")
+"""How torch, the system and Python say that there is no memory."""
 
 
 @contextmanager
@@ -43,20 +47,25 @@ def in_one_line(runner: TrainingRun) -> Iterator[None]:
         where = f": {error.filename}" if error.filename else ""
         raise FBTError(f"{error.strerror or one_line(error)}{where}; {_last_checkpoint(runner)}") from error
     except Exception as error:
-        known = _known(error, runner.distributed) if isinstance(error, RuntimeError) else None
+        known = _known(error, runner.distributed) if isinstance(error, RuntimeError | MemoryError) else None
         if known is None:
             raise
         raise FBTError(f"{known}; {_last_checkpoint(runner)}") from error
 
 
-def _known(error: RuntimeError, distributed: bool) -> str | None:
-    """What a RuntimeError means to a user; None where it may mean anything."""
+def _known(error: RuntimeError | MemoryError, distributed: bool) -> str | None:
+    """What such an error means to a user; None where it may mean anything."""
     if isinstance(error, torch._dynamo.exc.TorchDynamoException):  # torch.compile has no public error class
         return f"compile: it fails ({one_line(error)}); set compile=None"
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory is full; lower train_dataloader.batch_size, or try --amp bf16"
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        lower = "lower train_dataloader.batch_size or num_workers"
+        return f"memory is full, or limited (ulimit -v; {one_line(error)[:120]}); {lower}"
     if "DataLoader worker" in str(error):
         return f"a worker process is gone ({one_line(error)}); lower num_workers if memory was short"
+    if distributed and re.search("timed? ?out", str(error), re.IGNORECASE):
+        return f"another process of this job hangs, or is gone ({one_line(error).rsplit('] ', 1)[-1][:120]})"
     if distributed and "Connection" in str(error):
         return f"another process of this job is gone ({one_line(error).rsplit('] ', 1)[-1]})"
     return None

@@ -43,7 +43,7 @@ from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
 from .hooks.topk import evaluate
 from .mmengine_patches import PatchedRunner, set_position
-from .processes import find_processes, join_processes, wrap
+from .processes import allow_open_files, find_processes, join_processes, wrap
 from .run_lock import one_run
 from .training_run import H, unwrapped
 
@@ -141,6 +141,8 @@ class DistillRunner(PatchedRunner):
         config.setdefault("collate_fn", {"type": "default_collate"})
         config.setdefault("num_workers", 0)
         config["dataset"] = {"seed": seed or 0, **config["dataset"]}
+        if config["num_workers"] and not in_memory:
+            allow_open_files(config["num_workers"])
         built = Runner.build_dataloader(config, seed)
         if in_memory:
             return InMemoryLoader(built.dataset, built.sampler, built.batch_size, built.drop_last, self.device)
