@@ -350,11 +350,12 @@ class DistillRunner(PatchedRunner):
         """
         checkpoint = read_checkpoint(filename)
         try:
+            own = self.distiller.state_dict()
+            for state in (checkpoint["state_dict"], checkpoint.get(TRAINED) or {}):
+                if own.keys() == state.keys() and (problem := misfit(own, state)):
+                    raise FBTError(f"checkpoint {filename!r} is not of this config's model: {problem}")
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-            own, state = self.distiller.state_dict(), checkpoint["state_dict"]
-            if strict and own.keys() == state.keys() and (problem := misfit(own, state)):
-                raise FBTError(f"checkpoint {filename!r} is not of this config's model: {problem}")
-            self.distiller.load_state_dict(state, strict=strict)
+            self.distiller.load_state_dict(checkpoint["state_dict"], strict=strict)
         except RuntimeError as error:
             reason = " ".join(str(error).split(":", 1)[-1].split())
             raise FBTError(f"checkpoint {filename!r} is not of this config's model: {reason[:300]}") from error

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ...errors import FBTError, one_line
+from ...errors import FBTError, one_line, short
 from ..training_run import TrainingRun
 
 _NAMES = {
@@ -68,6 +70,8 @@ def refuse_another(runner: TrainingRun, checkpoint: Mapping[str, Any], filename:
     if "optimizer" not in checkpoint:
         raise FBTError(f"--resume {filename}: it has weights but no optimizer; take an epoch_*.pth or iter_*.pth")
     schedules, own = checkpoint.get("param_schedulers") or (), runner.param_schedulers or ()
+    if not isinstance(schedules, list | tuple | dict):
+        raise FBTError(f"--resume {filename}: its schedules are not whole")
     if not isinstance(own, Mapping) and len(schedules) != len(own):
         raise _another(filename, f"schedules: {len(schedules)} in the checkpoint, {len(own)} here")
     optimizer = getattr(runner.optim_wrapper, "optimizer", None)
@@ -86,18 +90,33 @@ def _compare(optimizer: Any, stored: Mapping[str, Any], filename: str) -> None:
     for group, mine in zip(groups, own, strict=True):
         if foreign := sorted(map(str, group.keys() - mine.keys())):
             raise _another(filename, f"optimizer: the checkpoint's has {foreign[0]!r}, {type(optimizer).__name__} not")
+        numbers = [key for key, value in mine.items() if _is_number(value) and (key in group or key == "lr")]
+        if wrong := [key for key in numbers if not _is_number(group.get(key))]:
+            raise FBTError(
+                f"--resume {filename}: its optimizer's {wrong[0]} is {short(group.get(wrong[0]))}, no number"
+            )
     places = [place for group in groups for place in group["params"]]
     states = [stored["state"].get(place) for place in places]
     parameters = [parameter for group in own for parameter in group["params"]]
     if len({frozenset(state) for state in states if state}) > 1:
         raise FBTError(f"--resume {filename}: its optimizer's state is not whole")
     for state, parameter in zip(states, parameters, strict=True):
-        for name in _OF_A_PARAMETER:
-            value = (state or {}).get(name)
-            if value is not None and not (
-                isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape
+        for name, value in (state or {}).items():
+            unused = name == "momentum_buffer" and value is None
+            if (name == "step" and not _is_number(value)) or (
+                name in _OF_A_PARAMETER and not unused and not _is_like(value, parameter)
             ):
                 raise FBTError(f"--resume {filename}: its optimizer's {name} does not fit a parameter of this model")
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor) and value.numel() == 1 and value.dtype is not torch.bool:
+        value = value.item()
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and isfinite(value)
+
+
+def _is_like(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape
 
 
 def _sizes(counts: list[int]) -> str:

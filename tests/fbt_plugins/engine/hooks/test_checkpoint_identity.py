@@ -115,7 +115,14 @@ def edited(checkpoint: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("optimizer/param_groups", "x"),
         ("optimizer/param_groups/0/params", None),
         ("optimizer/param_groups/0/params", [0]),
+        ("optimizer/state/0/exp_avg", "x"),
+        ("optimizer/state/0/step", torch.zeros(2)),
+        ("optimizer/state/0/step", -1),
+        ("optimizer/param_groups/0/lr", None),
+        ("optimizer/param_groups/0/lr", float("nan")),
+        ("optimizer/param_groups/0/eps", []),
         ("param_schedulers", []),
+        ("param_schedulers", 3),
     ],
 )
 def test_what_was_changed_by_hand_is_one_line(path: str, value: Any) -> None:
