@@ -90,11 +90,11 @@ def _compare(optimizer: Any, stored: Mapping[str, Any], filename: str) -> None:
     for group, mine in zip(groups, own, strict=True):
         if foreign := sorted(map(str, group.keys() - mine.keys())):
             raise _another(filename, f"optimizer: the checkpoint's has {foreign[0]!r}, {type(optimizer).__name__} not")
-        numbers = [key for key, value in mine.items() if _is_number(value) and (key in group or key == "lr")]
-        if wrong := [key for key in numbers if not _is_number(group.get(key))]:
-            raise FBTError(
-                f"--resume {filename}: its optimizer's {wrong[0]} is {short(group.get(wrong[0]))}, no number"
-            )
+        for key, value in mine.items():  # switches may be missing: torch adds some with each release
+            given = group.get(key)
+            alike = isinstance(given, list | tuple) and isinstance(value, tuple) and len(given) == len(value)
+            if (_is_number(value) and not _is_number(given)) or (isinstance(value, tuple) and not alike):
+                raise FBTError(f"--resume {filename}: its optimizer's {key} is {short(given)}, not like {value}")
     places = [place for group in groups for place in group["params"]]
     states = [stored["state"].get(place) for place in places]
     parameters = [parameter for group in own for parameter in group["params"]]

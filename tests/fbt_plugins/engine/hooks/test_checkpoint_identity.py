@@ -121,6 +121,7 @@ def edited(checkpoint: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("optimizer/param_groups/0/lr", None),
         ("optimizer/param_groups/0/lr", float("nan")),
         ("optimizer/param_groups/0/eps", []),
+        ("optimizer/param_groups/0/betas", None),
         ("param_schedulers", []),
         ("param_schedulers", 3),
     ],
