@@ -161,6 +161,11 @@ def short(value: object) -> str:
     return f"{type(value).__name__} {text}" if value is not None and len(text) < 40 else type(value).__name__
 
 
+def is_name(value: object) -> bool:
+    """Whether a value can be a folder's name, and no more than that: nothing with it leaves the folder it is put in."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f\x7f]", value)
+
+
 def described(error: BaseException) -> str:
     """An exception with its type and message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

@@ -76,7 +76,23 @@ class Runs(Workers[Run]):
         self._keep(trial)
 
     def learn(self, trial: FrozenTrial) -> None:
-        self._save(Trial.from_line(trial.user_attrs["result"]))
+        run, line = Run.of(trial), trial.user_attrs.get("result")
+        try:
+            found = Trial.from_line(line if isinstance(line, str) else "")
+        except (TypeError, ValueError) as error:
+            raise FBTError(f"--storage: the result of {run} is no trial ({error})") from error
+        self._save(self._checked(run, found, "--storage"))
+
+    @staticmethod
+    def _checked(run: Run, found: Trial, where: object) -> Trial:
+        """A run's result, which must be that run's.
+
+        Raises:
+            FBTError: if it is another's.
+        """
+        if (other := Run(*found.run)) != run:
+            raise FBTError(f"{where}: what should be the result of {run} is that of {other}")
+        return found
 
     def plan(self, claim: Claim[Run]) -> tuple[Path, list[str] | None]:
         run = claim.run
@@ -92,6 +108,7 @@ class Runs(Workers[Run]):
         if code:
             raise FBTError(last_line(process.folder / "output.txt", code))
         trial = trial_of_run(process.folder, process.claim.run.config, self._hardware)
+        self._checked(process.claim.run, trial, process.folder)
         self._save(trial)
         self.study.finish(process.claim, [trial.student], trial.line())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mmengine.config import Config
 
 from ..console import relative
@@ -203,6 +205,9 @@ def _read(path: Path) -> Config:
             raise ConfigError(f"config {path}: {one_line(error)}") from error
         names = " -> ".join(map(relative, circle))
         raise ConfigError(f"config {path}: its _base_ leads back to itself: {names}") from error
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        kind = "JSON" if isinstance(error, json.JSONDecodeError) else "YAML of plain values (its tags are not executed)"
+        raise ConfigError(f"config {path}: it or its _base_ is no {kind}: {' '.join(str(error).split())}") from error
     except Exception as error:  # a config is code: anything can go wrong in it
         frames = [
             f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith((".py", ".yaml", ".json"))

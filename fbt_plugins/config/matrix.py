@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config.config import DELETE_KEY
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, is_name, nearest
 from .merging import IDENTITY, merge
 
 KEYS = ("pairs", "methods", "seeds", "controls")
@@ -54,6 +54,8 @@ class Matrix:
             table = config.get(key)
             if not isinstance(table, Mapping) or not table or not all(isinstance(v, Mapping) for v in table.values()):
                 problems.append(f"{key}: expected a dict of dicts by name, got {table!r}")
+            elif wrong := [name for name in table if not is_name(name)]:
+                problems.append(f"{key}: {wrong[0]!r} cannot be a folder's name, which each of them is")
         seeds = config.get("seeds", (0,))
         if not _are_seeds(seeds):
             problems.append(f"seeds: expected a list of whole numbers, got {seeds!r}")

@@ -6,8 +6,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import YamlHandler, register_handler
 from mmengine.logging import MMLogger
 
 from .matrix import yielding
@@ -40,6 +43,25 @@ def without_chatter() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Makes plain values only; of Python's own tags it knows tuples, which mmengine writes."""
+
+
+def _tuple(loader: _PlainLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+
+
+@register_handler(["yaml", "yml"])
+class PlainYamlHandler(YamlHandler):
+    """mmengine's handler of YAML files, which executes nothing; mmengine's own calls whatever a file's tags name."""
+
+    def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
+        return yaml.load(file, _PlainLoader)
 
 
 def is_lazy(path: Path) -> bool:

@@ -288,6 +288,13 @@ class ImageFolder(ImageDataset):
         for path in map(Path, self.paths):
             yield f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}\n".encode()
 
+    def glance(self) -> Iterable[bytes]:
+        """Names of the files, and sizes of a thousand of them: to ask for all takes minutes in a network's folder."""
+        step = -(-len(self.paths) // 1000)
+        for position, path in enumerate(map(Path, self.paths)):
+            size = path.stat().st_size if position % step == 0 else ""
+            yield f"{path.relative_to(self.folder).as_posix()} {size}\n".encode()
+
     def image(self, position: int) -> PIL.Image.Image:
         return read_image(self.paths[position])
 

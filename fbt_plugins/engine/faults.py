@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,9 @@ from .hooks.loss_memories import memories
 from .loaders import ADD_RESIZE
 from .training_mode import ONE_IMAGE, is_of_one_image
 from .training_run import TrainingRun
+
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "can't start new thread")
+"""How torch, the system and Python say that there is no memory."""
 
 
 @contextmanager
@@ -55,7 +59,7 @@ def _known(error: Exception, distributed: bool) -> str | None:
     """What an error means to a user; None where it may mean anything."""
     if is_of_one_image(error):
         return ONE_IMAGE
-    if not isinstance(error, RuntimeError):
+    if not isinstance(error, RuntimeError | MemoryError):
         return None
     if "stack expects each tensor to be equal size" in str(error):
         return f"the images of a batch have different sizes; {ADD_RESIZE}"
@@ -63,8 +67,13 @@ def _known(error: Exception, distributed: bool) -> str | None:
         return f"compile: it fails ({one_line(error)}); set compile=None"
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory is full; lower train_dataloader.batch_size, or try --amp bf16"
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        lower = "lower train_dataloader.batch_size or num_workers"
+        return f"memory is full, or limited (ulimit -v; {one_line(error)[:120]}); {lower}"
     if "DataLoader worker" in str(error):
         return f"a worker process is gone ({one_line(error)}); lower num_workers if memory was short"
+    if distributed and re.search("timed? ?out", str(error), re.IGNORECASE):
+        return f"another process of this job hangs, or is gone ({one_line(error).rsplit('] ', 1)[-1][:120]})"
     if distributed and "Connection" in str(error):
         return f"another process of this job is gone ({one_line(error).rsplit('] ', 1)[-1]})"
     return None

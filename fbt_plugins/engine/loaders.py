@@ -16,6 +16,7 @@ from ..data import EpochSampler, InMemoryLoader, SeededSampler
 from ..distill.distiller import Distiller
 from ..errors import ConfigError, FBTError, one_line, short
 from ..randomness import seeded
+from .processes import allow_open_files
 from .training_mode import one_image_problems
 
 SPLITS = ("train", "val", "test")
@@ -44,6 +45,8 @@ def build_loader(dataloader: Mapping[str, Any], seed: int | None, device: Any) -
     sampler = config["sampler"]
     if isinstance(sampler, Mapping) and sampler["type"] != SeededSampler.__name__:
         config["sampler"] = {"type": EpochSampler, "sampler": sampler}
+    if config["num_workers"] and not in_memory:
+        allow_open_files(config["num_workers"])
     built = Runner.build_dataloader(config, seed)
     if in_memory:
         return InMemoryLoader(built.dataset, built.sampler, built.batch_size, built.drop_last, device)

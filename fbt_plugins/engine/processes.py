@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,6 +86,22 @@ def leave_processes() -> None:
     if is_distributed():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def allow_open_files(workers: int) -> None:
+    """Makes sure that data workers can talk to this process; with too few open files torch waits for them forever.
+
+    Raises:
+        FBTError: if the system allows too few.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = len(list(Path("/dev/fd").iterdir())) + 12 + 4 * workers
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return
+    if hard != resource.RLIM_INFINITY and hard < need:
+        what = f"{workers} workers need about {need} open files, and the system allows {hard} (ulimit -n)"
+        raise FBTError(f"num_workers: {what}; raise that, or set num_workers=0")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
 
 
 def freeze_unreached(distiller: Any) -> list[str]:

@@ -28,11 +28,13 @@ from ..distill.build import TEACHER
 from ..distill.distiller import Distiller
 from ..errors import ConfigError, FBTError, one_line
 from ..files import remove_halves, write_atomic
+from ..models.weights import misfit
 from . import loops, optim  # noqa: F401 - they register themselves, as all of .hooks does
 from .device import keep_freed_memory, resolve_device
 from .faults import in_one_line
 from .hooks import checkpoints
 from .hooks.batchnorm import scatter_statistics
+from .hooks.checkpoint_identity import refuse_another, taking_up
 from .hooks.checkpoints import find_resume, read_checkpoint
 from .hooks.ema import TRAINED, EMAHook
 from .hooks.loss_guard import LossGuard
@@ -46,6 +48,7 @@ from .loops import no_batches
 from .mmengine_patches import PatchedRunner, set_position
 from .optim.schedules import as_list, in_iterations, refuse_others, scaled
 from .processes import find_processes, join_processes, wrap
+from .run_lock import one_run
 from .training_mode import one_image_problems
 from .training_run import H, unwrapped
 
@@ -311,7 +314,7 @@ class DistillRunner(PatchedRunner):
             Interrupted: after a signal.
         """
         try:
-            with warnings.catch_warnings(), in_one_line(self):
+            with warnings.catch_warnings(), in_one_line(self), one_run(Path(self.work_dir)):
                 # Torch warns so whenever gradients are accumulated.
                 warnings.filterwarnings("ignore", "Detected call of `scheduler.step", module="mmengine")
                 return super().train()
@@ -331,6 +334,8 @@ class DistillRunner(PatchedRunner):
                 say(f"--resume auto: no checkpoint in {relative(folder)}, so from the beginning")
         if source:
             path = Path(source) if isinstance(source, str) else find_resume(folder)[0]
+            if not isinstance(source, str):
+                self._tell_damaged(folder, path)
             self.resume(str(path))
             here = path.resolve().parent == folder.resolve()
             newer = (int(self.epoch), int(self.iter)) if here else (-1, -1)
@@ -342,6 +347,13 @@ class DistillRunner(PatchedRunner):
         self._loaded = True
         barrier()  # nothing is moved before all processes have read it
         self._begin_folder(newer)
+
+    @staticmethod
+    def _tell_damaged(folder: Path, path: Path) -> None:
+        """Says which checkpoints are newer than the one that is taken, for then they are damaged."""
+        found = [other for _, other in checkpoints.training_checkpoints(folder)]
+        for other in found[found.index(path) + 1 :]:
+            say(f"damaged {relative(other)} is left out")
 
     def resume(
         self,
@@ -358,26 +370,23 @@ class DistillRunner(PatchedRunner):
         """
         self.resuming = True
         checkpoint = self.load_checkpoint(filename)
-        meta, here = checkpoint["meta"], {"world_size": self.world_size, "epoch_length": len(self.train_dataloader)}
-        names = {"seed": "seed", "world_size": "processes", "epoch_length": "iterations per epoch"}
         if TRAINED in checkpoint and self.hook(EMAHook) is None:
             raise FBTError(f"--resume {filename}: it is of a run with an average of its weights; set ema as it was")
-        for key, value in ({"seed": self.seed} | here).items():
-            if meta.get(key, value) != value:
-                what = f"{names[key]}: {meta[key]} in the checkpoint, {value} here"
-                raise FBTError(f"--resume {filename}: another run's ({what}); for its weights set load_from")
+        refuse_another(self, checkpoint, filename)
         refuse_others(self.optim_wrapper, self.param_schedulers or [], checkpoint, filename)
-        set_position(self.train_loop, meta["epoch"], meta["iter"])
-        self.message_hub.load_state_dict(checkpoint["message_hub"])
-        if resume_optimizer and "optimizer" in checkpoint:
-            self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
-        elif resume_optimizer:
-            raise FBTError(f"--resume {filename}: it has weights but no optimizer; take an epoch_*.pth or iter_*.pth")
+        set_position(self.train_loop, checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"])
+        with taking_up(filename, "message_hub"):
+            self.message_hub.load_state_dict(checkpoint["message_hub"])
+        if resume_optimizer:
+            with taking_up(filename, "optimizer"):
+                self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
         if resume_param_scheduler:
-            for own, state in zip(self.param_schedulers or [], checkpoint.get("param_schedulers", ()), strict=True):
-                own.load_state_dict(state)
-        scatter_statistics(self.model, checkpoint.get("rank_statistics", []))
-        restore_memories(self.distiller, checkpoint.get(MEMORIES, {}))
+            with taking_up(filename, "schedules"):
+                for own, state in zip(self.param_schedulers or [], checkpoint.get("param_schedulers", ()), strict=True):
+                    own.load_state_dict(state)
+        with taking_up(filename, "statistics and memories"):
+            scatter_statistics(self.model, checkpoint.get("rank_statistics", []))
+            restore_memories(self.distiller, checkpoint.get(MEMORIES, {}))
 
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = True, revise_keys: Any = None
@@ -388,12 +397,20 @@ class DistillRunner(PatchedRunner):
             FBTError: if it is missing, damaged, or another model's.
         """
         checkpoint = read_checkpoint(filename)
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         try:
+            own = self.distiller.state_dict()
+            for state in (checkpoint["state_dict"], checkpoint.get(TRAINED) or {}):
+                if own.keys() == state.keys() and (problem := misfit(own, state)):
+                    raise FBTError(f"checkpoint {filename!r} is not of this config's model: {problem}")
+            self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             self.distiller.load_state_dict(checkpoint["state_dict"], strict=strict)
         except RuntimeError as error:
             reason = " ".join(str(error).split(":", 1)[-1].split())
             raise FBTError(f"checkpoint {filename!r} is not of this config's model: {reason[:300]}") from error
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise FBTError(
+                f"checkpoint {filename!r}: it was changed, or is damaged ({one_line(error)[:200]})"
+            ) from error
         self._loaded = True
         return checkpoint
 

@@ -69,7 +69,8 @@ class Workers(ABC, Generic[J]):
         self.running: list[Process[J]] = []
         self.failed: dict[J, str] = {}
         self.elsewhere = 0
-        self._beaten, self._looked, self._start = 0.0, -LOOK, time.time()
+        self._beaten, self._looked = 0.0, -LOOK
+        self._failed_before = {trial.number for trial in study.trials([TrialState.FAIL])}
 
     @abstractmethod
     def is_done(self, job: J) -> bool:
@@ -116,6 +117,7 @@ class Workers(ABC, Generic[J]):
         if not ended and time.monotonic() - self._looked < LOOK:
             return bool(self.running or self.elsewhere)
         self._looked = time.monotonic()
+        self.study.free_the_dead()
         self._read_what_others_did()
         open_jobs = {job for job in self.wanted if not self.is_done(job)}
         while len(self.running) < self.workers and (claim := self.study.claim(open_jobs)):
@@ -146,11 +148,11 @@ class Workers(ABC, Generic[J]):
             elif trial.state is TrialState.RUNNING and trial.number not in mine:
                 self.elsewhere += 1
             elif trial.state is TrialState.FAIL and self._is_new(trial) and "error" in trial.user_attrs:
-                self.failed.setdefault(job, trial.user_attrs["error"])
+                self.failed.setdefault(job, str(trial.user_attrs["error"]))
 
     def _is_new(self, trial: FrozenTrial) -> bool:
         """Whether a trial ended after this process began; jobs that failed earlier are tried again."""
-        return trial.datetime_complete is not None and trial.datetime_complete.timestamp() >= self._start
+        return trial.number not in self._failed_before
 
     def _begin(self, folder: Path, command: list[str], gpu: str | None) -> subprocess.Popen[bytes]:
         folder.mkdir(parents=True, exist_ok=True)

@@ -113,6 +113,7 @@ def _plots(search: Search, out: Path) -> Iterator[Path]:
         drawn["slices"] = lambda: plots.plot_slice(study, params=_in_all(complete, varied) or None, **first)
     if 1 < len(names) < 4:
         drawn["front"] = lambda: plots.plot_pareto_front(study, target_names=names)
+    plt.rcParams["text.parse_math"] = False  # names are no formulas
     for name, draw in drawn.items():
         plt.close("all")
         try:

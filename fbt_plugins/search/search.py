@@ -20,7 +20,7 @@ from ..config.writing import as_file
 from ..distill.build import named_fusions
 from ..distill.distiller import Distiller
 from ..engine.check import check_config
-from ..errors import ConfigError, FBTError
+from ..errors import ConfigError, FBTError, one_line, short
 from ..files import is_finished, write_atomic
 from ..jobs.study import Claim, SharedStudy, Slot
 from ..jobs.workers import Process, Workers, last_line
@@ -55,8 +55,21 @@ class Tried:
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> Tried:
-        """From the study."""
-        return cls(**json.loads(trial.user_attrs["result"]))
+        """From the study.
+
+        Raises:
+            FBTError: if its result is something else.
+        """
+        try:
+            found = cls(**json.loads(trial.user_attrs["result"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FBTError(f"--storage: the result of trial {trial.number} is none ({one_line(error)})") from error
+        figures = found.figures.values() if isinstance(found.figures, Mapping) else [None]
+        if not all(isinstance(value, int | float) for value in figures) or found.state not in ("complete", "pruned"):
+            raise FBTError(f"--storage: the result of trial {trial.number} is none: {short(found.figures)}")
+        if type(found.number) is not int or not isinstance(found.options, Mapping) or not isinstance(found.folder, str):
+            raise FBTError(f"--storage: the result of trial {trial.number} is none: {short(found.options)}")
+        return found
 
     def text(self) -> str:
         """For the study."""
@@ -96,7 +109,13 @@ class Search(Workers[Slot]):
         return job in self.tried
 
     def learn(self, trial: FrozenTrial) -> None:
-        self.tried[Slot.of(trial)] = Tried.of(trial)
+        found = Tried.of(trial)
+        if unknown := sorted(found.options.keys() - self.space.parameters.keys()):
+            raise FBTError(f"--storage: trial {trial.number} tried {unknown[0]!r}, which search.space does not have")
+        missing = [name for name in self.settings.objectives if name not in found.figures]
+        if missing and found.state == "complete":
+            raise FBTError(f"--storage: the result of trial {trial.number} has no {missing[0]}")
+        self.tried[Slot.of(trial)] = found
 
     def plan(self, claim: Claim[Slot]) -> tuple[Path, list[str] | None]:
         self.study.study.sampler = self.settings.make_sampler(claim.run.number)

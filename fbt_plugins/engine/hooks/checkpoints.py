@@ -18,10 +18,11 @@ from safetensors.torch import save as safetensors_bytes
 from ...errors import FBTError
 from ...files import write_atomic
 from ...models.staged import StagedModel
-from ...models.weights import METADATA_KEY, load_plain
+from ...models.weights import METADATA_KEY, SIGNATURE_KEY, is_state, load_plain, signature_of
 from ..mmengine_patches import PatchedCheckpointHook
 from ..training_run import TrainingRun
 from .batchnorm import gather_statistics
+from .checkpoint_identity import identity
 from .loss_memories import MEMORIES, memories
 
 _PATHS = ("best_ckpt", "last_ckpt")
@@ -120,6 +121,7 @@ class PlainCheckpointHook(Hook):
     """Keeps checkpoints to tensors and plain types, so that ``weights_only=True`` loads all of them."""
 
     priority = "LOWEST"
+    _identity: Mapping[str, Any] | None = None
 
     def before_save_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
         info = plain(dict(checkpoint["message_hub"]["runtime_info"]))
@@ -127,10 +129,8 @@ class PlainCheckpointHook(Hook):
         # resumed, because mmengine loses the rest at the second resume.
         marks = dict.fromkeys(info, True)
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": info, "resumed_keys": marks}
-        checkpoint["meta"] = plain(checkpoint["meta"]) | {
-            "world_size": runner.world_size,
-            "epoch_length": len(runner.train_dataloader),
-        }
+        self._identity = self._identity or identity(runner)
+        checkpoint["meta"] = plain(checkpoint["meta"]) | self._identity
         checkpoint["rank_statistics"] = runner.checkpoints.rank_statistics
         if "optimizer" in checkpoint:  # one to resume from, not the best
             distiller = runner.distiller
@@ -221,6 +221,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     checkpoint = load_plain(path)
     if not isinstance(checkpoint, dict) or not {"meta", "state_dict", "message_hub"} <= checkpoint.keys():
         raise FBTError(f"checkpoint {str(path)!r}: not a training checkpoint (it has no meta, state_dict, message_hub)")
+    kinds = [isinstance(checkpoint[key], dict) for key in ("meta", "message_hub")]
+    if not all(kinds) or not is_state(checkpoint["state_dict"]):
+        raise FBTError(f"checkpoint {str(path)!r}: not a training checkpoint (its state_dict is no dict of tensors)")
     return checkpoint
 
 
@@ -236,4 +239,5 @@ def save_student(model: StagedModel, path: Path, about: Mapping[str, Any]) -> No
     metadata: dict[str, Any] = {"name": model.name, "arguments": model.arguments, "mean": model.mean, "std": model.std}
     metadata |= {"input_size": model.input_size, **about}
     text = json.dumps(metadata, default=str)
-    write_atomic(path, safetensors_bytes(tensors, metadata={METADATA_KEY: text}))
+    about_file = {METADATA_KEY: text, SIGNATURE_KEY: signature_of(tensors, text)}
+    write_atomic(path, safetensors_bytes(tensors, metadata=about_file))

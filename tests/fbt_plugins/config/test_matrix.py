@@ -163,3 +163,11 @@ def test_a_child_that_changes_a_type_drops_the_inherited_arguments_of_all_cells(
     (tmp_path / "dkd.py").write_text(child)
     config = load_config(tmp_path / "dkd.py", pair="a_b", method="kd")
     assert config.model.logit_loss == dict(type="DKDLoss", beta=2.0)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "..", "a\\b", "", 3])
+def test_names_that_would_leave_the_runs_folder_are_refused(name: object) -> None:
+    with pytest.raises(ConfigError, match=r"methods: .* cannot be a folder's name"):
+        Matrix.of(dict(pairs=dict(a_b={}), methods={name: {}}))
+    with pytest.raises(ConfigError, match=r"pairs: .* cannot be a folder's name"):
+        Matrix.of(dict(pairs={name: {}}, methods=dict(kd={})))

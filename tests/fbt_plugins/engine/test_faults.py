@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge
 from fbt_plugins.engine.check import check_config
+from fbt_plugins.engine.faults import in_one_line
 from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint
+from fbt_plugins.engine.processes import allow_open_files
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError, FBTError
 
@@ -255,3 +259,36 @@ def test_a_bug_of_a_plugin_comes_as_it_is(config: Build) -> None:
     runner.model.train_step = lambda *args, **kwargs: [][0]
     with pytest.raises(IndexError):
         runner.train()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "memory is full, or limited"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+            "memory is full",
+        ),
+        (RuntimeError("can't start new thread"), "memory is full, or limited"),
+        (RuntimeError("[gloo] Timed out waiting 1800000ms for recv operation to complete"), "another process .* hangs"),
+        (RuntimeError("NCCL watchdog: collective operation timeout: WorkNCCL(SeqNum=3)"), "another process .* hangs"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error: Exception, says: str) -> None:
+    run: Any = SimpleNamespace(hook=lambda kind: None, distributed=True)
+    with pytest.raises(FBTError, match=f"^{says}.*; nothing was saved yet$") as caught, in_one_line(run):
+        raise error
+    assert len(caught.value.lines()) == 1
+
+
+def test_too_few_open_files_are_told_before_torch_waits_for_ever() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        few = len(list(Path("/dev/fd").iterdir())) + 5
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+        allow_open_files(2)
+        assert few < resource.getrlimit(resource.RLIMIT_NOFILE)[0] < few + 50  # raised, as far as needed
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(FBTError, match=r"^num_workers: 10000000 workers need about .* open files, .* \(ulimit -n\)"):
+        allow_open_files(10_000_000)
