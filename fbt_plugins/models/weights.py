@@ -124,6 +124,14 @@ def read_weights(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, {}
 
 
+def _ends(path: Path) -> bool:
+    """Whether a file has the end of a zip archive."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # the end is there, and damaged
+        return False
+
+
 def check_torch_file(path: Path) -> None:
     """Looks at a file's form without reading it.
 
@@ -136,7 +144,7 @@ def check_torch_file(path: Path) -> None:
         raise FBTError(
             f"checkpoint {str(path)!r}: truncated, or not a checkpoint (no file of torch's begins {start!r})"
         )
-    if start == b"PK" and not zipfile.is_zipfile(path):
+    if start == b"PK" and not _ends(path):
         raise FBTError(f"checkpoint {str(path)!r}: truncated, or not a checkpoint (its end is missing)")
 
 
