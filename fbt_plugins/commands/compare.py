@@ -53,8 +53,6 @@ def main(argv: Sequence[str]) -> int:
         from ..jobs.study import FAILURES, Run, SharedStudy, complaint, hidden
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
-    from mmengine.config import Config
-
     from .. import load_plugins
     from ..config.loading import complete, load_matrix
     from ..console import relative, say
@@ -71,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
     cells = matrix.cells(args.pairs, args.methods)
     for cell in matrix.cells():
         try:
-            contents = complete(matrix.cell(*cell), args.cfg_options or {})
-            configs[cell], hashes[cell] = Config(contents), config_hash(contents)
+            configs[cell] = complete(matrix.cell(*cell), args.cfg_options or {})
+            hashes[cell] = config_hash(configs[cell])
         except FBTError:  # an option that is for some methods only
             if cell in cells:
                 raise

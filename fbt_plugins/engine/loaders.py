@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -133,11 +133,11 @@ def _sample_problem(sample: Any, classes: int, soft: bool) -> str:
     return ""
 
 
-def open_splits(config: Config, distiller: Distiller | None = None) -> list[str]:
+def open_splits(config: Mapping[str, Any] | Config, distiller: Distiller | None = None) -> list[str]:
     """Opens the data of all splits of a run, and reads a few images of each.
 
     Args:
-        config: of the run, checked.
+        config: of the run, checked, or its contents.
         distiller: that is to be trained, where the last batch shall suit it.
 
     Returns:
@@ -169,12 +169,13 @@ def open_splits(config: Config, distiller: Distiller | None = None) -> list[str]
             about = f"{len(dataset):,} images of {size}, {len(dataset.classes)} classes"
             lines.append(f"{split:8} {about}, {len(loader):,} batches")
     if problems:
-        source = f"{config.filename}: " if config.filename else ""
+        file = getattr(config, "filename", None)
+        source = f"{file}: " if file else ""
         raise ConfigError([f"{source}{line}" for line in problems])
     return lines
 
 
-def open_all(configs: list[Config]) -> None:
+def open_all(configs: Sequence[Mapping[str, Any] | Config]) -> None:
     """Opens the data of many runs, those that are the same once.
 
     Raises:
@@ -183,7 +184,7 @@ def open_all(configs: list[Config]) -> None:
     problems: dict[str, None] = {}
     seen = set()
     for config in configs:
-        parts = {split: config.to_dict().get(f"{split}_dataloader") for split in SPLITS}
+        parts = {split: config.get(f"{split}_dataloader") for split in SPLITS}
         key = json.dumps(parts, sort_keys=True, default=repr)
         if key in seen:
             continue

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge
 from fbt_plugins.engine.check import check_config
-from fbt_plugins.engine.faults import in_one_line
+from fbt_plugins.engine.faults import _known, in_one_line
 from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint
 from fbt_plugins.engine.processes import allow_open_files
 from fbt_plugins.engine.runner import DistillRunner
@@ -252,6 +252,27 @@ def test_memory_that_is_full(config: Build, error: RuntimeError, says: str) -> N
     runner.model.train_step = failing
     with pytest.raises(FBTError, match=says + ".*epoch_1.pth is whole; go on with --resume"):
         runner.train()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RuntimeError(
+                "Caught RuntimeError in DataLoader worker process 0.\nstack expects each tensor to be equal size"
+            ),
+            "the images of a batch have different sizes; add dict(type='Resize'",
+        ),
+        (
+            ValueError("Expected more than 1 value per channel when training, got input size torch.Size([1, 8, 1, 1])"),
+            "a batch of one image cannot train BatchNorm: set train_dataloader.drop_last=True",
+        ),
+        (ValueError("another"), None),
+    ],
+)
+def test_what_data_do_to_a_batch_is_said_in_words(error: Exception, says: str | None) -> None:
+    known = _known(error, distributed=False)
+    assert known is None if says is None else says in str(known)
 
 
 def test_a_bug_of_a_plugin_comes_as_it_is(config: Build) -> None:

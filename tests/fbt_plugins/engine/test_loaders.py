@@ -31,6 +31,8 @@ def test_a_missing_split_stops_a_run_before_its_model_is_built(tmp_path: Path, m
         DistillRunner.from_cfg(config)
     with pytest.raises(ConfigError, match=r"tiny.py: test_dataloader: ImageFolder: no folder /nowhere/test"):
         open_all([builder(tmp_path)(), config])
+    with pytest.raises(ConfigError, match=r"^test_dataloader: ImageFolder: no folder /nowhere/test"):
+        open_all([config.to_dict(), config.to_dict()])  # as a matrix's cells are
 
 
 def test_what_is_opened_is_said_and_everything_wrong_at_once(tmp_path: Path) -> None:
