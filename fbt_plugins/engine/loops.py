@@ -38,7 +38,17 @@ class _Seeking:
                 name = type(sampler).__name__
                 raise FBTError(f"--resume in the middle of an epoch: {name} has no seek(); use SeededSampler")
             sampler.seek(done * self.dataloader.batch_size)
-        yield from self.dataloader
+        batches, end = iter(self.dataloader), object()
+        while (batch := self._next(batches, end)) is not end:
+            yield batch
+
+    def _next(self, batches: Iterator[Any], end: object) -> Any:
+        try:
+            return next(batches, end)
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                self.runner.call_hook("after_workers_lost")
+            raise
 
     def validate(self) -> None:
         """Runs a validation, unless a loss was not finite: that ends the run before its model is called the best."""

@@ -40,6 +40,7 @@ from .hooks.progress import ProgressHook
 from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
 from .hooks.topk import evaluate
+from .loader_workers import worker_context
 from .mmengine_patches import PatchedRunner, set_position
 from .processes import find_processes, join_processes, wrap
 from .training_run import H, unwrapped
@@ -139,6 +140,8 @@ class DistillRunner(PatchedRunner):
         config.setdefault("num_workers", 0)
         config["dataset"] = {"seed": seed or 0, **config["dataset"]}
         built = Runner.build_dataloader(config, seed)
+        if built.num_workers and built.multiprocessing_context is None:
+            built.multiprocessing_context = worker_context()
         if in_memory:
             return InMemoryLoader(built.dataset, built.sampler, built.batch_size, built.drop_last, self.device)
         return built
