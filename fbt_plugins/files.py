@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 from mmengine.fileio import LocalBackend, register_backend
 
@@ -118,19 +117,7 @@ def _umask() -> int:
 
 @register_backend("atomic", force=True)
 class AtomicBackend(LocalBackend):
-    """mmengine's local files, written atomically; what is removed stays until the next file is safely on disk.
-
-    mmengine's CheckpointHook removes the oldest checkpoint before it writes the next.
-    """
-
-    _doomed: ClassVar[list[str]] = []
+    """mmengine's local files, written atomically."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         write_atomic(filepath, obj)
-        while self._doomed:
-            old = self._doomed.pop()
-            if Path(old) != Path(filepath):
-                Path(old).unlink(missing_ok=True)
-
-    def remove(self, filepath: str | Path) -> None:
-        self._doomed.append(str(filepath))

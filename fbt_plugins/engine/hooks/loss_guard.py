@@ -70,6 +70,7 @@ class LossGuard(Hook):
         self.interval = 50
         self._window = LossWindow()
         self._schedules: list[tuple[int, Any]] = []
+        self._state: dict[str, Any] = {}
 
     def before_train(self, runner: TrainingRun) -> None:
         self._end = runner.max_iters
@@ -126,8 +127,13 @@ class LossGuard(Hook):
                 schedule.step()
         self._window.cut(max(0, iteration - bad // self.interval * self.interval))
 
+    def before_write(self, runner: TrainingRun) -> None:
+        """Takes the losses of all processes, before the first of them writes a checkpoint."""
+        self._state = self._window.state_dict()
+
     def before_save_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
-        checkpoint[STATE] = self._window.state_dict()
+        if "optimizer" in checkpoint:  # one to resume from, not the best
+            checkpoint[STATE] = self._state
 
     def after_load_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
         if runner.resuming and STATE in checkpoint:

@@ -168,7 +168,7 @@ def test_statistics_that_are_not_finite_are_not_saved(config: Build) -> None:
     runner.model.train_step = poisoned
     with pytest.raises(FBTError, match=r"at iteration 6.*statistics are not finite either: .*epoch_1.pth is whole"):
         runner.train()
-    _, checkpoint = find_resume(Path(runner.work_dir))
+    _, checkpoint = find_resume(Path(runner.work_dir), 4)
     assert all(v.isfinite().all() for v in checkpoint["state_dict"].values() if v.is_floating_point())
 
 
@@ -220,7 +220,7 @@ def test_an_image_that_disappears(config: Build, tmp_path: Path, workers: int) -
     runner.model.train_step = losing
     with pytest.raises(FBTError, match=r"png is no readable image.*epoch_[12].pth is whole; go on with --resume"):
         runner.train()
-    assert find_resume(Path(runner.work_dir))[0].name in ("epoch_1.pth", "epoch_2.pth")  # workers read ahead
+    assert find_resume(Path(runner.work_dir), 4)[0].name in ("epoch_1.pth", "epoch_2.pth")  # workers read ahead
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_resumed_is_uninterrupted(
     last = "iter_12.pth" if "default_hooks.checkpoint.interval" in options else "epoch_3.pth"
     assert_same(whole, resumed, last)
     assert len(list((tmp_path / "third").glob("best_*.pth"))) == 1
-    assert len(training_checkpoints(tmp_path / "third")) == 1
+    assert len(training_checkpoints(tmp_path / "third", 4)) == 1
 
 
 def test_only_checkpoints_to_resume_from_have_what_losses_remember(config: Build, tmp_path: Path) -> None:
@@ -152,11 +152,11 @@ def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path) -> None:
     torch.save(whole, tmp_path / "epoch_2.pth")
     data = (tmp_path / "epoch_2.pth").read_bytes()
     (tmp_path / "epoch_10.pth").write_bytes(data[: len(data) // 2])
-    assert find_resume(tmp_path)[0].name == "epoch_2.pth"
+    assert find_resume(tmp_path, 4)[0].name == "epoch_2.pth"
     for name in ("epoch_1.pth", "epoch_2.pth"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(FBTError, match="only damaged checkpoints"):
-        find_resume(tmp_path)
+        find_resume(tmp_path, 4)
 
 
 def test_nothing_to_resume_is_said_and_auto_begins(
@@ -176,7 +176,7 @@ def test_another_run_in_the_folder_is_set_aside(config: Build, whole: DistillRun
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.*") if p.is_file()}
     run_until(config("run", **{"randomness.seed": 4}), 6)
     assert {p.name: p.read_bytes() for p in (tmp_path / "run" / "earlier_1").iterdir()} == before
-    assert find_resume(tmp_path / "run")[0].name == "epoch_1.pth"  # not the earlier run's third
+    assert find_resume(tmp_path / "run", 4)[0].name == "epoch_1.pth"  # not the earlier run's third
 
 
 def test_a_validation_after_the_run_leaves_its_files_where_they_are(config: Build, tmp_path: Path) -> None:
