@@ -109,4 +109,4 @@ def _after_nan(runner: TrainingRun, iteration: int) -> str:
     hook.save_now(runner, epoch, start)
     newer = [what for what, buffers in remembered.items() if buffers]
     but = f" ({' and '.join(newer)} are from after it)" if newer else ""
-    return f"{relative(hook.last_ckpt)} has the weights from before it{but}; {hint}"
+    return f"{relative(str(hook.last_ckpt))} has the weights from before it{but}; {hint}"

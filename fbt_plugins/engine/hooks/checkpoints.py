@@ -174,11 +174,9 @@ class AtomicCheckpointHook(Hook):
             for path in older[: max(0, len(older) + 1 - self.max_keep_ckpts)]:
                 path.unlink(missing_ok=True)
         bests = best_checkpoints(folder, length, self._prefix)
-        kept = [
-            max((best for best in bests if best[0] <= at), default=None)
-            for at, _ in training_checkpoints(folder, length)
-        ]
-        needed = {Path(runner.message_hub.runtime_info.get("best_ckpt", "")), *(best[1] for best in kept if best)}
+        needed = {Path(runner.message_hub.runtime_info.get("best_ckpt", ""))}
+        for at, _ in training_checkpoints(folder, length):  # each names the newest best weights up to it
+            needed |= {path for _, path in [best for best in bests if best[0] <= at][-1:]}
         for _, path in bests:
             if path not in needed:
                 path.unlink(missing_ok=True)
@@ -230,11 +228,9 @@ class AtomicCheckpointHook(Hook):
         if own.resolve() != path.resolve():
             write_atomic(own, path.read_bytes())
         if best is not None and not (target := Path(runner.message_hub.runtime_info["best_ckpt"])).is_file():
-            weights = {
-                k: v for k, v in read_checkpoint(best).items() if k not in ("optimizer", "param_schedulers", MEMORIES)
-            }
+            left_out = ("optimizer", "param_schedulers", MEMORIES)
             buffer = io.BytesIO()
-            torch.save(weights, buffer)
+            torch.save({k: v for k, v in read_checkpoint(best).items() if k not in left_out}, buffer)
             write_atomic(target, buffer.getvalue())
 
 

@@ -55,7 +55,7 @@ class LossWindow:
         return torch.cat([losses, norms[:, None]], 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What an exact resume needs: the values of each process, (processes, rows, losses + 1); all of them call it."""
+        """What an exact resume needs: each process's values, (processes, rows, losses + 1); all of them call it."""
         if not self._rows:
             return {"names": list(self.names), "values": torch.empty(get_world_size(), 0)}
         own = self._values()

@@ -16,8 +16,8 @@ from torch import distributed as dist
 from ...errors import ConfigError, FBTError, nearest
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MOST_SKIPPED = 40
-"""Updates in a row that fp16 may skip: its scale, 2**16 at first, is halved each time, and is then below 2**-23."""
+MOST_SKIPPED = 20
+"""Updates in a row that fp16 may skip: its scale, 2**16 at first, is halved each time, and is then below 1/8."""
 
 
 class AlwaysOverflows(FBTError):
