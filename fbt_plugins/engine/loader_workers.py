@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterable, Iterator
 from multiprocessing.context import BaseContext, ForkContext, ForkProcess
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """What schedulers, users, ``sbatch --signal=USR1@60`` and a terminal that is closed send."""
@@ -48,3 +50,16 @@ def worker_context() -> BaseContext | None:
     """What a DataLoader makes its workers by; None, its own way, where processes are not forked or signals not told."""
     forks = multiprocessing.get_start_method() == "fork"
     return _Context() if forks and hasattr(signal, "sigwaitinfo") else None
+
+
+def begin(loader: Iterable[Any]) -> Iterator[Any]:
+    """Iterates over a DataLoader, to which a worker that is gone is an error where its batch is asked for.
+
+    Torch's own handler of SIGCHLD raises it at once, which may be in the middle of a step or of a save.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, before)
+    return batches

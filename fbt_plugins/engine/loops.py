@@ -14,6 +14,7 @@ from mmengine.runner.utils import calc_dynamic_intervals
 
 from ..distill.build import TEACHER
 from ..errors import FBTError
+from .loader_workers import begin
 from .training_run import TrainingRun
 
 
@@ -38,7 +39,7 @@ class _Seeking:
                 name = type(sampler).__name__
                 raise FBTError(f"--resume in the middle of an epoch: {name} has no seek(); use SeededSampler")
             sampler.seek(done * self.dataloader.batch_size)
-        batches, end = iter(self.dataloader), object()
+        batches, end = begin(self.dataloader), object()
         while (batch := self._next(batches, end)) is not end:
             yield batch
 
@@ -151,7 +152,7 @@ class ValidationLoop(ValLoop):
         teacher = runner.teacher_metrics
         names = [name for name in runner.distiller.names if name != TEACHER]
         runner.model.eval()
-        for index, batch in enumerate(self.dataloader):
+        for index, batch in enumerate(begin(self.dataloader)):
             runner.call_hook("before_val_iter", batch_idx=index, data_batch=batch)
             with torch.no_grad(), autocast(enabled=self.fp16):
                 outputs = runner.distiller.val_step(batch, names)

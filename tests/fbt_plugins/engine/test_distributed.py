@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from forked import Done, Typed
-from runs import assert_equal
+from runs import assert_equal, records
 from two_processes import BATCH_NORM, DRAWN, SCHEDULED, accuracy, build, gradients
 
 from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint
@@ -82,6 +82,7 @@ def test_statistics_agree_validation_counts_once_and_resume_is_exact(tmp_path: P
     ends = [read_checkpoint(tmp_path / run / "iter_12.pth") for run in ("whole", "killed")]
     for part in ("state_dict", "optimizer", "loss_window", "rank_statistics"):
         assert_equal(ends[0][part], ends[1][part], part)
+    assert records(tmp_path / "whole") == records(tmp_path / "killed")  # each process went on with its own losses
     # The run ended with its best weights; one process finds the same accuracy with them.
     one = build(tmp_path, "one", **BATCH_NORM)
     one.model.load_state_dict(read_checkpoint(next((tmp_path / "whole").glob("best_*")))["state_dict"])

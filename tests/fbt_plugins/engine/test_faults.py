@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge
 from fbt_plugins.engine.check import check_config
-from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint
+from fbt_plugins.engine.faults import in_one_line
+from fbt_plugins.engine.hooks.checkpoints import AtomicCheckpointHook, find_resume, read_checkpoint
+from fbt_plugins.engine.hooks.loss_guard import NotFinite
+from fbt_plugins.engine.optim.wrapper import AlwaysOverflows
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError, FBTError
 
@@ -248,6 +252,52 @@ def test_memory_that_is_full(config: Build, error: RuntimeError, says: str) -> N
     runner.model.train_step = failing
     with pytest.raises(FBTError, match=says + ".*epoch_1.pth is whole; go on with --resume"):
         runner.train()
+
+
+def fault(error: Exception, **parts: Any) -> str:
+    """What a run whose checkpoint hook and parts are these says of an error."""
+    runner: Any = SimpleNamespace(distributed=False, **parts)
+    with pytest.raises(FBTError) as said, in_one_line(runner):
+        raise error
+    return str(said.value)
+
+
+def test_a_checkpoint_is_called_whole_only_where_it_is(tmp_path: Path) -> None:
+    hook = AtomicCheckpointHook()
+    hook.saved, path = 4, tmp_path / "epoch_1.pth"
+    hook.last_ckpt = str(path)
+    error = OSError(errno.ENOSPC, "No space left on device")
+    assert "nothing to go on from is left" in fault(error, hook=lambda _: hook)
+    for value, says in ((1.0, "is whole; go on with --resume"), (float("nan"), "what is in it is not finite")):
+        torch.save(dict(meta={}, message_hub={}, state_dict={"weight": torch.tensor([value])}), path)
+        assert says in fault(error, hook=lambda _: hook)
+
+
+def test_fp16_that_never_updates_is_named() -> None:
+    model = nn.Linear(1, 1)
+    text = fault(AlwaysOverflows(20, [model.bias]), hook=lambda _: None, distiller=model)
+    assert "in 20 updates in a row, and none of them was made (first of bias); try --amp bf16" in text
+
+
+def test_what_is_from_after_a_loss_that_was_not_finite_is_said() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    hook = AtomicCheckpointHook()
+    hook.saved, hook.last_ckpt = 0, "iter_4.pth"
+    parts: Any = dict(hook=lambda _: hook, train_loop=None, rewind=lambda *_: None)
+    parts["optim_wrapper"] = SimpleNamespace(group_start=lambda iteration: iteration)
+    model.edges = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hook, "save_now", lambda *_: None)
+        text = fault(NotFinite("task", float("nan"), 4), distiller=model, **parts)
+        assert "iter_4.pth has the weights from before it (BatchNorm statistics are from after it); look at" in text
+        text = fault(NotFinite("task", float("nan"), 4), distiller=_without_statistics(model), **parts)
+        assert "iter_4.pth has the weights from before it; look at" in text
+
+
+def _without_statistics(model: Any) -> Any:
+    plain: Any = nn.Sequential(model[0])
+    plain.edges = {}
+    return plain
 
 
 def test_a_bug_of_a_plugin_comes_as_it_is(config: Build) -> None:
