@@ -30,7 +30,11 @@ def in_one_line(runner: TrainingRun) -> Iterator[None]:
     try:
         yield
     except NotFinite as error:
-        raise FBTError(f"{error}; {_after_nan(runner, error.iteration)}") from None
+        try:
+            then = _after_nan(runner, error.iteration)
+        except OSError as failed:
+            then = f"what was before it could not be saved ({one_line(failed)}); {_last_checkpoint(runner)}"
+        raise FBTError(f"{error}; {then}") from None
     except Interrupted:
         raise
     except AlwaysOverflows as error:
