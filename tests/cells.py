@@ -51,10 +51,10 @@ def cells(name: str) -> list[tuple[str, str, str]]:
 
 
 def sample(all_cells: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """Each method once, with a pair of a matrix that changes from method to method."""
+    """Each method once, all that are called as a splice together, with a pair that changes from method to method."""
     by_method: dict[str, list[tuple[str, str, str]]] = {}
     for cell in all_cells:
-        by_method.setdefault(cell[2], []).append(cell)
+        by_method.setdefault("splice" if "+" in cell[2] else cell[2], []).append(cell)
     return [group[7 * i % len(group)] for i, group in enumerate(by_method.values())]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
 import shutil
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from subprocess import TimeoutExpired
@@ -102,7 +104,7 @@ def _run(arguments: list[str]) -> int:
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
             sys.path.insert(0, "")
-            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+            _run_module(arguments[1])
         else:
             sys.argv = arguments
             runpy.run_path(arguments[0], run_name="__main__")
@@ -124,6 +126,15 @@ class Done(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def _run_module(name: str) -> None:
+    """As runpy does, which cannot where pytest imports the module's package in its own way."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.origin is not None
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    vars(main).update(__file__=spec.origin, __package__=spec.parent)
+    exec(compile(Path(spec.origin).read_text(), spec.origin, "exec"), vars(main))
 
 
 class Typed(Forked):

@@ -1,4 +1,4 @@
-"""What each of two processes does in tests/fbt_plugins/engine/test_distributed.py; torchrun starts it."""
+"""What each of two processes does in tests/fbt_plugins/engine/test_processes.py."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _run = {
     name: dict(config="{{ fileDirname }}/../teachers/peers_fashion_mnist.py", pair=name, method="plain")
     for name in _teachers
 }
-_found = dict(  # docs/results/search/sakd_vs_cakd.*.json; of the Swin another training of the recipe, 89.49 %
+_found = dict(  # docs/results/sakd_vs_cakd/searches.jsonl; of the Swin another training of the recipe, 89.49 %
     resnet="S1-2+T3-4+Shead", convnext="S1-4+Thead", swin="T1-4+Shead", mixer="S1-4+Thead"
 )
 _drawn = {  # random.Random(seed).sample(splices, 3), from those of ../search/splices.py

@@ -29,7 +29,12 @@ def parse() -> Parser:
         "results", type=Path, help="folder (or trials.jsonl) of a comparison whose methods are named after splices"
     )
     parser.add_argument(
-        "--one-shot", type=Path, nargs="+", default=[], metavar="FILE", help="search.json of one-shot searches"
+        "--one-shot",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="search.json of one-shot searches, or a .jsonl of several",
     )
     parser.add_argument("--without-fusion", default="t_s", metavar="METHOD", help="whose CKA predicts (default: t_s)")
     return parser
@@ -51,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[report]'") from None
     from ..report.figures import rankings
     from ..report.results import read_trials, trials_file
-    from ..report.splice_ranking import agreements, as_json, first_epoch, junction_cka, random_search
+    from ..report.splice_ranking import as_json, first_epoch, junction_cka, random_search, rank_correlations
 
     results = trials_file(args.results)
     found = read_trials(results, say)
@@ -66,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         raise FBTError(f"{args.results}: trainings of one pair, not of {', '.join(sorted(pairs)) or 'none'}")
     if len({(trial.method, trial.seed) for trial in trials}) < len(trials):
         raise FBTError(f"{results}: trainings of several configs with one name and seed; keep the lines of one of them")
-    one_shots = [_one_shot(path) for path in args.one_shot]
+    one_shots = [table for path in args.one_shot for table in _one_shots(path)]
     cheap = {"F after its first validation": first_epoch(trials)}
     plain = sorted((t for t in found if t.method == args.without_fusion), key=lambda trial: trial.seed)
     if mapped := [trial for trial in plain if trial.cka]:
@@ -82,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
         predictors["one shot, mean"] = {s: fmean(table[s] for table in one_shots) for s in common}
     predictors |= cheap | {"fewer junctions": {name: -len(splice.junctions) for name, splice in splices.items()}}
     try:
-        rows = agreements(trials, predictors)
+        rows = rank_correlations(trials, predictors)
     except ValueError as error:
         raise FBTError(f"{args.results}: {error}") from error
     head = ("ranking", "splices", "tau with one seed", "95 %", "tau with the mean", "top-1 of its first, %")
@@ -114,8 +119,11 @@ def main(argv: Sequence[str]) -> None:
     say(f"written  {', '.join(relative(results.with_name(f'splice_ranking.{kind}')) for kind in kinds)}")
 
 
-def _one_shot(path: Path) -> dict[str, float]:
+def _one_shots(path: Path) -> list[dict[str, float]]:
+    """The rankings in a file: one of a search.json, or one in each line of a file of several (.jsonl)."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["one_shot"]["top1"])
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+        text = path.read_text(encoding="utf-8")
+        searches = map(json.loads, text.splitlines()) if path.suffix == ".jsonl" else [json.loads(text)]
+        return [dict(search["one_shot"]["top1"]) for search in searches]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise FBTError(f"--one-shot {path}: not the search.json of a one-shot search ({error})") from error

@@ -5,20 +5,17 @@ from __future__ import annotations
 from fbt_plugins import Registries, hookimpl
 
 from .attention_transfer import ATLoss
-from .bkd import BKDLoss
-from .cc import CCLoss
 from .crd import CRDLoss
 from .cross_entropy import CrossEntropyLoss
 from .deit import DeiTLoss
 from .dist import DISTLoss
-from .dkd import DKDLoss
 from .fitnet import FitNetLoss
 from .infonce import InfoNCELoss
-from .kd import KDLoss
+from .kd import BKDLoss, DKDLoss, KDLoss
 from .mse import MSELoss
 from .ofa import OFALoss
 from .ofa_exits import OFAExitsLoss
-from .rkd import RKDLoss
+from .relations import CCLoss, RKDLoss
 from .sliced_wasserstein import SlicedWassersteinLoss
 
 LOSSES = (

@@ -61,7 +61,7 @@ def _parts(findings: Findings, options: Mapping[str, Any]) -> None:
     for slot, config in defaults.items():
         findings.typed(LOSSES, config, f"model.{slot}_loss", extra=("weight",))
     findings.typed(LOSSES, options.get("task_loss"), "model.task_loss", extra=("weight", *TIMES))
-    edges = findings.collect("model.edges", parse_edges, options.get("edges", ()), defaults) or []
+    edges = findings.collect("", parse_edges, options.get("edges", ()), defaults) or []
     for edge in edges:
         for slot, loss in edge["losses"].items():
             if loss is not defaults[slot]:

@@ -120,7 +120,7 @@ def test_a_fusion_models_stages_are_those_that_it_runs(
 
 def test_the_maps_of_a_run(config: Build) -> None:
     """Of the best weights, on validation images; the stages that F shares with S are 1 with themselves."""
-    options = {"cka.images": 40, "cka.batch_size": 15, "train_cfg.max_epochs": 2}
+    options = {"cka.images": 40, "cka.batch_size": 15, "train_cfg.max_epochs": 2, "val_dataloader.batch_size": 50}
     runner = run(config(**options))
     found = json.loads((Path(runner.work_dir) / "summary.json").read_text())["cka"]
     assert found["images"] == 30 and list(found["maps"]) == ["teacher_student", "teacher_fusion", "fusion_student"]

@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 from runs import TINY
 
-optuna = pytest.importorskip("optuna")
+pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
+
+import optuna
+
+from fbt_plugins.report import figures
 
 ROOT = Path(__file__).parents[3]
 TOOL = ROOT / "tools" / "compare.py"
@@ -62,8 +66,11 @@ def compare(tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.02)))
 
-    def run(*args: str) -> tuple[int, list[str], list[str]]:
-        done = tool("compare", *args)
+    def run(*args: str, pictures: bool = False) -> tuple[int, list[str], list[str]]:
+        with monkeypatch.context() as patch:
+            for picture in () if pictures else ("differences", "curves"):  # seconds in all
+                patch.setattr(figures, picture, lambda *_: None)
+            done = tool("compare", *args)
         return done.code, done.out.splitlines(), done.err.splitlines()
 
     return run
@@ -78,7 +85,8 @@ def lines(folder: Path) -> list[str]:
 
 
 def test_a_matrix_from_start_to_report(compare: Callable, tmp_path: Path) -> None:
-    code, out, err = compare("grid.py", "--workers", "3", "--cfg-options", "train_cfg.max_epochs=2")
+    options = ("--cfg-options", "train_cfg.max_epochs=2")
+    code, out, err = compare("grid.py", "--workers", "3", *options, pictures=True)
     assert code == 0 and not err
     assert sum(line.startswith("[") for line in out) == 12 and "[12/12]" in "".join(out)
     made = calls(tmp_path)
@@ -86,12 +94,13 @@ def test_a_matrix_from_start_to_report(compare: Callable, tmp_path: Path) -> Non
     for line in made:
         assert line.startswith("grid.py --pair a_") and "--resume auto --cfg-options train_cfg.max_epochs=2" in line
     report = tmp_path / "work_dirs" / "compare" / "grid"
-    assert len(lines(report)) == 12 and (report / "report.html").exists() and not (tmp_path / "docs").exists()
+    assert len(lines(report)) == 12 and not (tmp_path / "docs").exists()
+    assert (report / "report.html").read_text().count("data:image/svg+xml") == 4  # of each pair two
     text = (report / "report.md").read_text()
     assert "+2.00 [+2.00, +2.00]" in text and "82.50 ± 0.71" in text and "81.60" not in text
     assert "82.00 ± 0.00" in next(line for line in text.splitlines() if "the better of two" in line)  # 82 + 0, 81 + 1
 
-    again, _, _ = compare("grid.py", "--cfg-options", "train_cfg.max_epochs=2")
+    again, _, _ = compare("grid.py", *options)
     assert again == 0 and calls(tmp_path) == made  # nothing is run twice
 
 

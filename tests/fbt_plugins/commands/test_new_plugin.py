@@ -83,10 +83,6 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2 and "no such folder" in done.stderr
 
 
-def test_help_has_examples() -> None:
-    assert "examples:" in tool("new_plugin", "--help").stdout
-
-
 @pytest.mark.slow
 def test_a_broken_plugin_that_is_installed_disturbs_nobody(tmp_path: Path) -> None:
     install(tmp_path, "acme-parts", "acme_parts")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
 from fbt_plugins.files import append_line
+from fbt_plugins.report import splice_ranking
 from fbt_plugins.report.results import Trial
 
 SPLICES = ["S1+T2-4", "S1-2+T3-4", "S1-3+T4", "T1-3+S4"]
 
 
-def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path) -> None:
+def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splice_ranking, "rank_correlations", partial(splice_ranking.rank_correlations, draws=100))
     folder = tmp_path / "splices"
     folder.mkdir()
     code, _, err = tool("rank_splices", folder)
@@ -51,6 +54,10 @@ def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path) -> None:
     picture = (folder / "splice_ranking.svg").read_text()
     best_on_top = [picture.index(f">{splice}<") for splice in reversed(SPLICES)]
     assert best_on_top == sorted(best_on_top, reverse=True) and ">without F<" in picture
+    several = tmp_path / "searches.jsonl"
+    several.write_text("\n".join([search.read_text()] * 2))
+    code, out, err = tool("rank_splices", folder, "--one-shot", several)
+    assert code == 0 and "one shot 2" in out and "one shot, mean" in out, err
     search.write_text("{}")
     code, _, err = tool("rank_splices", folder, "--one-shot", search)
     assert code == 2 and "not the search.json of a one-shot search" in err

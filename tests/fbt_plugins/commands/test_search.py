@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from forked import Forked, Typed
 from mmengine.config import Config
 from runs import TINY
 
@@ -20,14 +22,25 @@ pytest.importorskip("matplotlib")
 from optuna import load_study
 
 from fbt_plugins.config.loading import load_config
+from fbt_plugins.jobs import workers
 from fbt_plugins.jobs.study import SharedStudy, Slot
+from fbt_plugins.search import one_shot
+from fbt_plugins.search import results as search_results
 from fbt_plugins.search.search import Search, space_of
 from fbt_plugins.search.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 TOOL = ROOT / "tools" / "search.py"
-SEARCH = (
+# Two stages have four splices with one switch.
+TWO_STAGES = (
     TINY
+    + """
+model["student"].update(stages=2, num_blocks=2)
+model["teacher"].update(stages=2)
+"""
+)
+SEARCH = (
+    TWO_STAGES
     + """
 search = dict(
     space={
@@ -39,7 +52,7 @@ search = dict(
 """
 )
 ONE_SHOT = (
-    TINY
+    TWO_STAGES
     + """
 search = dict(
     space={"model.fusion": dict(switches=1, strategies=[dict(type="L2GFusion")])}, one_shot=dict(best=2, epochs=1)
@@ -67,10 +80,15 @@ def search(tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     (tmp_path / "python").chmod(0o755)
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str, pretend: bool = True) -> tuple[int, list[str], list[str]]:
+    def run(*arguments: str, pretend: bool = True, plots: bool = False) -> tuple[int, list[str], list[str]]:
         with monkeypatch.context() as patch:
             if pretend:
                 patch.setattr(sys, "executable", str(tmp_path / "python"))
+            else:
+                for module in (workers, one_shot):
+                    patch.setattr(module, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=subprocess.STDOUT))
+            if not plots:  # a second each
+                patch.setattr(search_results, "_plots", lambda *_: [])
             done = tool("search", "ratio.py", *arguments)
         return done.code, done.out.splitlines(), done.err.splitlines()
 
@@ -81,10 +99,15 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "work_dirs" / "search" / "ratio" / "search.json").read_text())
 
 
-def test_a_search_and_its_best_config(search: Callable, tmp_path: Path) -> None:
-    code, out, _ = search("--workers", "2")
+def test_a_search_its_best_config_and_more_trials_where_it_ended(search: Callable, tmp_path: Path) -> None:
+    code, out, _ = search("--cfg-options", "search.trials=3")
+    assert code == 0 and sum(line.startswith("[") for line in out) == 3
+    first = results(tmp_path)["trials"]
+    code, out, _ = search("--workers", "2", plots=True)
     assert code == 0 and sum(line.startswith("[") for line in out) == 5
     found = results(tmp_path)
+    assert found["trials"][:3] == first
+    assert sorted((tmp_path / "log").read_text().split()) == [f"{i:04d}" for i in range(5)]
     assert [trial["number"] for trial in found["trials"]] == list(range(5))
     top1 = {trial["number"]: trial["figures"]["student_top1"] for trial in found["trials"]}
     (best,) = found["best"]
@@ -103,28 +126,21 @@ def test_a_search_and_its_best_config(search: Callable, tmp_path: Path) -> None:
     assert trial.test_dataloader is trial.test_cfg is trial.test_evaluator is None  # validation chooses
 
 
-def test_more_trials_go_on_where_the_search_ended(search: Callable, tmp_path: Path) -> None:
-    search("--cfg-options", "search.trials=3")
-    first = results(tmp_path)["trials"]
-    code, _, _ = search()
-    assert code == 0 and results(tmp_path)["trials"][:3] == first
-    assert sorted((tmp_path / "log").read_text().split()) == [f"{i:04d}" for i in range(5)]
-
-
-def test_a_search_that_is_stopped_goes_on_with_the_same_values(search: Callable, tmp_path: Path) -> None:
+def test_a_search_that_is_stopped_goes_on_with_the_same_values(
+    search: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "slow").touch()
-    command = [sys.executable, "-c", "import runpy, sys; sys.executable = sys.argv.pop(1);"]
-    command[-1] += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command += [str(tmp_path / "python"), str(TOOL), "ratio.py", "--workers", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "python"))
+        process = Typed(TOOL, "ratio.py", "--workers", "2", cwd=tmp_path)
     log = tmp_path / "log"
     for _ in range(600):
         if log.exists() and len(log.read_text().split()) >= 3:  # one done, two begun
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on" in out
+    code, out, _ = process.done()
+    assert code == 130 and "the same command goes on" in out
 
     def config_of(number: int) -> dict:
         return Config.fromfile(next(tmp_path.glob(f"work_dirs/search/ratio/trials-*/{number:04d}/trial.py"))).to_dict()
@@ -182,13 +198,13 @@ def test_a_grid_is_every_combination_once(search: Callable, tmp_path: Path) -> N
     (tmp_path / "ratio.py").write_text(text)
     assert search("--workers", "4")[0] == 0
     tried = [json.dumps(trial["options"], sort_keys=True) for trial in results(tmp_path)["trials"]]
-    assert len(tried) == len(set(tried)) == 8 * 2 * 2
+    assert len(tried) == len(set(tried)) == 4 * 2 * 2
 
 
 def test_the_front_of_two_objectives(search: Callable, tmp_path: Path) -> None:
     text = SEARCH.replace("trials=5", 'objectives=["student_top1", "extra_parameters"], sampler="random", trials=8')
     (tmp_path / "ratio.py").write_text(text)
-    assert search("--workers", "4")[0] == 0
+    assert search("--workers", "4", plots=True)[0] == 0
     found = results(tmp_path)
     figures = {t["number"]: (t["figures"]["student_top1"], -t["figures"]["extra_parameters"]) for t in found["trials"]}
     front = {
@@ -203,10 +219,10 @@ def test_the_front_of_two_objectives(search: Callable, tmp_path: Path) -> None:
 
 def test_values_that_were_tried_are_not_trained_again(search: Callable, tmp_path: Path) -> None:
     text = SEARCH.replace("dict(low=1.0, high=2.0)", "[1.0]")
-    text = text.replace(', dict(type="ConvL2G")', "").replace("trials=5", 'sampler="random", trials=10')
+    text = text.replace(', dict(type="ConvL2G")', "").replace("trials=5", 'sampler="random", trials=6')
     (tmp_path / "ratio.py").write_text(text)
     assert search()[0] == 0
-    assert len(results(tmp_path)["trials"]) == 10 and len((tmp_path / "log").read_text().split()) <= 8
+    assert len(results(tmp_path)["trials"]) == 6 and len((tmp_path / "log").read_text().split()) <= 4
 
 
 @pytest.mark.parametrize(
@@ -236,8 +252,8 @@ def test_what_is_wrong_is_said(search: Callable, tmp_path: Path, text: str, chan
 
 def test_what_is_chosen_from_can_be_listed(search: Callable) -> None:
     code, out, _ = search("--list")
-    assert code == 0 and out[0] == "model.fusion: 8 splices, 16 with their projectors"
-    assert "  S1-3+T4: L2GFusion, ConvL2G" in out and out[-1] == "model.logit_loss.gamma: 1.0 to 2.0"
+    assert code == 0 and out[0] == "model.fusion: 4 splices, 8 with their projectors"
+    assert "  S1+T2: L2GFusion, ConvL2G" in out and out[-1] == "model.logit_loss.gamma: 1.0 to 2.0"
 
 
 @pytest.mark.slow
@@ -271,9 +287,9 @@ def test_edges_may_be_left_out_and_with_them_the_fusion_model(search: Callable, 
     (tmp_path / "python").write_text(script)
     assert search()[0] == 0
     trials = results(tmp_path)["trials"]
-    assert len(trials) == 16 and len({t["folder"] for t in trials if len(t["options"]["model.edges"]) == 3}) == 8
+    assert len(trials) == 8 and len({t["folder"] for t in trials if len(t["options"]["model.edges"]) == 3}) == 4
     without = [t for t in trials if len(t["options"]["model.edges"]) == 1]
-    assert len(without) == 8 and len({t["folder"] for t in without}) == 1
+    assert len(without) == 4 and len({t["folder"] for t in without}) == 1
     assert all(t["figures"]["extra_parameters"] == 0 for t in without)
     assert load_config(Path(without[0]["folder"]) / "trial.py").model.fusion is None
 
@@ -285,14 +301,14 @@ def test_one_shot_search(search: Callable, tmp_path: Path) -> None:
     assert code == 0, err
     found = results(tmp_path)
     top1, starts = found["one_shot"]["top1"], found["one_shot"]["starts"]
-    assert len(top1) == 8 and list(top1.values()) == sorted(top1.values(), reverse=True)
+    assert len(top1) == 4 and list(top1.values()) == sorted(top1.values(), reverse=True)
     assert list(starts) == list(top1)[:2] == [t["options"]["model.fusion.splice"] for t in found["trials"]]
     assert found["one_shot"]["seconds"] > 0 and found["one_shot"]["finish_seconds"] > 0
     out = tmp_path / "work_dirs" / "search" / "ratio"
-    (one_shot,) = out.glob("one_shot-*")
-    assert load_config(one_shot / "one_shot.py").test_dataloader is None  # validation ranks
+    (folder,) = out.glob("one_shot-*")
+    assert load_config(folder / "one_shot.py").test_dataloader is None  # validation ranks
     finish = load_config(next(out.glob("trials-*/0000/trial.py")))
-    assert Path(finish.load_from) == one_shot.relative_to(tmp_path) / "start_1.pth"
+    assert Path(finish.load_from) == folder.relative_to(tmp_path) / "start_1.pth"
     assert finish.train_cfg.max_epochs == 1 and finish.optim_wrapper.optimizer.lr == pytest.approx(1e-3)
     assert f"{next(iter(top1))} " in (out / "search.md").read_text()
     (best,) = found["best"]

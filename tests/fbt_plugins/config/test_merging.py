@@ -1,10 +1,6 @@
-from pathlib import Path
-
 import pytest
 
-from fbt_plugins.config.loading import load_config
 from fbt_plugins.config.merging import merge, merge_options
-from fbt_plugins.config.options import DEFAULTS
 from fbt_plugins.errors import ConfigError
 
 
@@ -45,37 +41,13 @@ def test_options_change_values_types_and_items_of_lists() -> None:
 
 
 def test_all_misplaced_options_are_reported_together() -> None:
+    config = dict(model=dict(teacher=dict(name="t"), loss=dict(a=1)), schedule=[dict(end=1), dict(end=2)])
+    wrong = {
+        "modle.teacher.name": "there is no modle in the config; did you mean 'model'?",
+        "model.teachr.name": "there is no model.teachr in the config; did you mean 'teacher'?",
+        "model.teacher.name.x": "model.teacher.name is 't', it has nothing below it",
+        "schedule.7.end": "schedule is a list of 2; no item '7'",
+    }
     with pytest.raises(ConfigError) as error:
-        merge_options(dict(model=dict(a=1)), {"modle.a": 1, "model.a.b": 2, "model.x.y": 3})
-    assert len(error.value.problems) == 3
-    assert "did you mean 'model'" in error.value.problems[0]
-
-
-def test_files_inherit_as_in_mmengine_and_drop_helper_variables(tmp_path: Path) -> None:
-    (tmp_path / "base.py").write_text("_lr = 0.1\nmodel = dict(loss=dict(type='A', x=1))\nlr = _lr * 2\n")
-    (tmp_path / "child.py").write_text("_base_ = 'base.py'\nmodel = dict(loss=dict(type='B'))\nwd = _base_._lr\n")
-    config = load_config(tmp_path / "child.py", {"lr": 3})
-    own = {k: v for k, v in config.to_dict().items() if k not in DEFAULTS}
-    assert own == dict(model=dict(loss=dict(type="B")), lr=3, wd=0.1)
-
-
-def test_an_expression_with_a_base_variable_in_braces_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "base.py").write_text("lr = 0.1\n")
-    (tmp_path / "child.py").write_text("_base_ = 'base.py'\ntwice = '{{_base_.lr}}' * 2\n")
-    with pytest.raises(ConfigError, match="becomes a string"):
-        load_config(tmp_path / "child.py")
-
-
-def test_a_plugin_beside_the_config_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "plugin_of_mine.py").write_text(
-        "import fbt_plugins\n@fbt_plugins.hookimpl\ndef fbt_register(registries):\n"
-        "    registries.losses.register_module(name='MineLoss', module=dict)\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "config.py").write_text("custom_imports = dict(imports=['plugin_of_mine'])\n")
-    try:
-        load_config(tmp_path / "config.py")
-        assert plugins.registries.losses.owners["MineLoss"].name == "plugin_of_mine"
-    finally:
-        plugins.registries.losses.module_dict.pop("MineLoss", None)
-        plugins.registries.losses.owners.pop("MineLoss", None)
+        merge_options(config, dict.fromkeys(wrong, 3))
+    assert error.value.problems == [f"--cfg-options {option}: {line}" for option, line in wrong.items()]

@@ -96,6 +96,7 @@ def test_a_missing_teacher_is_made_first(config: Callable[..., Config], capsys: 
     out = capsys.readouterr().out
     assert f"teacher {FILE} is missing: trained first, in teachers/conv (fbt train teacher.py)" in out
     assert "head    student convnext_atto: a new one of 10 classes, not that of its weights" in out
+    assert out.index(f"teacher  {FILE}, ") < out.rindex("before the first step")
 
     entry = json.loads(Path("teachers/manifest.json").read_text())["conv"]
     top1 = json.loads(Path("teachers/conv/summary.json").read_text())["student_top1"]

@@ -1,4 +1,5 @@
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,35 @@ def test_a_file_of_another_model_is_told_so(tmp_path: Path) -> None:
     save_student(ARCHITECTURES.build(RESMLP), tmp_path / "s.safetensors", {})
     with pytest.raises(FBTError, match=r"missing \(.*unknown \(.*; the file is of resmlp_s4_patch4_32$"):
         load_weights(timm.create_model("test_vit", num_classes=10), str(tmp_path / "s.safetensors"), "test_vit")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "truncated, or not a checkpoint"),
+        (b"PK\x03\x04 half a zip", "truncated, or not a checkpoint"),
+        ({"weights": [1, 2]}, "no state dict"),
+        ({"conv.weight": torch.zeros(1)}, "is it another model's?"),
+        ({"head.weight": torch.zeros(100, 16)}, "head.weight is (100, 16) in the file and (10, 16) in the model"),
+    ],
+)
+def test_a_foreign_file_is_one_line(tmp_path: Path, content: object, reason: str) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(FBTError) as error:
+        ARCHITECTURES.build(dict(RESMLP, checkpoint=str(path)))
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(FBTError, match="not loaded"):
+        ARCHITECTURES.build(dict(RESMLP, checkpoint=str(tmp_path / "evil.pth")))
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:

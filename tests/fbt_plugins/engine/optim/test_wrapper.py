@@ -1,3 +1,5 @@
+"""The optimizer: precision, accumulation, clipping, and its parameter groups."""
+
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
@@ -17,23 +19,6 @@ def net() -> nn.Module:
 def build(model: nn.Module, **options: object) -> OptimWrapper:
     config = dict(optimizer=dict(type="AdamW", lr=0.01, weight_decay=0.1), **options)
     return MergedGroupConstructor(config)(model)
-
-
-def test_two_groups_hold_every_trained_parameter_once_and_no_frozen_one() -> None:
-    model = net()
-    model[0].requires_grad_(False)
-    groups = build(model).optimizer.param_groups
-    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
-    assert all(p.ndim > 1 for p in groups[0]["params"]) and all(p.ndim <= 1 for p in groups[1]["params"])
-    listed = [id(p) for g in groups for p in g["params"]]
-    assert sorted(listed) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-
-
-def test_vectors_decay_where_the_config_says_so() -> None:
-    wrapper = MergedGroupConstructor(dict(optimizer=dict(type="SGD", lr=1.0)), dict(decay_vectors=True))(net())
-    assert len(wrapper.optimizer.param_groups) == 1
-    with pytest.raises(ConfigError, match="no option 'decay_vector'; did you mean 'decay_vectors'"):
-        MergedGroupConstructor(dict(), dict(decay_vector=True))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -77,6 +62,26 @@ def test_the_scaler_is_saved_and_restored() -> None:
 def test_an_unknown_precision_is_named() -> None:
     with pytest.raises(ConfigError, match=r"optim_wrapper.precision: 'bf61'; did you mean 'bf16'"):
         build(net(), precision="bf61")
+
+
+# ---- param groups ---------------------------------------------------------------------------------------------------
+
+
+def test_two_groups_hold_every_trained_parameter_once_and_no_frozen_one() -> None:
+    model = net()
+    model[0].requires_grad_(False)
+    groups = build(model).optimizer.param_groups
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
+    assert all(p.ndim > 1 for p in groups[0]["params"]) and all(p.ndim <= 1 for p in groups[1]["params"])
+    listed = [id(p) for g in groups for p in g["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_vectors_decay_where_the_config_says_so() -> None:
+    wrapper = MergedGroupConstructor(dict(optimizer=dict(type="SGD", lr=1.0)), dict(decay_vectors=True))(net())
+    assert len(wrapper.optimizer.param_groups) == 1
+    with pytest.raises(ConfigError, match="no option 'decay_vector'; did you mean 'decay_vectors'"):
+        MergedGroupConstructor(dict(), dict(decay_vector=True))
 
 
 VIT = dict(

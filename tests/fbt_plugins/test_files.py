@@ -1,21 +1,14 @@
+"""Files that are whole or as they were, whatever happens while they are written."""
+
 import multiprocessing
 import os
 import resource
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from unittest.mock import MagicMock
 
-import numpy as np
 import pytest
-import torch
-from runs import Build
 
-from fbt_plugins.engine.device import resolve_device
-from fbt_plugins.engine.hooks.checkpoints import plain
-from fbt_plugins.engine.hooks.progress import ProgressHook
-from fbt_plugins.engine.hooks.topk import TopK
-from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.errors import ConfigError, FBTError
+from fbt_plugins.errors import FBTError
 from fbt_plugins.files import AtomicBackend, append_line, write_atomic
 
 
@@ -85,14 +78,6 @@ def test_processes_add_lines_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
 
 
-def test_a_run_removes_what_a_killed_one_had_begun_to_write(config: Build) -> None:
-    runner = DistillRunner.from_cfg(config("run"))
-    half, other = (Path(runner.work_dir) / name for name in (".epoch_1.pth.abc.tmp", "notes.tmp"))
-    half.write_bytes(b"half"), other.write_bytes(b"mine")
-    runner.load_or_resume()
-    assert not half.exists() and other.exists()
-
-
 def test_an_old_checkpoint_is_removed_only_after_the_next_is_written(tmp_path: Path) -> None:
     backend = AtomicBackend()
     old, new = tmp_path / "epoch_1.pth", tmp_path / "epoch_2.pth"
@@ -104,43 +89,3 @@ def test_an_old_checkpoint_is_removed_only_after_the_next_is_written(tmp_path: P
     backend.remove(new)
     backend.put(b"3", new)  # removed and written again under the same name
     assert new.read_bytes() == b"3"
-
-
-def test_plain_types_survive_weights_only(tmp_path: Path) -> None:
-    value = dict(a=np.float32(1.5), b=[Path("x"), (1, None)], c=torch.ones(2), d=dict(e=True))
-    torch.save(plain(value), tmp_path / "x.pth")
-    loaded = torch.load(tmp_path / "x.pth", weights_only=True)
-    assert loaded["a"] == 1.5 and loaded["b"] == ["x", (1, None)] and loaded["d"] == dict(e=True)
-
-
-def test_topk_counts_by_hand() -> None:
-    logits = torch.tensor([[9.0, 5.0, 1.0], [9.0, 5.0, 1.0], [1.0, 5.0, 9.0], [5.0, 9.0, 1.0]])
-    metric = TopK(topk=(1, 2, 5))
-    metric.process(None, [dict(labels=torch.tensor([0, 1, 0, 1]), student=logits, teacher=-logits)])
-    # student: right, second, third, right; teacher (reversed): third, second, right, third
-    assert metric.evaluate(4) == dict(student_top1=50.0, student_top2=75.0, teacher_top1=25.0, teacher_top2=50.0)
-
-
-def test_padding_is_trimmed() -> None:
-    metric = TopK(topk=(1,))
-    logits = torch.eye(3)
-    metric.process(None, [dict(labels=torch.tensor([0, 1, 0]), student=logits)])
-    assert metric.evaluate(2) == dict(student_top1=100.0)
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"), [("tpu", "not a device"), ("mps", "only cpu and cuda"), ("cuda:99", "no CUDA device 99")]
-)
-def test_a_device_that_is_not_there_is_refused(name: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        resolve_device(name)
-
-
-def test_images_per_second_leave_out_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hook, clock = ProgressHook(), iter([100.0, 160.0])
-    hook._last, hook._file = 90.0, tmp_path / "metrics.jsonl"
-    monkeypatch.setattr("fbt_plugins.engine.hooks.progress.time.perf_counter", lambda: next(clock))
-    runner = MagicMock(iter=4, epoch=1, max_epochs=1)
-    hook.before_val_epoch(runner)
-    hook.after_val_epoch(runner, {"student_top1": 50.0})
-    assert hook._last == 150.0  # ten seconds of training before it

@@ -1,3 +1,5 @@
+"""How a command ends: what it says, and its exit code."""
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset

@@ -1,22 +1,21 @@
-"""A run that was stopped anywhere and resumed ends with the bits of one that never stopped."""
+"""Checkpoints: a run that was stopped anywhere and resumed ends with the bits of one that never stopped."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from runs import Build, assert_equal, assert_same, run, run_until
 
-from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint, training_checkpoints
+from fbt_plugins.engine.hooks.checkpoints import find_resume, plain, read_checkpoint, training_checkpoints
 from fbt_plugins.engine.hooks.loss_memories import memories, restore_memories
 from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.errors import FBTError, Interrupted
+from fbt_plugins.errors import FBTError
 
 MIDDLE = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}
 ITERATIONS = {
@@ -34,7 +33,11 @@ SCHEDULES = {
     ],
     "model.task_loss.begin": 0.3,
 }
+
+
 BF16 = {"optim_wrapper.precision": "bf16"}
+
+
 MIXUP = {"data_preprocessor": dict(mixup_alpha=0.8, cutmix_alpha=1.0)}
 CASES: dict[str, dict[str, Any]] = {
     "epochs": {},
@@ -114,26 +117,6 @@ def test_a_validation_that_was_cut_off_is_made_again(config: Build, whole: Disti
     with pytest.raises(ZeroDivisionError):
         broken.train()
     assert_same(whole, run(config("broken", resume=True)), "epoch_3.pth")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])  # all of them: test_stop.py
-def test_a_signal_saves_after_the_step_and_says_how_to_go_on(
-    config: Build, whole: DistillRunner, number: signal.Signals
-) -> None:
-    stopped = DistillRunner.from_cfg(config("stopped"))
-    step = stopped.model.train_step
-
-    def signalled(*args: Any, **kwargs: Any) -> Any:
-        if stopped.iter == 5:
-            os.kill(os.getpid(), number)
-        return step(*args, **kwargs)
-
-    stopped.model.train_step = signalled
-    handler = signal.getsignal(number)
-    with pytest.raises(Interrupted, match=rf"stopped by {number.name}; saved .*epoch_1_iter_6.pth.*--resume") as stop:
-        stopped.train()
-    assert stop.value.exit_code == 128 + number and signal.getsignal(number) is handler
-    assert_same(whole, run(config("stopped", resume=True)), "epoch_3.pth")
 
 
 def test_the_first_batch_that_is_not_read_again(config: Build, tmp_path: Path) -> None:
@@ -224,3 +207,18 @@ def test_going_on_from_an_older_checkpoint(config: Build, whole: DistillRunner, 
     assert {p.name for p in (tmp_path / "run" / "earlier_1").iterdir()} == {"epoch_2.pth", "epoch_3.pth"}
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
+
+
+def test_a_run_removes_what_a_killed_one_had_begun_to_write(config: Build) -> None:
+    runner = DistillRunner.from_cfg(config("run"))
+    half, other = (Path(runner.work_dir) / name for name in (".epoch_1.pth.abc.tmp", "notes.tmp"))
+    half.write_bytes(b"half"), other.write_bytes(b"mine")
+    runner.load_or_resume()
+    assert not half.exists() and other.exists()
+
+
+def test_plain_types_survive_weights_only(tmp_path: Path) -> None:
+    value = dict(a=np.float32(1.5), b=[Path("x"), (1, None)], c=torch.ones(2), d=dict(e=True))
+    torch.save(plain(value), tmp_path / "x.pth")
+    loaded = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert loaded["a"] == 1.5 and loaded["b"] == ["x", (1, None)] and loaded["d"] == dict(e=True)

@@ -1,4 +1,4 @@
-"""Losses of stages between models of any layout, and in a distiller."""
+"""Losses of stages between models of any layout, OFA's exits, and DeiT's hard labels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from conftest import CNN, CONVNEXT, DEIT, RESMLP, SWIN, VIT
 from fbt_losses.exits import TokenExit, make_exit
 from torch import Tensor, nn
 
-from fbt_plugins import LOSSES, Batch, Knowledge, StageSpec
+from fbt_plugins import LOSSES, Batch, ConfigError, Knowledge, StageSpec
 from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.distill.loss_contract import ModelInfo, set_up
-from fbt_plugins.errors import ConfigError
 from fbt_plugins.testing.checks import MODELS
 
 CONFIGS = [
@@ -125,6 +124,8 @@ def test_a_step_of_a_distiller(
 
 # ---- exits -----------------------------------------------------------------------------------------------------------
 
+# ---- exits ----------------------------------------------------------------------------------------------------------
+
 
 def test_an_exit_of_a_cnn_is_the_originals() -> None:
     """Stage 1 of ResNet18 beside a teacher of width 768, 100 classes; two convolutions of two kinds per halving."""
@@ -161,3 +162,35 @@ def test_merging_keeps_neighbours_together() -> None:
     x = torch.randn(1, 14, 14, 2, requires_grad=True)
     branch.merge(x)[0, 2, 5].sum().backward()
     assert {tuple(p) for p in x.grad.abs().sum(3)[0].nonzero().tolist()} == {(4, 10), (4, 11), (5, 10), (5, 11)}
+
+
+# ---- deit -----------------------------------------------------------------------------------------------------------
+
+
+OPTIONS = dict(edges=["teacher_to_student"], splice=None, feature_loss=None, task_loss=None)
+TYPES = pytest.mark.parametrize("kind", ["hard", "soft"])
+
+
+@TYPES
+def test_a_step_trains_each_head_with_its_own_target(
+    make: Callable[..., Distiller], images: Tensor, labels: Tensor, kind: str
+) -> None:
+    model = make(DEIT, CONVNEXT, **OPTIONS, logit_loss=dict(type="DeiTLoss", distillation_type=kind)).train()
+    total, _ = model.parse_losses(model.losses(images, Batch(labels)))
+    total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.student.parameters())
+    with torch.no_grad():
+        known = model.know(images, {"student", "teacher"})
+    ours, targets = known["student"].extra, known["teacher"].logits
+    taught = torch.nn.functional.one_hot(targets.argmax(1), 10) if kind == "hard" else targets.softmax(1)
+    told = {"head": torch.nn.functional.one_hot(labels, 10), "head_dist": taught}
+    for (name, target), logits in zip(told.items(), (ours["class_logits"], ours["distillation_logits"]), strict=True):
+        expected = 0.5 * (logits.softmax(1) - target).mean(0)  # of the cross-entropy, and of KL at tau 1
+        torch.testing.assert_close(model.student.net.get_submodule(name).bias.grad, expected)
+
+
+@pytest.mark.parametrize("student", [RESMLP, VIT])
+def test_another_student_is_refused_before_any_step(make: Callable[..., Distiller], student: dict) -> None:
+    line = "model.edges: teacher_to_student: DeiTLoss needs 'class_logits' of the student, which gives features and lo"
+    with pytest.raises(ConfigError, match=line):
+        make(student, CONVNEXT, **OPTIONS, logit_loss=dict(type="DeiTLoss"))
