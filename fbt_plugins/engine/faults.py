@@ -97,7 +97,6 @@ def _after_nan(runner: TrainingRun, iteration: int) -> str:
     hint = "look at that loss, or lower the learning rate"
     if (hook := runner.hook(AtomicCheckpointHook)) is None:
         return f"nothing was saved (default_hooks.checkpoint is None); {hint}"
-    hint += "; --resume goes on from there"
     distiller = runner.distiller
     remembered = {"BatchNorm statistics": statistics(distiller), "losses' memories": [*memories(distiller).values()]}
     if bad := not_finite(distiller):
@@ -107,6 +106,7 @@ def _after_nan(runner: TrainingRun, iteration: int) -> str:
     start = runner.optim_wrapper.group_start(iteration)
     if start == hook.saved:
         return f"{_last_checkpoint(runner)}; {hint}"
+    hint += "; --resume goes on from there"
     runner.rewind(start, iteration)
     loop: Any = runner.train_loop
     epoch = start // len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else 0

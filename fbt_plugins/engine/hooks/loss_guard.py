@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 
 from ...distill.loss_contract import StepLosses
 from ...errors import FBTError
+from ..optim.wrapper import AlwaysOverflows
 from ..training_run import TrainingRun
 from .loss_window import GRADIENT, LossWindow
 
@@ -92,6 +93,10 @@ class LossGuard(Hook):
             columns, rows = self.check(done), len(self._window)
             if rows:
                 self._end_interval(runner, Interval(done, *_means(columns), len(data_batch["inputs"])))
+
+    def after_train(self, runner: TrainingRun) -> None:
+        if not runner.resuming and (skipped := getattr(runner.optim_wrapper, "only_skipped", 0)):
+            raise AlwaysOverflows(skipped, [])
 
     def check(self, done: int) -> dict[str, list[float]]:
         """The losses since the last interval; every process of a job must call it at the same iteration.

@@ -73,7 +73,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self._bad = torch.zeros((), device=self.device)
         self._one = torch.ones((), device=self.device)
         self._stopped = False  # the same as a Python value, for optimizers that are not masked on the device
-        self._skipped = 0  # updates in a row
+        self._skipped, self._updated = 0, False  # updates in a row; whether one was ever made here
         self.period = 0
         self.grad_norm: Tensor | None = None
 
@@ -156,9 +156,15 @@ class AutocastOptimWrapper(OptimWrapper):
         scale = self._scaler.get_scale()
         self._scaler.step(self.optimizer, **kwargs)
         self._scaler.update()
-        self._skipped = self._skipped + 1 if self._scaler.get_scale() < scale else 0
+        skipped = self._scaler.get_scale() < scale
+        self._skipped, self._updated = (self._skipped + 1 if skipped else 0), self._updated or not skipped
         if self._skipped >= MOST_SKIPPED:
             raise AlwaysOverflows(self._skipped, [p for p in self._trained if not _finite(p.grad)])
+
+    @property
+    def only_skipped(self) -> int:
+        """How many updates were skipped for fp16's overflows, where none was made at all."""
+        return 0 if self._updated else self._skipped
 
     def _found(self) -> Tensor:
         """1 where the gradients are not finite, else 0; they are clipped on the way."""

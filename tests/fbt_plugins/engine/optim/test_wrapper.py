@@ -142,7 +142,9 @@ def test_fp16_whose_gradient_is_never_finite_stops_and_names_a_parameter() -> No
     wrapper.initialize_count_status(model, 0, 100)
     updates(MOST_SKIPPED - 1, float("nan"))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert wrapper.only_skipped == MOST_SKIPPED - 1  # what a run that ends here is told
     updates(1, 1.0)  # one that is finite: the count begins again
+    assert wrapper.only_skipped == 0
     updates(MOST_SKIPPED - 1, float("nan"))
     with pytest.raises(AlwaysOverflows, match=f"not finite in {MOST_SKIPPED} updates in a row") as error:
         updates(1, float("nan"))
