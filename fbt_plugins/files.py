@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar, TextIO
+from typing import TextIO
 
 from mmengine.fileio import LocalBackend, register_backend
 
@@ -275,20 +275,7 @@ def _umask() -> int:
 
 @register_backend("atomic", force=True)
 class AtomicBackend(LocalBackend):
-    """mmengine's local files, written atomically, checkpoints signed.
-
-    What is removed stays until the next file is safely on disk: mmengine's CheckpointHook removes the oldest checkpoint
-    before it writes the next.
-    """
-
-    _doomed: ClassVar[list[str]] = []
+    """mmengine's local files, written atomically, checkpoints signed."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         write_atomic(filepath, *signed(obj))
-        while self._doomed:
-            old = self._doomed.pop()
-            if Path(old) != Path(filepath):
-                Path(old).unlink(missing_ok=True)
-
-    def remove(self, filepath: str | Path) -> None:
-        self._doomed.append(str(filepath))

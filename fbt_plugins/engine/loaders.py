@@ -16,6 +16,7 @@ from ..data import EpochSampler, InMemoryLoader, SeededSampler
 from ..distill.distiller import Distiller
 from ..errors import ConfigError, FBTError, one_line, short
 from ..randomness import seeded
+from .loader_workers import worker_context
 from .processes import allow_open_files
 from .training_mode import one_image_problems
 
@@ -48,6 +49,8 @@ def build_loader(dataloader: Mapping[str, Any], seed: int | None, device: Any) -
     if config["num_workers"] and not in_memory:
         allow_open_files(config["num_workers"])
     built = Runner.build_dataloader(config, seed)
+    if built.num_workers and built.multiprocessing_context is None:
+        built.multiprocessing_context = worker_context()
     if in_memory:
         return InMemoryLoader(built.dataset, built.sampler, built.batch_size, built.drop_last, device)
     return built

@@ -14,6 +14,7 @@ from mmengine.runner.utils import calc_dynamic_intervals
 
 from ..distill.build import TEACHER
 from ..errors import FBTError
+from .loader_workers import begin
 from .loaders import sampler_of
 from .training_run import TrainingRun
 
@@ -55,7 +56,17 @@ class _Seeking:
                 name = type(sampler).__name__
                 raise FBTError(f"--resume in the middle of an epoch: {name} has no seek(); use SeededSampler")
             sampler.seek(done * self.dataloader.batch_size)
-        yield from self.dataloader
+        batches, end = begin(self.dataloader), object()
+        while (batch := self._next(batches, end)) is not end:
+            yield batch
+
+    def _next(self, batches: Iterator[Any], end: object) -> Any:
+        try:
+            return next(batches, end)
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                self.runner.call_hook("after_workers_lost")
+            raise
 
     def validate(self) -> None:
         """Runs a validation, unless a loss was not finite: that ends the run before its model is called the best."""
@@ -158,7 +169,7 @@ class ValidationLoop(ValLoop):
         teacher = runner.teacher_metrics
         names = [name for name in runner.distiller.names if name != TEACHER]
         runner.model.eval()
-        for index, batch in enumerate(self.dataloader):
+        for index, batch in enumerate(begin(self.dataloader)):
             runner.call_hook("before_val_iter", batch_idx=index, data_batch=batch)
             with torch.no_grad(), autocast(enabled=self.fp16):
                 outputs = runner.distiller.val_step(batch, names)

@@ -329,29 +329,31 @@ class DistillRunner(PatchedRunner):
             return
         folder, source = Path(self.work_dir), self.cfg.get("resume", False)
         if source == "auto":
-            source = bool(checkpoints.training_checkpoints(folder))
+            source = bool(checkpoints.training_checkpoints(folder, len(self.train_dataloader)))
             if not source:
                 say(f"--resume auto: no checkpoint in {relative(folder)}, so from the beginning")
         if source:
-            path = Path(source) if isinstance(source, str) else find_resume(folder)[0]
+            path = Path(source) if isinstance(source, str) else find_resume(folder, len(self.train_dataloader))[0]
             if not isinstance(source, str):
                 self._tell_damaged(folder, path)
             self.resume(str(path))
-            here = path.resolve().parent == folder.resolve()
-            newer = (int(self.epoch), int(self.iter)) if here else (-1, -1)
+            saving = self.hook(checkpoints.AtomicCheckpointHook)
+            best = None if saving is None else saving.best_so_far(self, path)
             say(f"resume  {relative(path)} ({self.iter:,} of {self.max_iters:,} iterations done)")
+            barrier()  # nothing is moved before all processes have read it
+            self._begin_folder(self.iter if path.resolve().parent == folder.resolve() else -1)
+            if saving is not None:
+                saving.go_on(self, path, best)
         else:
-            newer = (-1, -1)
             if weights := self.cfg.get("load_from"):
                 self.load_checkpoint(weights)
+            barrier()
+            self._begin_folder(-1)
         self._loaded = True
-        barrier()  # nothing is moved before all processes have read it
-        self._begin_folder(newer)
 
-    @staticmethod
-    def _tell_damaged(folder: Path, path: Path) -> None:
+    def _tell_damaged(self, folder: Path, path: Path) -> None:
         """Says which checkpoints are newer than the one that is taken, for then they are damaged."""
-        found = [other for _, other in checkpoints.training_checkpoints(folder)]
+        found = [other for _, other in checkpoints.training_checkpoints(folder, len(self.train_dataloader))]
         for other in found[found.index(path) + 1 :]:
             say(f"damaged {relative(other)} is left out")
 
@@ -421,10 +423,10 @@ class DistillRunner(PatchedRunner):
         """
 
     @master_only
-    def _begin_folder(self, newer_than: tuple[int, int]) -> None:
+    def _begin_folder(self, newer_than: int) -> None:
         """Sets aside what another run left, and writes ``config.py``, complete and re-runnable."""
         remove_halves(Path(self.work_dir))
-        earlier = checkpoints.set_aside(Path(self.work_dir), newer_than)
+        earlier = checkpoints.set_aside(Path(self.work_dir), len(self.train_dataloader), newer_than)
         if earlier is not None:
             say(f"earlier {relative(earlier)} has what another run left in this folder")
         write_atomic(Path(self.work_dir) / "config.py", as_file(self.cfg))

@@ -88,7 +88,8 @@ def start(findings: Findings) -> None:
             else:
                 findings.problems.append(f"{key}: {value!r}: no such file")
     if findings.config.get("resume") is True and findings.config.get("work_dir"):
-        findings.collect("", find_resume, Path(findings.config["work_dir"]))
+        # Which of them is the newest does not matter here, so neither does the length of an epoch.
+        findings.collect("", find_resume, Path(findings.config["work_dir"]), 1)
 
 
 def publish(findings: Findings) -> None:

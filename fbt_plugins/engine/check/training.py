@@ -128,6 +128,9 @@ def hooks(findings: Findings) -> None:
     findings.known_keys(changed, DEFAULT_HOOKS, "default_hooks")
     for name in DEFAULT_HOOKS:
         findings.typed(HOOKS, changed.get(name), f"default_hooks.{name}", extra=("priority",))
+    if isinstance(saves := changed.get("checkpoint"), Mapping) and not findings.problems:
+        arguments = {k: v for k, v in saves.items() if k != "priority"}
+        findings.collect("", HOOKS.build, {**DEFAULT_HOOKS["checkpoint"], **arguments})  # it checks its values
     findings.typed(HOOKS, findings.config.get("custom_hooks"), "custom_hooks", extra=("priority",))
     if visualizer := findings.config.get("visualizer"):
         findings.typed(VISUALIZERS, visualizer, "visualizer")

@@ -14,6 +14,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
 
 from ...analysis.cka import StageSimilarity
 from ...console import console, count, relative, say
@@ -54,11 +55,14 @@ class SummaryHook(Hook):
         barrier()  # the first process may still be writing the best checkpoint, which all of them read
         info = runner.message_hub.runtime_info
         best = info.get("best_ckpt")
-        best_epoch = runner.epoch
-        if best is not None and Path(best).is_file():
-            checkpoint = read_checkpoint(best)
+        at = {"epoch": runner.epoch, "iter": runner.iter}
+        if best is not None:
+            checkpoint = read_checkpoint(best)  # an error where it is gone: the last weights are not the best
             distiller.load_state_dict(checkpoint["state_dict"])
-            best_epoch = checkpoint["meta"]["epoch"]
+            at = checkpoint["meta"]
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        when = f"epoch {at['epoch']}" if by_epoch else f"iteration {at['iter']:,}"
+        when = f"best {when} by validation" if best is not None else f"last {when}"
         path = Path(runner.work_dir) / "student.safetensors"
         loader, evaluator, split = _final_data(runner)
         classes = list((loader or runner.train_dataloader).dataset.classes)
@@ -70,7 +74,8 @@ class SummaryHook(Hook):
             return
         known = {
             "split": split,
-            "best_epoch": best_epoch,
+            "best_epoch": at["epoch"] if by_epoch else None,
+            "best_iteration": at["iter"],
             "best_validation_student_top1": info.get("best_score"),
             "seconds": round(seconds, 1),
             "config": runner.cfg.filename,
@@ -89,7 +94,7 @@ class SummaryHook(Hook):
             **about_student(runner.cfg.model.get("student"), loader.dataset),
         }
         with _kept(distiller, path, about, known):
-            with console.status(f"testing the best student (epoch {best_epoch})"):
+            with console.status(f"testing the student ({when})"):
                 metrics = evaluate(runner.model, loader, evaluator, distiller.names)
             if not is_main_process():
                 return
@@ -109,7 +114,7 @@ class SummaryHook(Hook):
             similarity = self._cka(runner, distiller)
         save_student(distiller.student, path, {**about, "top1": metrics["student_top1"], "split": split})
         write_summary(path, {**metrics, **known, "models": rows, "cka": similarity})
-        result_table(rows, f"{split}, {len(loader.dataset):,} images, best epoch {best_epoch} by validation")
+        result_table(rows, f"{split}, {len(loader.dataset):,} images, {when}")
         if reference := runner.cfg.get("reference"):
             ours, theirs = metrics["student_top1"], reference["top1"]
             say(f"published {theirs:.2f} % ({reference['source']}); here {ours:.2f} % ({ours - theirs:+.2f})")

@@ -29,6 +29,7 @@ from ...files import remove_dead_folders
 from ...models.knowledge import Knowledge
 from ...models.staged import StagedModel
 from ...models.weights import weights_sha256
+from ..loader_workers import worker_context
 from ..provenance import versions
 from ..training_run import TrainingRun
 from .teacher_cache_files import UNFINISHED, Shapes, open_cache, take, write_cache
@@ -212,6 +213,7 @@ def _knowledge(runner: TrainingRun) -> Iterator[Knowledge]:
         # A generator of its own, so that the run draws the same numbers whether or not it had to build a cache.
         workers, generator = runner.train_dataloader.num_workers, torch.Generator()
         loader = DataLoader(dataset, _BATCH, sampler=everything, num_workers=workers, generator=generator)
+        loader.multiprocessing_context = worker_context() if workers else None
     batches = math.ceil(dataset.views * len(dataset) / _BATCH)
     for batch in track(loader, "teacher cache", batches, console=console, disable=not console.is_terminal):
         inputs = distiller.data_preprocessor(batch, False)["inputs"]
