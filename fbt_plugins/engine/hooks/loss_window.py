@@ -69,4 +69,6 @@ class LossWindow:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Goes on with an interval."""
         self.names = tuple(state["names"])
-        self._rows = [(row[:-1], row[-1]) for row in state["values"][get_rank()].to(device)]
+        values = state["values"]
+        own = values[get_rank()] if values.ndim == 3 else values  # once, all processes had one window
+        self._rows = [(row[:-1], row[-1]) for row in own.to(device)]

@@ -63,7 +63,9 @@ class Run:
 
     def save_checkpoint(self, folder: str, name: str, meta: dict[str, int], backend_args: Any, **parts: bool) -> None:
         info = dict(self.message_hub.runtime_info)
-        content: dict[str, Any] = dict(meta=meta, state_dict={"at": self.iter}, message_hub=dict(runtime_info=info))
+        content: dict[str, Any] = dict(
+            meta=meta, state_dict={"at": torch.tensor(self.iter)}, message_hub=dict(runtime_info=info)
+        )
         torch.save(content | (dict(optimizer={}) if not parts else {}), Path(folder) / name)
 
     def step(self) -> None:
