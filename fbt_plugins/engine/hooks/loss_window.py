@@ -57,7 +57,7 @@ class LossWindow:
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs: each process's values, (processes, rows, losses + 1); all of them call it."""
         if not self._rows:
-            return {"names": list(self.names), "values": torch.empty(get_world_size(), 0)}
+            return {"names": list(self.names), "values": torch.empty(get_world_size(), 0, 1)}
         own = self._values()
         values = [torch.empty_like(own) for _ in range(get_world_size())]
         if len(values) == 1:
