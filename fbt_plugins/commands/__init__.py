@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
-from ..config.finding import first_line
+from ..config.locating import first_line
 from ..errors import TOOLS, TOOLS_FOLDER, FBTError, nearest, run
 from .arguments import as_table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ..config.finding import config_folder, first_line, shipped_configs
+from ..config.locating import config_folder, first_line, shipped_configs
 from .arguments import Parser, as_table
 
 EXAMPLES = """\

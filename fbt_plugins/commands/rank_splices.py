@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[report]'") from None
     from ..report.figures import rankings
     from ..report.results import read_trials, trials_file
-    from ..report.splice_ranking import agreements, as_json, first_epoch, junction_cka, random_search
+    from ..report.splice_ranking import as_json, first_epoch, junction_cka, random_search, rank_correlations
 
     results = trials_file(args.results)
     found = read_trials(results, say)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
         predictors["one shot, mean"] = {s: fmean(table[s] for table in one_shots) for s in common}
     predictors |= cheap | {"fewer junctions": {name: -len(splice.junctions) for name, splice in splices.items()}}
     try:
-        rows = agreements(trials, predictors)
+        rows = rank_correlations(trials, predictors)
     except ValueError as error:
         raise FBTError(f"{args.results}: {error}") from error
     head = ("ranking", "splices", "tau with one seed", "95 %", "tau with the mean", "top-1 of its first, %")

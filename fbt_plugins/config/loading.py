@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from ..errors import ConfigError, FBTError, one_line
 from ..registry.loading import load_plugins
-from .finding import find_config
+from .locating import find_config
 from .matrix import Matrix
 from .merging import merge, merge_options
 from .mmengine_patches import is_lazy, merging_our_way

@@ -9,8 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..config.finding import typed_config
 from ..config.loading import Arguments, load_config, run_config
+from ..config.locating import typed_config
 from ..console import relative
 from ..errors import ConfigError, nearest, typed
 from ..models.weights import EMBEDDED

@@ -16,7 +16,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Agreement:
+class RankCorrelation:
     """Kendall's tau-b between a predictor's ranking of some splices and that of their trainings.
 
     Attributes:
@@ -37,10 +37,10 @@ class Agreement:
     best: float | None
 
 
-def agreements(
+def rank_correlations(
     trials: Sequence[Trial], predictors: Mapping[str, Mapping[str, float]], draws: int = 2000
-) -> list[Agreement]:
-    """The seeds' agreement with each other, the ceiling, and each predictor's with them.
+) -> list[RankCorrelation]:
+    """Rank correlations: of the seeds with each other, the ceiling, and of each predictor with them.
 
     Splices that a predictor lacks are left out for all of them, so that all rank the same ones.
 
@@ -69,7 +69,9 @@ def agreements(
 
     everything = range(len(splices))
     found = [
-        Agreement("another seed", len(splices), ceiling(everything), *_bootstrap(ceiling, splices, draws), None, None)
+        RankCorrelation(
+            "another seed", len(splices), ceiling(everything), *_bootstrap(ceiling, splices, draws), None, None
+        )
     ]
     for name, table in predictors.items():
         values = [table[splice] for splice in splices]
@@ -79,7 +81,7 @@ def agreements(
 
         interval = _bootstrap(against_seeds, splices, draws)
         best = fmean(mean[i] for i in everything if values[i] == max(values))
-        found.append(Agreement(name, len(splices), against_seeds(everything), *interval, tau(values, mean), best))
+        found.append(RankCorrelation(name, len(splices), against_seeds(everything), *interval, tau(values, mean), best))
     return found
 
 
@@ -164,6 +166,6 @@ def junction_cka(trial: Trial, splices: Mapping[str, Sequence[tuple[str, str]]])
     return {splice: fmean(cka(*stages) for stages in junctions) for splice, junctions in splices.items()}
 
 
-def as_json(found: Sequence[Agreement]) -> list[dict[str, Any]]:
+def as_json(found: Sequence[RankCorrelation]) -> list[dict[str, Any]]:
     """For a file."""
-    return [asdict(agreement) for agreement in found]
+    return [asdict(one) for one in found]

@@ -1,7 +1,8 @@
-"""``fbt`` itself: its commands, what it says of them, and what is typed where."""
+"""The command `fbt`: its help, its commands, and those that show tables."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from fbt_plugins import __version__
 from fbt_plugins.commands import MODULES, fbt
+from fbt_plugins.commands.train import parse
 from fbt_plugins.errors import TOOLS, TOOLS_FOLDER, FBTError, typed
 
 ROOT = Path(__file__).parents[3]
@@ -124,3 +126,123 @@ def test_an_error_of_a_command_is_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         FBTError, match=r"^config 'fbt_convnet_resmlp': no such file; did you mean 'fbt_convnext_resmlp'"
     ):
         fbt(["train", "fbt_convnet_resmlp"])
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        ("--lanucher none", "unrecognized arguments: --lanucher none"),
+        ("--seed x", "argument --seed: invalid int value: 'x'"),
+        ("--amp fp8", "argument --amp: invalid choice: 'fp8'"),
+        ("--launcher ssh", "argument --launcher: invalid choice: 'ssh'"),
+        ("--cfg-options model", "--cfg-options 'model': write key=value"),
+        ("--cfg-options =3", "--cfg-options '=3': write key=value"),
+        ("--cfg-options a=(1,2", "--cfg-options 'a=(1,2': brackets do not match"),
+    ],
+)
+def test_wrong_arguments_are_one_line(typed: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse().parse_args(["config.py", *typed.split()])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and line.startswith(f"error: {reason}")
+
+
+def test_options_are_read_as_mmengine_reads_them() -> None:
+    typed = ["a.b=1", "c=[x,2]", "d=None", "e=text", "f=(1,2)", "g=True", "h=1e-3"]
+    args = parse().parse_args(["config.py", "--cfg-options", *typed, "--cfg-options", "a.b=2"])
+    assert args.cfg_options == {"a.b": 2, "c": ["x", 2], "d": None, "e": "text", "f": (1, 2), "g": True, "h": 1e-3}
+    assert args.cfg_options_typed == [*typed, "a.b=2"]
+
+
+# ---- configs --------------------------------------------------------------------------------------------------------
+
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+FILES = {path for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts}
+
+
+def test_each_config_is_listed_once_with_a_line_that_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    fbt(["configs"])
+    *lines, blank, folder = capsys.readouterr().out.splitlines()
+    rows = [line.split(maxsplit=1) for line in lines]
+    names = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in FILES)
+    assert sorted(name for name, _ in rows) == names and not blank and folder == f"in {CONFIGS}"
+    assert not [about for _, about in rows if len(about) < 20 or about[-1] not in ".?"]
+    assert max(map(len, lines)) <= 120
+
+
+def test_programs_read_json(capsys: pytest.CaptureFixture[str]) -> None:
+    fbt(["configs", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert {Path(row["path"]) for row in rows} == FILES
+    assert all(Path(row["path"]) == CONFIGS / f"{row['name']}.py" and row["about"] for row in rows)
+
+
+# ---- list plugins ---------------------------------------------------------------------------------------------------
+
+
+def test_lists_names_with_plugin_and_version(tool: Callable) -> None:
+    code, table, err = tool("list_plugins")
+    assert code == 0 and not err and "InfoNCELoss" in table and "fbt-plugins" in table
+
+
+def test_all_of_ours_loads(tool: Callable) -> None:
+    code, text, err = tool("list_plugins", "--json")
+    found = json.loads(text)
+    rows = {(row["kind"], row["name"], row["plugin"]) for row in found["registered"]}
+    assert code == 0 and not err
+    assert {
+        ("architecture", "timm", "architectures"),
+        ("fusion", "L2GFusion", "fusions"),
+        ("loss", "OFALoss", "losses"),
+    } <= rows
+    assert not [row for row in found["failed"] if row["distribution"] == "fbt-plugins"]
+
+
+# ---- inspect model --------------------------------------------------------------------------------------------------
+
+
+NETS = """
+from torch import nn
+
+def net(num_classes, width=4):
+    blocks = [nn.Conv2d(3 if i == 0 else width, width, 2, 2) for i in range(4)]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(width * 4, num_classes))
+"""
+
+
+def test_a_model_and_its_splices(tool: Callable, tmp_path: Path) -> None:
+    done = tool(
+        "inspect_model",
+        "test_resnet", "--img-size", "32", "--num-classes", "10", "--against", "resmlp_s4_patch4_32",
+        "--json", str(tmp_path / "found.json"),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "test_resnet: cnn, declared cut, images of 32x32 pixels" in done.out
+    assert "stages and head are the model bit for bit" in done.out and "S1-3+T4" in done.out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found["parts"]) == 5 and len(found["splices"]) == 20 and found["proof"]["gradients"] > 0
+
+
+def test_architectures_that_need_no_name(tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin's may be one network, as type="module" with a path is."""
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    options = ("--type", "module", "--options", "path=nets:net", "image_size=32", "--num-classes", "5")
+    against = ("--against-type", "module", "--against-options", "path=nets:net", "image_size=32", "width=6")
+    done = tool("inspect_model", *options, *against)
+    assert done.code == 0, done.err
+    assert "splices with nets:net as student and nets:net as teacher" in done.out and "S1-3+T4" in done.out
+
+
+def test_what_is_wrong_is_one_line(tool: Callable) -> None:
+    for args, line in (
+        (("resnte18",), "error: timm has no model 'resnte18'; did you mean 'resnet18'"),
+        ((), "error: give a model's name, a --type that needs none, or --all"),
+        (("--all", "--type", "module"), "error: --type module: no architecture that can name its models; known: timm"),
+    ):
+        done = tool("inspect_model", *args)
+        assert done.code == 2 and done.err.startswith(line) and done.err.count("\n") == 1, done.err

@@ -35,7 +35,7 @@ def start(folder: Path, *args: str) -> subprocess.Popen[bytes]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """All that a run leaves behind but the times."""
+    """All that a run leaves behind but the times, and the command, which names the folder."""
     (_, last), *more = training_checkpoints(folder)
     assert not more
     checkpoint = read_checkpoint(last)
@@ -48,7 +48,7 @@ def results(folder: Path) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "best": [read_checkpoint(path)["state_dict"] for path in sorted(folder.glob("best_*.pth"))],
         "student": load_file(folder / "student.safetensors"),
-        "summary": {k: v for k, v in summary.items() if k != "seconds"} | {"models": models},
+        "summary": {k: v for k, v in summary.items() if k not in ("seconds", "command")} | {"models": models},
         "curve": [{k: v for k, v in record.items() if "second" not in k} for record in curve],
     }
 

@@ -21,7 +21,7 @@ SPLICES = ["S1+T2-4", "S1-2+T3-4", "S1-3+T4", "T1-3+S4"]
 
 
 def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splice_ranking, "agreements", partial(splice_ranking.agreements, draws=100))
+    monkeypatch.setattr(splice_ranking, "rank_correlations", partial(splice_ranking.rank_correlations, draws=100))
     folder = tmp_path / "splices"
     folder.mkdir()
     code, _, err = tool("rank_splices", folder)

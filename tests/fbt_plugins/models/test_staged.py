@@ -1,4 +1,4 @@
-"""Models as a row of stages: parameters, shapes, knowledge, and what a stage or a head must give."""
+"""Models as a row of stages: their shapes and knowledge, how a cut is declared, and the proof that it is the model."""
 
 import copy
 import dataclasses
@@ -12,6 +12,7 @@ from toy import DECLARED, Toy
 from fbt_plugins import ARCHITECTURES, Knowledge
 from fbt_plugins.errors import ConfigError, FBTError
 from fbt_plugins.models.declaration import Declaration
+from fbt_plugins.models.proof import SplitError, _each_once
 from fbt_plugins.models.staged import StagedModel, StageSpec
 
 
@@ -173,3 +174,98 @@ def test_a_head_gives_pooled_features() -> None:
     )
     with pytest.raises(FBTError, match=r"a head that gives features \(1, 17, 6\) .* not \(N, D\)"):
         model.verify()
+
+
+# ---- declaration ----------------------------------------------------------------------------------------------------
+
+
+def test_a_third_party_network_is_one_line_of_data() -> None:
+    model = DECLARED.cut(Toy(), image_size=(8, 8))
+    proof = model.verify()
+    assert (proof.parameters, proof.buffers) == (len(list(model.net.parameters())), 12)
+    assert model.specs == [StageSpec("NCHW", 4, (4, 4))] * 4
+    assert (model.num_features, model.num_classes, model.family) == (4, 3, "cnn")
+
+
+def test_stages_can_be_a_number_or_names() -> None:
+    assert len(ARCHITECTURES.build(dict(RESMLP, num_blocks=6, stages=6)).stages) == 6
+    assert len(ARCHITECTURES.build(dict(RESMLP, num_blocks=2, stages=2)).stages) == 2
+    with pytest.raises(ConfigError, match="2 blocks cannot make 4 stages; set stages to at most 2"):
+        ARCHITECTURES.build(dict(RESMLP, num_blocks=2))
+    named = ARCHITECTURES.build(dict(CNN, stages=["layer1.0", "layer2", "layer4"]))
+    assert [len(s.steps) for s in named.stages] == [5, 3, 4]
+    named.verify(32)
+    with pytest.raises(ConfigError, match="did you mean 'layer3'"):
+        ARCHITECTURES.build(dict(CNN, stages=["layer1", "layre3", "layer4"]))
+    with pytest.raises(ConfigError, match="must end the row"):
+        ARCHITECTURES.build(dict(CNN, stages=["layer1", "layer2"]))
+    with pytest.raises(ConfigError, match="cut into 2 to 8 stages"):
+        ARCHITECTURES.build(dict(CNN, stages=9))
+
+
+def test_a_cut_that_names_what_is_not_there_is_one_clear_line() -> None:
+    for changes, line in (
+        (dict(stem="conv gian"), "Toy has no module or method 'gian'; did you mean 'gain'?"),
+        (dict(units="block.*"), "Toy has no module 'block'; did you mean 'blocks"),
+        (dict(cuts="blocks.0 blocks.7"), "cuts: no unit 'blocks.7' to cut behind"),
+        (dict(cuts="blocks.2 blocks.1 blocks.3"), "cuts: 'blocks.1' does not come after the cut before it"),
+        (dict(cuts="blocks.0 blocks.2"), "must end the row; add 'blocks.3'"),
+        (dict(units="blocks.{0,1,2,5}"), "Toy has no module or method 'blocks.5'; did you mean 'blocks"),
+        (dict(head="pool fd"), "Toy has no module or method 'fd'; known: "),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            dataclasses.replace(DECLARED, **changes).cut(Toy(), image_size=(8, 8))
+        assert line in str(refused.value), refused.value
+
+
+def test_what_a_cut_is_told_is_held_against_a_staged_model() -> None:
+    with pytest.raises(ConfigError, match="no argument 'image_sise'; did you mean 'image_size"):
+        DECLARED.cut(Toy(), image_sise=8)
+
+
+# ---- proof ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (dict(stem="conv"), "logits in eval mode differ"),  # a gain of 0 + 1 would hide this without perturbation
+        (dict(units="blocks.{0,2,1,3}"), "logits in eval mode differ"),
+        (dict(units="blocks.{0,1,3}"), "logits in eval mode differ"),
+        (dict(head="pool.0 pool.1 fc"), "in train mode differ"),  # the dropout
+    ],
+)
+def test_verify_fails_where_the_stages_are_not_the_model(changes: dict, reason: str) -> None:
+    wrong = dataclasses.replace(DECLARED, cuts="blocks.0 blocks.3", **changes)
+    with pytest.raises(SplitError, match=reason):
+        wrong.cut(Toy(), image_size=(8, 8)).verify()
+
+
+def test_verify_fails_where_a_parameter_is_in_no_stage_or_in_two() -> None:
+    good = DECLARED.cut(Toy(), image_size=(8, 8))
+    for stages, times in (([nn.Sequential(*good.stages), *good.stages[:1]], 2), ([_Hidden(good.stages)], 0)):
+        with pytest.raises(SplitError, match=f"is in {times} of the stages"):
+            _each_once(StagedModel(good.net, stages, good.head, image_size=(8, 8)))
+
+
+class _Hidden(nn.Module):
+    """Runs modules that it does not list."""
+
+    def __init__(self, stages: nn.ModuleList) -> None:
+        super().__init__()
+        self.stages = list(stages)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+def test_verify_leaves_the_model_alone() -> None:
+    model = ARCHITECTURES.build(CNN)
+    before = copy.deepcopy(model.state_dict())
+    model.eval()
+    model.verify(32)
+    assert not model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())

@@ -1,4 +1,4 @@
-"""Agreement of rankings against taus worked by hand."""
+"""Rank correlations against taus worked by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fbt_plugins.report.results import Trial
-from fbt_plugins.report.splice_ranking import agreements, first_epoch, junction_cka, random_search, tau
+from fbt_plugins.report.splice_ranking import first_epoch, junction_cka, random_search, rank_correlations, tau
 
 SPLICES = ["S1+T2-4", "S1-2+T3-4", "S1-3+T4", "T1-3+S4"]
 SEEDS = {0: [80.0, 81.0, 82.0, 83.0], 1: [80.0, 81.0, 83.0, 82.0], 2: [81.0, 80.0, 82.0, 83.0]}
@@ -31,26 +31,28 @@ def test_tau_is_kendalls() -> None:
 def test_predictors_are_held_against_what_seeds_allow() -> None:
     """Seeds 0 and 1, and 0 and 2, differ in one swap each, 1 and 2 in two: (4 + 4 + 2) / 18."""
     good, bad = (dict(zip(SPLICES, values, strict=True)) for values in ([1, 2, 3, 4], [4, 3, 2, 1]))
-    ceiling, first, second = agreements(TRIALS, {"good": good, "bad": {**bad, "another": 9.0}}, draws=50)
+    ceiling, first, second = rank_correlations(TRIALS, {"good": good, "bad": {**bad, "another": 9.0}}, draws=50)
     assert ceiling.one_seed == pytest.approx(10 / 18) and ceiling.mean is ceiling.best is None
     assert first.one_seed == pytest.approx((1 + 4 / 6 + 4 / 6) / 3) and second.one_seed == -first.one_seed
     assert first.mean == 1.0 and second.mean == -1.0 and first.splices == 4  # means: 80.33, 80.67, 82.33, 82.67
     assert first.best == pytest.approx((83 + 82 + 83) / 3) and second.best == pytest.approx((80 + 80 + 81) / 3)
-    (even,) = agreements(TRIALS, {"even": dict.fromkeys(SPLICES, 1.0)}, draws=10)[1:]
+    (even,) = rank_correlations(TRIALS, {"even": dict.fromkeys(SPLICES, 1.0)}, draws=10)[1:]
     assert even.best == pytest.approx(sum(map(sum, SEEDS.values())) / 12) and even.one_seed == 0
     assert -1 <= first.low <= first.one_seed <= first.high <= 1
 
 
 def test_splices_that_a_predictor_lacks_are_left_out_for_all() -> None:
     some = {splice: 1.0 * i for i, splice in enumerate(SPLICES[:3])}
-    assert {a.splices for a in agreements(TRIALS, {"some": some}, draws=10)} == {3}
+    assert {a.splices for a in rank_correlations(TRIALS, {"some": some}, draws=10)} == {3}
     with pytest.raises(ValueError, match="2 splices that all predictors rank, 3 seeds with all 4 splices: 3 and 2 are"):
-        agreements(TRIALS, {"two": dict(list(some.items())[:2])})
+        rank_correlations(TRIALS, {"two": dict(list(some.items())[:2])})
 
 
 def test_a_seed_that_lacks_a_splice_does_not_count() -> None:
     good = dict(zip(SPLICES, (1.0, 2.0, 3.0, 4.0), strict=True))
-    ceiling, _ = agreements([t for t in TRIALS if (t.method, t.seed) != ("S1-3+T4", 2)], {"good": good}, draws=10)
+    ceiling, _ = rank_correlations(
+        [t for t in TRIALS if (t.method, t.seed) != ("S1-3+T4", 2)], {"good": good}, draws=10
+    )
     assert ceiling.one_seed == pytest.approx(4 / 6) and ceiling.splices == 4
     assert list(random_search([t for t in TRIALS if (t.method, t.seed) != ("S1-3+T4", 2)], 1)) == [0, 1]
 

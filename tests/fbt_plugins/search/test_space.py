@@ -1,26 +1,31 @@
-"""What a search may choose from: all that can be built, nothing else, third parties' parts among it."""
+"""What a search chooses from, and what becomes of one of the splices that a one-shot run has trained together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("optuna")
 import optuna
+import pytest
+import torch
+from conftest import CNN
 from mmengine.config import Config
 from optuna.distributions import IntDistribution
 from runs import builder
 from torch import nn
 
 from fbt_plugins import FUSIONS, StageSpec
+from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.distill.splice import Splice
 from fbt_plugins.engine.check import check_config
 from fbt_plugins.errors import ConfigError
+from fbt_plugins.models.knowledge import Batch
+from fbt_plugins.search.one_shot import state_of
 from fbt_plugins.search.search import space_of
 from fbt_plugins.search.space import Choice, Fusions, Range
+
+pytest.importorskip("optuna")
 
 
 @pytest.fixture
@@ -146,3 +151,27 @@ def test_a_range_is_stored_as_what_it_is(numbers: Range) -> None:
     value = numbers.suggest(trial)
     assert trial.distributions == {"x": numbers.distribution} and numbers.low <= value <= numbers.high
     assert type(value) is (int if isinstance(numbers.distribution, IntDistribution) else float)
+
+
+# ---- one shot -------------------------------------------------------------------------------------------------------
+
+
+Make = Callable[..., Distiller]
+
+
+def test_the_state_of_one_of_several_splices_is_that_of_a_model_that_has_it_alone(
+    make: Make, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    """Loaded strictly, and bit-equal; the student has BatchNorm, whose statistics each splice has of its own."""
+    splices = ["S1-3+T4", "T1-3+S4", "T1-2+S3+T4", "T1-4+Shead"]
+    several = make(CNN, splice=splices).train()
+    for seed in range(8):
+        several.step = several.plan(seed)
+        several.losses(images, Batch(labels))
+    expected = several.eval().predict(images, [*(f"fusion@{splice}" for splice in splices), "student"])
+    for number, splice in enumerate(splices):
+        alone = make(CNN, splice=splice)
+        alone.load_state_dict(state_of(several, "fusion", number))
+        found = alone.eval().predict(images, ["fusion", "student"])
+        assert torch.equal(found["fusion"], expected[f"fusion@{splice}"]), splice
+        assert torch.equal(found["student"], expected["student"]), splice

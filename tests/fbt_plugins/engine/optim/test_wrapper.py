@@ -1,10 +1,11 @@
-"""The optimizer's wrapper: precision, clipping, and the scaler's state."""
+"""The optimizer: precision, accumulation, clipping, and its parameter groups."""
 
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.optim.param_groups import MergedGroupConstructor
 from fbt_plugins.engine.optim.wrapper import AutocastOptimWrapper
 from fbt_plugins.errors import ConfigError
@@ -61,3 +62,67 @@ def test_the_scaler_is_saved_and_restored() -> None:
 def test_an_unknown_precision_is_named() -> None:
     with pytest.raises(ConfigError, match=r"optim_wrapper.precision: 'bf61'; did you mean 'bf16'"):
         build(net(), precision="bf61")
+
+
+# ---- param groups ---------------------------------------------------------------------------------------------------
+
+
+def test_two_groups_hold_every_trained_parameter_once_and_no_frozen_one() -> None:
+    model = net()
+    model[0].requires_grad_(False)
+    groups = build(model).optimizer.param_groups
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
+    assert all(p.ndim > 1 for p in groups[0]["params"]) and all(p.ndim <= 1 for p in groups[1]["params"])
+    listed = [id(p) for g in groups for p in g["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_vectors_decay_where_the_config_says_so() -> None:
+    wrapper = MergedGroupConstructor(dict(optimizer=dict(type="SGD", lr=1.0)), dict(decay_vectors=True))(net())
+    assert len(wrapper.optimizer.param_groups) == 1
+    with pytest.raises(ConfigError, match="no option 'decay_vector'; did you mean 'decay_vectors'"):
+        MergedGroupConstructor(dict(), dict(decay_vector=True))
+
+
+VIT = dict(
+    type="timm",
+    name="vit_tiny_patch16_224",
+    img_size=32,
+    patch_size=8,
+    depth=4,
+    embed_dim=24,
+    num_heads=2,
+    num_classes=10,
+)
+
+
+def groups_of(student: dict[str, object], **paramwise: object) -> tuple[Distiller, dict[str, tuple[float, float]]]:
+    """A student, and the learning rate and decay of each of its parameters."""
+    distiller = Distiller(student=student, task_loss=dict(type="CrossEntropyLoss"), image_size=(32, 32))
+    config = dict(optimizer=dict(type="AdamW", lr=1.0, weight_decay=0.1))
+    groups = MergedGroupConstructor(config, paramwise)(distiller).optimizer.param_groups
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len(groups) == len(set(rates.values()))
+    return distiller, {name.removeprefix("student.net."): rates[id(p)] for name, p in distiller.named_parameters()}
+
+
+def test_what_the_network_exempts_does_not_decay() -> None:
+    _, rates = groups_of(VIT)
+    assert rates["pos_embed"] == rates["cls_token"] == rates["blocks.1.attn.qkv.bias"] == (1.0, 0.0)
+    assert rates["blocks.1.attn.qkv.weight"] == rates["patch_embed.proj.weight"] == (1.0, 0.1)
+
+
+def test_layer_decay_falls_from_the_head_to_the_stem_in_merged_groups() -> None:
+    _, rates = groups_of(VIT, layer_decay=0.5)
+    assert rates["head.weight"] == (1.0, 0.1)
+    for block, rate in enumerate((0.0625, 0.125, 0.25, 0.5)):
+        assert rates[f"blocks.{block}.attn.qkv.weight"] == (rate, 0.1)
+        assert rates[f"blocks.{block}.norm1.weight"] == (rate, 0.0)
+    assert rates["pos_embed"] == (0.03125, 0.0) and rates["patch_embed.proj.weight"] == (0.03125, 0.1)
+
+
+def test_layer_decay_says_what_it_needs() -> None:
+    with pytest.raises(ConfigError, match="layer_decay: above 0 and at most 1, not 2"):
+        groups_of(VIT, layer_decay=2)
+    with pytest.raises(ConfigError, match=r"layer_decay: set optim_wrapper.optimizer.lr"):
+        MergedGroupConstructor(dict(optimizer=dict(type="AdamW")), dict(layer_decay=0.5))(net())

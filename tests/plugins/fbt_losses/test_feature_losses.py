@@ -1,17 +1,21 @@
-"""CRD: its numbers against loops, its banks, and that processes keep the same ones."""
+"""Losses of features: CRD with its memory banks, InfoNCE, and relations between images."""
 
 from __future__ import annotations
 
 import math
 import threading
+from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from fbt_losses import crd
 from fbt_losses.crd import CRDLoss
+from fbt_losses.infonce import InfoNCELoss
 from torch import Tensor
+from torch import distributed as dist
 
-from fbt_plugins import Batch, Knowledge
+from fbt_plugins import LOSSES, Batch, Knowledge
 
 SIZE, TAU = 5, 0.5
 
@@ -169,3 +173,142 @@ def test_two_ranks_keep_the_banks_of_one(monkeypatch: pytest.MonkeyPatch) -> Non
         assert torch.equal(ranks[0][name], ranks[1][name])
     for name in ("bank_student", "bank_teacher", "log_mean", "value", "gradient"):
         torch.testing.assert_close((ranks[0][name] + ranks[1][name]) / 2, whole[name])
+
+
+# ---- infonce --------------------------------------------------------------------------------------------------------
+
+
+BATCH = Batch(torch.zeros(4, dtype=torch.long))
+
+
+def infonce_features(seed: int) -> torch.Tensor:
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_temperature_is_trained() -> None:
+    loss = InfoNCELoss()
+    assert loss.temperature.item() == pytest.approx(0.07)
+    loss(
+        Knowledge(infonce_features(0), infonce_features(0)), Knowledge(infonce_features(1), infonce_features(1)), BATCH
+    ).backward()
+    assert loss.log_temperature.grad.abs() > 0
+    assert not list(InfoNCELoss(learnable=False).parameters())
+
+
+@pytest.mark.parametrize("start", [0.01, 1.0])
+def test_the_temperature_stays_within_its_bounds_and_can_come_back(start: float) -> None:
+    """Pushed against a bound it stays; pushed back it leaves at once, however long it was pushed before."""
+    loss = InfoNCELoss(temperature=start)
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.5)
+    outward = 1 if start == 0.01 else -1
+    for _ in range(20):
+        optimizer.zero_grad()
+        (outward * loss.temperature).backward()
+        optimizer.step()
+    low, high = InfoNCELoss.BOUNDS
+    assert low * 0.999 <= loss.temperature.item() <= high * 1.001
+    assert loss.log_temperature.item() == pytest.approx(math.log(start), abs=1e-6)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-outward * 10 * loss.temperature).backward()
+        optimizer.step()
+    assert abs(loss.temperature.item() - start) > 1e-4
+
+
+def test_a_temperature_beyond_a_bound_counts_as_the_bound() -> None:
+    loss = InfoNCELoss()
+    for value, bound in ((-100.0, 0.01), (100.0, 1.0)):
+        with torch.no_grad():
+            loss.log_temperature.fill_(value)
+        assert loss.temperature.item() == pytest.approx(bound)
+
+
+def work(rank: int, folder: str, symmetric: bool) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    mine = slice(2 * rank, 2 * rank + 2)
+    student, teacher = infonce_features(0)[mine].requires_grad_(), infonce_features(1)[mine].requires_grad_()
+    loss = InfoNCELoss(symmetric=symmetric).double()
+    value = loss(Knowledge(student, student), Knowledge(teacher, teacher), BATCH)
+    (value / 2).backward()  # DDP averages over the two ranks
+    dist.all_reduce(loss.log_temperature.grad)
+    result = {
+        "student": student.grad,
+        "teacher": teacher.grad,
+        "tau": loss.log_temperature.grad,
+        "loss": value.detach(),
+    }
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow  # engine/test_processes.py holds the same of a whole model
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path, symmetric: bool) -> None:
+    mp.spawn(work, (str(tmp_path), symmetric), nprocs=2)
+    student, teacher = infonce_features(0).requires_grad_(), infonce_features(1).requires_grad_()
+    loss = InfoNCELoss(symmetric=symmetric).double()
+    value = loss(Knowledge(student, student), Knowledge(teacher, teacher), BATCH)
+    value.backward()
+    ranks = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)]
+    close = dict(rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(sum(r["loss"] for r in ranks) / 2, value.detach(), **close)
+    torch.testing.assert_close(torch.cat([r["student"] for r in ranks]), student.grad, **close)
+    torch.testing.assert_close(torch.cat([r["teacher"] for r in ranks]), teacher.grad, **close)
+    torch.testing.assert_close(ranks[0]["tau"], loss.log_temperature.grad, **close)
+
+
+# ---- relations ------------------------------------------------------------------------------------------------------
+
+
+RELATIONS_BATCH = Batch(torch.tensor([0, 2, 1, 1]))
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def value(config: dict, features: Tensor, logits: Tensor | None = None) -> Tensor:
+    """Against a fixed teacher of other widths, where there are features."""
+    n = len(features)
+    logits = random(1, n, 5) if logits is None else logits
+    teacher = Knowledge(random(2, n, 7), random(3, n, 5))
+    return LOSSES.build(config)(Knowledge(features, logits), teacher, Batch(RELATIONS_BATCH.labels[:n]))
+
+
+def test_kd_is_dkd_with_the_teachers_doubt_as_beta() -> None:
+    """Image by image: KD = TCKD + (1 - p_t^c) NCKD."""
+    for i, label in enumerate(RELATIONS_BATCH.labels):
+        student, teacher = (Knowledge(random(0, 4, 6)[i : i + 1], random(s, 4, 5)[i : i + 1]) for s in (1, 3))
+        doubt = 1 - teacher.logits.softmax(1)[0, label].item()
+        batch = Batch(label[None])
+        kd = LOSSES.build(dict(type="KDLoss"))(student, teacher, batch)
+        dkd = LOSSES.build(dict(type="DKDLoss", alpha=1.0, beta=doubt))(student, teacher, batch)
+        torch.testing.assert_close(dkd, kd)
+
+
+def test_dist_ignores_scale_and_offset_of_probabilities_and_an_offset_of_logits() -> None:
+    features, logits, config = random(0, 4, 6), random(1, 4, 5), dict(type="DISTLoss")
+    shifted = logits + random(2, 4, 1)
+    torch.testing.assert_close(value(config, features, shifted), value(config, features, logits))
+    paler = 0.3 * random(3, 4, 5).softmax(1) + 0.7 / 5  # the teacher's, on a smaller scale
+    assert value(config, features, paler.log()).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["RKDLoss", "CCLoss"])
+def test_relations_ignore_rotation_and_scale_and_rkd_an_offset(kind: str) -> None:
+    features = random(0, 4, 6)
+    rotation = torch.linalg.qr(random(4, 6, 6))[0]
+    moved = 3 * features @ rotation + (random(5, 1, 6) if kind == "RKDLoss" else 0)
+    torch.testing.assert_close(value(dict(type=kind), moved), value(dict(type=kind), features))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["RKDLoss", "CCLoss"])
+def test_images_that_coincide_have_bounded_gradients(kind: str, n: int) -> None:
+    """Two equal images among others, all equal, or one alone: distances of exactly 0."""
+    for features in (random(0, n, 6), random(0, 1, 6).repeat(n, 1)):
+        features[-1] = features[0]
+        features.requires_grad_()
+        value(dict(type=kind), features).backward()
+        assert features.grad is not None and features.grad.abs().max() < 100

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fbt_plugins.config import finding
-from fbt_plugins.config.finding import config_folder, find_config, shipped_configs, typed_config
+from fbt_plugins.config import locating
 from fbt_plugins.config.loading import load_config
+from fbt_plugins.config.locating import config_folder, find_config, shipped_configs, typed_config
 from fbt_plugins.engine.teacher_run import TeacherRun
 from fbt_plugins.errors import ConfigError
 
@@ -27,7 +27,7 @@ def test_a_clone_has_its_own_and_a_wheel_those_in_the_package(elsewhere: Path, m
     assert config_folder() == CONFIGS
     (elsewhere / "package" / "_configs" / "search").mkdir(parents=True)
     (elsewhere / "package" / "_configs" / "search" / "one.py").touch()
-    monkeypatch.setattr(finding, "_PACKAGE", elsewhere / "package")
+    monkeypatch.setattr(locating, "_PACKAGE", elsewhere / "package")
     assert find_config("search/one") == elsewhere / "package" / "_configs" / "search" / "one.py"
 
 
