@@ -1,6 +1,6 @@
 # The study: what does the fusion model itself add? Minutes per run.
 # Small models, 5,000 training images.
-#   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/compare.py configs/fashion_mnist.py \
+#   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/compare.py configs/fashion_mnist.py \
 #     --out docs/results/fashion_mnist --workers 2
 # One pair gets the full grid, three more across architectures and two within one get the main methods and the controls.
 # The test split is all 10,000 images. docs/study.md has all commands in order: teachers, tuning, study. Teachers that

@@ -1,6 +1,6 @@
 # Why the fusion model adds little in the study: likely reasons, one at a time.
 # Each is beside its own T->S only.
-#   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/compare.py configs/fashion_mnist_reasons.py \
+#   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/compare.py configs/fashion_mnist_reasons.py \
 #     --out docs/results/fashion_mnist_reasons --results docs/results/fashion_mnist --workers 2
 # The study's runs are read as well: what it has run of the first pair is not run again. What changes T->S only too is
 # a pair of its own here; what changes the fusion model alone is a method of the first pair. The weak teacher is made,

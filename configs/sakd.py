@@ -8,7 +8,7 @@ _kd = dict(task_loss=dict(weight=0.5), logit_loss=dict(weight=0.5))  # mdistille
 _pairs = {  # mdistiller: beta of DKD, and its results
     "resnet34_resnet18": ("resnet34.tv_in1k", "mdistiller", 0.5, dict(kd=71.03, dkd=71.70, dist=72.07)),
     "resnet50_mobilenetv1": ("resnet50.tv_in1k", "mdistiller", 2.0, dict(kd=70.50, dkd=72.05)),
-    "vit-s_deit-t": ("vit_small_patch16_224", "imagenet_token", 2.0, {}),
+    "vit-s_deit-t": ("vit_small_patch16_224.augreg_in21k_ft_in1k", "imagenet_token", 2.0, {}),
 }
 _model = {name: dict(model, num_classes=1000) for name, model in _base_._models.items()}
 _source = "mdistiller's and DIST's tables (arXiv 2203.08679, 2205.10536)"

@@ -29,6 +29,7 @@ _HOMES = {
     "hookimpl": "registry.hookspecs",
     "isotropic": "models.declaration",
     "load_plugins": "registry.loading",
+    "load_student": "engine.student",
     "load_weights": "models.weights",
     "nearest": "errors",
 }
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .distill.fusion import FusionStrategy as FusionStrategy
     from .distill.splice import Junction as Junction
     from .distill.splice import Splice as Splice
+    from .engine.student import load_student as load_student
     from .errors import ConfigError as ConfigError
     from .errors import FBTError as FBTError
     from .errors import PluginError as PluginError

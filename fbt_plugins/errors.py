@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 TOOLS = {
@@ -114,6 +115,18 @@ def typed(line: str, *arguments: str) -> str:
     return " ".join([line, *map(shlex.quote, arguments)])
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user gave it; a shell leaves the "~" of ``--out=~/x`` or ``'~/x'`` to us.
+
+    Raises:
+        FBTError: if it is the home of a user who is not there.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise FBTError(f"{text}: there is no such user") from None
+
+
 def debugging() -> bool:
     """Whether ``FBT_DEBUG=1`` asks for tracebacks."""
     return os.environ.get("FBT_DEBUG") == "1"
@@ -146,6 +159,11 @@ def short(value: object) -> str:
     """A value in an error line: its type, and its text where that is short."""
     text = " ".join(repr(value).split())
     return f"{type(value).__name__} {text}" if value is not None and len(text) < 40 else type(value).__name__
+
+
+def is_name(value: object) -> bool:
+    """Whether a value can be a folder's name, and no more than that: nothing with it leaves the folder it is put in."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f\x7f]", value)
 
 
 def described(error: BaseException) -> str:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import glob
+import hashlib
+import json
 import os
+import shutil
+import socket
 import tempfile
+import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import TextIO
 
 from mmengine.fileio import LocalBackend, register_backend
 
 from .console import say
-from .errors import FBTError
+from .errors import FBTError, one_line
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Writes a file so that a crash at any moment leaves the old one or the new one, whole."""
+def write_atomic(path: str | Path, *data: bytes | memoryview | str) -> None:
+    """Writes a file, from one or more parts, so that a crash at any moment leaves the old one or the new one, whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            for part in data:
+                file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
@@ -32,6 +42,70 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+UNFINISHED = "unfinished"
+"""Key of a summary.json that tells what failed after training; a finished run's has no such key."""
+
+
+def is_finished(folder: str | Path) -> bool:
+    """Whether a run's folder has the results of a whole run: a summary.json in which nothing is missing."""
+    try:
+        return UNFINISHED not in json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+_SIGNATURE = b"fbt sha256:"
+_ZIP_END, _ZIP_END_SIZE = b"PK\x05\x06", 22
+"""How a zip archive's last record begins, and its size without a comment, whose length its last 2 bytes say."""
+
+
+def signed(archive: bytes) -> tuple[memoryview, bytes]:
+    """A zip archive, which ``torch.save`` writes, with the sha256 of its bytes as its comment, in two parts.
+
+    Programs that know nothing of it, ``torch.load`` among them, read the archive as before.
+    """
+    if archive[-_ZIP_END_SIZE:-18] != _ZIP_END or archive[-2:] != b"\0\0":
+        return memoryview(archive), b""
+    body = memoryview(archive)[:-2]
+    length = (len(_SIGNATURE) + 64).to_bytes(2, "little")
+    digest = hashlib.sha256(body)
+    digest.update(length)
+    return body, length + _SIGNATURE + digest.hexdigest().encode()
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the bytes of a zip archive; None where nothing is, and for a file that is no zip archive.
+
+    Of one that is signed every byte counts; of another the checksums of its entries.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    comment = len(_SIGNATURE) + 64
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(max(0, size - _ZIP_END_SIZE - comment))
+        end = file.read()
+        if end[-comment:].startswith(_SIGNATURE):
+            file.seek(0)
+            digest, left = hashlib.sha256(), size - comment
+            while block := file.read(min(left, 1 << 20)):
+                digest.update(block)
+                left -= len(block)
+            return None if digest.hexdigest().encode() == end[-64:] else "its sha256 is not the one it was written with"
+    if not is_zip:
+        return None
+    if end[-_ZIP_END_SIZE:-18] != _ZIP_END:
+        return "its end is missing"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, EOFError) as error:
+        return one_line(error)
+    return f"the checksum of {entry} differs" if entry else None
 
 
 def append_line(path: str | Path, line: str) -> None:
@@ -79,17 +153,49 @@ def remove_halves(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+class NoLocks(FBTError):
+    """A file system that knows no locks."""
+
+
+class _Folder:
+    """A folder that is open, as a file is."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def fileno(self) -> int:
+        return self._handle
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_held: set[TextIO | _Folder] = set()
+
+
+def _forget_locks() -> None:
+    """Closes a forked child's copies of the locks' files: a worker that outlives its parent must not keep them."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
 @contextmanager
 def locked(path: Path, taken: str, wait: bool) -> Iterator[None]:
     """Holds a lock that one process has at a time; it is free again when that process is gone, however it went.
 
     Args:
-        path: of the lock's file, which stays.
-        taken: what to say where another process has it; nothing is said where it is empty.
+        path: of the lock's file, which stays; with ``taken``, it says which process of which host had it last.
+        taken: what to say where another process has it, with that process; nothing is said where it is empty.
         wait: for that process to end, once it is said; else it is the error line.
 
     Raises:
-        FBTError: if it is taken and not waited for, or if it cannot be had here.
+        FBTError: if it is taken and not waited for, or if it cannot be had here (:class:`NoLocks`, if nowhere in this
+            file system).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,14 +206,65 @@ def locked(path: Path, taken: str, wait: bool) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            owner = " ".join(path.read_text(encoding="utf-8", errors="replace").split())[:200] if taken else ""
+            whose = f"{taken} ({owner})" if owner else taken
             if not wait:
-                raise FBTError(taken) from None
+                raise FBTError(whose) from None
             if taken:
-                say(f"{taken}: waiting for it")
+                say(f"{whose}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise FBTError(f"{path}: it cannot be locked ({error.strerror})") from error
-        yield
+            kind = NoLocks if error.errno in _NO_LOCKS else FBTError
+            raise kind(f"{path}: it cannot be locked ({error.strerror})") from error
+        _held.add(file)
+        try:
+            if taken:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+            yield
+        finally:
+            _held.discard(file)
+
+
+@contextmanager
+def own_folder(folder: Path, kind: str) -> Iterator[Path]:
+    """A new folder beside another, for what will become that one; it is removed at the end, if it is still there.
+
+    What a killed process leaves of it is known by being nobody's: see :func:`remove_dead_folders`.
+
+    Args:
+        folder: which the new one will become.
+        kind: the end of its name.
+    """
+    while True:
+        made = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{kind}")
+        made.mkdir(parents=True)
+        held = _Folder(made)
+        with suppress(OSError):  # a file system without locks of folders: nothing is ever removed there
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if made.is_dir():
+            break
+        held.close()  # taken for a dead one before it was locked
+    _held.add(held)
+    try:
+        yield made
+    finally:
+        _held.discard(held)
+        shutil.rmtree(made, ignore_errors=True)
+        held.close()
+
+
+def remove_dead_folders(folder: Path, kind: str) -> None:
+    """Removes what killed processes left of :func:`own_folder`."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*{kind}"):
+        with suppress(OSError):
+            held = _Folder(path)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                held.close()
 
 
 def _umask() -> int:
@@ -118,19 +275,7 @@ def _umask() -> int:
 
 @register_backend("atomic", force=True)
 class AtomicBackend(LocalBackend):
-    """mmengine's local files, written atomically; what is removed stays until the next file is safely on disk.
-
-    mmengine's CheckpointHook removes the oldest checkpoint before it writes the next.
-    """
-
-    _doomed: ClassVar[list[str]] = []
+    """mmengine's local files, written atomically, checkpoints signed."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        write_atomic(filepath, obj)
-        while self._doomed:
-            old = self._doomed.pop()
-            if Path(old) != Path(filepath):
-                Path(old).unlink(missing_ok=True)
-
-    def remove(self, filepath: str | Path) -> None:
-        self._doomed.append(str(filepath))
+        write_atomic(filepath, *signed(obj))

@@ -77,7 +77,12 @@ def run_until(config: Config, iteration: int) -> DistillRunner:
 
 def curve(runner: DistillRunner) -> list[dict[str, float]]:
     """All records of metrics.jsonl but the speed."""
-    lines = (Path(runner.work_dir) / "metrics.jsonl").read_text().splitlines()
+    return records(Path(runner.work_dir))
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    """The same, of a run in a folder."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines]
 
 

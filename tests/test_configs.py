@@ -1,12 +1,15 @@
 """Every shipped config is right, and every cell of the shipped matrices builds and runs a step."""
 
 import itertools
+import runpy
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from cells import CONFIGS, IMAGE, MATRICES, SAME_CELLS, cell_config, cells, matrix, sample, small
 
+from fbt_plugins import load_plugins
 from fbt_plugins.config.hashing import config_hash
 from fbt_plugins.config.loading import load_config
 from fbt_plugins.distill.distiller import Distiller
@@ -52,8 +55,33 @@ def test_nothing_is_wrong_with_a_cell_of_each_recipe(
     assert {key: config.optim_wrapper.optimizer[key] for key in optimizer} == optimizer
     mlp_or_attention = optimizer["type"] == "AdamW"
     assert ("data_preprocessor" in config) == ("clip_grad" in config.optim_wrapper) == mlp_or_attention
+    processes = 8
+    assert config.auto_scale_lr == dict(base_batch_size=processes * batch, enable=True)
     assert (config.ema or {}).get("decay") == (0.99996 if name == "imagenet1k" and mlp_or_attention else None)
     assert config.model.task_loss.label_smoothing == (0.0 if name == "sakd" else 0.1)
+
+
+def _models() -> dict[str, dict]:
+    return runpy.run_path(str(CONFIGS / "_base_" / "models.py"))["_models"]
+
+
+@pytest.mark.parametrize("name", _models())
+def test_the_tables_models_are_pinned_to_weights_trained_on_imagenet_1k(name: str) -> None:
+    load_plugins()
+    model = _models()[name]
+    pretrained = timm.get_pretrained_cfg(model["name"])
+    base, _, tag = model["name"].partition(".")
+    if name in ("swin-n", "swin-p", "mobilenetv1"):  # students of which nobody has such weights
+        assert not tag and model["mean"] == (0.485, 0.456, 0.406)
+        return
+    assert tag.endswith("in1k") and "in12k" not in tag and pretrained.num_classes == 1000
+    assert (model["mean"], model["std"]) == (pretrained.mean, pretrained.std)
+    assert pretrained.input_size == (3, 224, 224) and f"{base}.{tag}" in timm.list_pretrained(f"{base}.*")
+
+
+def test_what_ofa_kd_trained_without_drop_path_has_none() -> None:
+    for name, pair in (("cifar100", "convnext-t_swin-p"), ("imagenet1k", "resnet50_swin-n")):
+        assert matrix(name).cell(pair, "fbt")["model"]["student"]["drop_path_rate"] == 0.0
 
 
 @pytest.mark.parametrize(("name", "pair", "method"), [*SAMPLE, *REST])
@@ -116,7 +144,7 @@ def test_a_teacher_is_fine_tuned_at_a_tenth_of_its_kinds_rate(
     distiller = check_config(config)
     assert distiller is not None and distiller.image_size == (224, 224) and distiller.teacher is None
     assert config.model.student.pretrained and config.model.student.head == "new"
-    assert distiller.student.mean == ((0.5,) * 3 if name == "mixer-b16" else (0.5071, 0.4865, 0.4409))
+    assert distiller.student.mean == ((0.5,) * 3 if name in ("vit-s", "mixer-b16") else (0.5071, 0.4865, 0.4409))
     assert {key: config.optim_wrapper.optimizer[key] for key in optimizer} == optimizer
     assert config.param_scheduler[1].eta_min == end and config.param_scheduler[1].end == 300
     assert config.train_cfg.max_epochs == 300 and config.reference.top1 == top1

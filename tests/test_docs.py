@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from forked import typed
+from mmengine.registry import DATASETS
 from torch import nn
 
 import fbt_plugins
 from fbt_plugins.distill.distiller import Distiller
+from fbt_plugins.engine.loaders import build_loader, loader_problems
 from fbt_plugins.models.knowledge import Batch
 from fbt_plugins.registry.loading import Plugins, load_plugins
 from fbt_plugins.testing.checks import isolated_plugins
@@ -33,6 +35,25 @@ def test_the_engine_page_measures_what_it_says(capsys: pytest.CaptureFixture[str
     exec(measure.replace('"train"', '"val"'), {})  # a sixth of the images
     assert len(re.findall(r"^[\d,]+ images/s$", capsys.readouterr().out, re.MULTILINE)) == 3
     exec(visualizers, {})
+
+
+def test_the_data_set_of_the_data_page_has_what_a_run_asks_for() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.DOTALL)
+    try:
+        exec(code, {"__name__": "my_data"})
+        loaders = {
+            sampler: build_loader(
+                dict(dataset=dict(type="Stripes", split="train"), sampler=dict(type=sampler), batch_size=8), 1, "cpu"
+            )
+            for sampler in ("SeededSampler", "DefaultSampler")
+        }
+        for loader in loaders.values():
+            assert loader_problems(loader, "train_dataloader") == []
+            batch = next(iter(loader))
+            across = (batch["inputs"][:, 0, 0] != batch["inputs"][:, 0, 0, :1]).any(1)
+            assert torch.equal(across, batch["labels"] == 0)
+    finally:
+        DATASETS.module_dict.pop("Stripes", None)
 
 
 def test_links_lead_somewhere() -> None:

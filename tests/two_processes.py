@@ -85,13 +85,14 @@ def check_gradients(folder: Path) -> None:
 
 
 def check_training(folder: Path) -> None:
-    """Three runs with BatchNorm: whole; killed in the middle of an epoch; resumed."""
-    whole = build(folder, "whole", **BATCH_NORM, **MIDDLE)
+    """Three runs with BatchNorm: whole; killed in the middle of an epoch and of a loss interval; resumed."""
+    options = {**BATCH_NORM, **MIDDLE, "default_hooks.progress.interval": 4}
+    whole = build(folder, "whole", **options)
     whole.train()
     distiller = whole.model.module
     save(folder, "statistics", statistics(distiller))
     save(folder, "metrics", accuracy(whole))
-    killed = build(folder, "killed", **BATCH_NORM, **MIDDLE)
+    killed = build(folder, "killed", **options)
     step = killed.model.train_step
 
     def dying(*args: Any, **kwargs: Any) -> Any:
@@ -104,7 +105,7 @@ def check_training(folder: Path) -> None:
         killed.train()
     except Exception:
         dist.barrier()
-    resumed = build(folder, "killed", resume=True, **BATCH_NORM, **MIDDLE)
+    resumed = build(folder, "killed", resume=True, **options)
     resumed.train()
     save(folder, "whole", whole.model.module.state_dict())
     save(folder, "resumed", resumed.model.module.state_dict())

@@ -1,6 +1,7 @@
 # How the published comparisons train: OFA-KD's settings (arXiv 2310.19444) by data set and kind of student ("token":
 # attention and MLP), and mdistiller's for pairs of one architecture. Each is laid over a config by its pairs.
-# Batches are those of one process of 8; with another number of processes, scale the learning rate.
+# Batches are those of one process of 8. A recipe's rate is for its total batch (base_batch_size); with another number
+# of processes, batch_size or accumulative_counts it is scaled in proportion, and eta_min with it.
 optim_wrapper = dict(constructor="MergedGroupConstructor")
 
 _crop_flip = [
@@ -19,7 +20,9 @@ _strong = dict(
     interpolation="bicubic",
 )
 _cifar_strong = dict(_strong, mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
+_total = {n: dict(base_batch_size=8 * n, enable=True) for n in (64, 128)}
 _token = dict(
+    auto_scale_lr=_total[128],
     data_preprocessor=dict(mixup_alpha=0.8, cutmix_alpha=1.0),
     train_cfg=dict(by_epoch=True, max_epochs=300, val_interval=5),
     optim_wrapper=dict(
@@ -30,6 +33,7 @@ _token = dict(
 
 _recipes = dict(
     cifar100_cnn=dict(
+        auto_scale_lr=_total[128],
         train_dataloader=dict(batch_size=128, dataset=dict(transforms=_crop_flip)),
         train_cfg=dict(by_epoch=True, max_epochs=300, val_interval=5),
         optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-3)),
@@ -47,6 +51,7 @@ _recipes = dict(
         ],
     ),
     imagenet_cnn=dict(
+        auto_scale_lr=_total[64],
         train_dataloader=dict(batch_size=64, dataset=dict(transforms=_crop_flip)),
         train_cfg=dict(by_epoch=True, max_epochs=100, val_interval=1),
         optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)),
@@ -65,6 +70,7 @@ _recipes = dict(
         ],
     ),
     mdistiller=dict(
+        auto_scale_lr=_total[64],
         train_dataloader=dict(batch_size=64, dataset=dict(transforms=_crop_flip)),
         train_cfg=dict(by_epoch=True, max_epochs=100, val_interval=1),
         optim_wrapper=dict(

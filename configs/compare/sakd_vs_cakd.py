@@ -4,7 +4,7 @@
 #   python tools/train.py configs/teachers/peers_fashion_mnist.py --pair resnet --method plain   # docs/results/teachers
 #   python tools/search.py configs/compare/sakd_vs_cakd.py --pair resnet_resnet --method fbt      # where _found is from
 #   python tools/compare.py configs/compare/sakd_vs_cakd.py --out docs/results/sakd_vs_cakd --workers 2
-# FASHION_MNIST=/usr/share/dataset-fashion-mnist before each of them.
+# FASHION_MNIST=/usr/share/datasets/fashion-mnist before each of them.
 _base_ = "../search/study.py"
 
 _teachers = dict(resnet=_base_._resnet, convnext=_base_._convnext, swin=_base_._swin, mixer=_base_._mixer)

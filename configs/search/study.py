@@ -1,6 +1,6 @@
 # The study of one-shot search: the pairs, data and recipe of fashion_mnist.
 # docs/search.md has what came out.
-#   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/search.py configs/search/study.py \
+#   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/search.py configs/search/study.py \
 #     --pair convnext_resmlp --method fbt
 _base_ = "../fashion_mnist.py"
 

@@ -1,7 +1,7 @@
 # The teacher "embedded:convnext_fashion_mnist": a small ConvNeXt, trained alone.
 # On all of Fashion-MNIST's training images but the 1,000 of the embedded validation set. Needs the original files
 # (see the README).
-#   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/train.py configs/teachers/convnext_fashion_mnist.py
+#   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/train.py configs/teachers/convnext_fashion_mnist.py
 _base_ = ["../_base_/fashion_mnist_mini.py", "../_base_/convnext_fashion_mnist.py", "../_base_/adamw_cosine.py"]
 
 model = dict(

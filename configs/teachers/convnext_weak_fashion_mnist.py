@@ -1,7 +1,7 @@
 # The shipped ConvNeXt with a sixth of its training: a teacher that knows less.
 # It is of the same family, for the study's question whether a teacher's strength decides if a fusion model pays
 # (configs/fashion_mnist_reasons.py). Minutes.
-#   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/train.py \
+#   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/train.py \
 #     configs/teachers/convnext_weak_fashion_mnist.py --work-dir teachers/fashion_mnist/convnext_weak
 _base_ = "convnext_fashion_mnist.py"
 

@@ -2,7 +2,7 @@
 # Each is trained as the shipped ConvNeXt is, for as many epochs as it takes to about 89.5 % of the test split.
 # docs/results/teachers has them, so that every run of that comparison can be made again; minutes each on one core,
 # the Swin an hour and a half.
-#   FASHION_MNIST=/usr/share/dataset-fashion-mnist python tools/train.py configs/teachers/peers_fashion_mnist.py \
+#   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/train.py configs/teachers/peers_fashion_mnist.py \
 #     --pair resnet --method plain
 _base_ = ["convnext_fashion_mnist.py", "../_base_/fashion_mnist_models.py"]
 

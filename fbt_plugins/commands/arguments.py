@@ -8,10 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import typed
+from ..errors import typed, user_path
 
 USER_ERROR = 2
 """Exit code where the user can mend it."""
+
+
+def storage_url(text: str) -> str:
+    """A database's URL, in which a file of SQLite's may be in one's home."""
+    return re.sub(r"(?<=^sqlite:///)~[^/]*", lambda match: str(user_path(match[0])), text)
 
 
 def as_table(rows: dict[str, str]) -> str:
@@ -100,6 +105,8 @@ SHARED: dict[str, dict[str, Any]] = {
     "--workers": dict(
         type=int, action=Workers, default=1, metavar="N", help="processes at once (default: %(default)s)"
     ),
-    "--storage": dict(metavar="URL", help="database of the study (default: study.db, of SQLite, beside the runs)"),
+    "--storage": dict(
+        type=storage_url, metavar="URL", help="database of the study (default: study.db, of SQLite, beside the runs)"
+    ),
 }
 """Arguments that more than one command has."""

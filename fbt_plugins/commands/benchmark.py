@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..errors import user_path
 from .arguments import Parser
 
 EXAMPLES = """\
@@ -30,7 +31,7 @@ def parse() -> Parser:
     parser.add_argument(
         "--after", type=int, default=0, metavar="N", help="iterations that the hooks have behind them (default: 0)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the figures to a file as well")
     parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own)")
     return parser
 

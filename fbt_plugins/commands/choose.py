@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FBTError
+from ..errors import FBTError, user_path
 from .arguments import Parser
 
 EXAMPLES = """\
@@ -23,11 +23,11 @@ def parse() -> Parser:
     parser.add_shared("config")
     parser.add_argument(
         "--results",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="its trials.jsonl, or the folder that has it (default: work_dirs/compare/NAME)",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file of what was chosen (default: none)")
+    parser.add_argument("--out", type=user_path, metavar="FILE", help="JSON file of what was chosen (default: none)")
     return parser
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FBTError, typed
+from ..errors import FBTError, typed, user_path
 from .arguments import Parser
 
 EXAMPLES = """\
@@ -28,11 +28,11 @@ def parse() -> Parser:
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="some methods only (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="other seeds than the config's")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the report (default: work_dirs/compare/NAME)"
+        "--out", type=user_path, metavar="DIR", help="folder of the report (default: work_dirs/compare/NAME)"
     )
     parser.add_argument(
         "--results",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="trials.jsonl of finished runs, or a folder that has one (default: in --out, made if it is not there)",
     )
@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
         from ..compare.live_table import Screen
         from ..compare.runs import Runs
         from ..config.hashing import config_hash
+        from ..engine.loaders import open_all
         from ..jobs.study import FAILURES, Run, SharedStudy, complaint, hidden
     except ModuleNotFoundError as error:
         raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
@@ -64,11 +65,12 @@ def main(argv: Sequence[str]) -> int:
     results = trials_file(args.results) if args.results else out / TRIALS
     if not (args.out or args.results) and (kept := Path("docs") / "results" / name / TRIALS).is_file():
         say(f"{kept} has finished runs; to go on from them: --out {kept.parent}")
-    hashes = {}
+    hashes, configs = {}, {}
     cells = matrix.cells(args.pairs, args.methods)
     for cell in matrix.cells():
         try:
-            hashes[cell] = config_hash(complete(matrix.cell(*cell), args.cfg_options or {}))
+            configs[cell] = complete(matrix.cell(*cell), args.cfg_options or {})
+            hashes[cell] = config_hash(configs[cell])
         except FBTError:  # an option that is for some methods only
             if cell in cells:
                 raise
@@ -86,6 +88,7 @@ def main(argv: Sequence[str]) -> int:
     runs = Runs(study, wanted, train, folder / "runs", results, args.workers)
     if others := [run for run in runs.done if hashes.get((run.pair, run.method), run.config) != run.config]:
         say(f"{len(others)} runs in {relative(results)} are of other configs than today's: they do not count")
+    open_all([configs[cell] for cell in dict.fromkeys((r.pair, r.method) for r in wanted if r not in runs.done)])
     try:
         stopped = runs.work(Screen(runs))
     except FAILURES as error:  # runs are told to save when this process ends, and are free when their heartbeats stop

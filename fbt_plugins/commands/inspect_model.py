@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..errors import typed
+from ..errors import typed, user_path
 from .arguments import CfgOptions, Parser
 
 EXAMPLES = """\
@@ -39,13 +39,13 @@ def parse() -> Parser:
     parser.add_argument(
         "--fusion", default="L2GFusion", help="strategy that joins the two, with --against (default: L2GFusion)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is shown to a file as well")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write what is shown to a file as well")
     parser.add_argument("--all", action="store_true", help="cut every model that the architectures can name")
     parser.add_shared("--workers")
     parser.set_defaults(workers=os.cpu_count() or 1)
     parser.add_argument(
         "--state",
-        type=Path,
+        type=user_path,
         default=Path("work_dirs/coverage.jsonl"),
         metavar="FILE",
         help="what is done already (--all)",
@@ -53,7 +53,7 @@ def parse() -> Parser:
     parser.add_argument(
         "--prove-up-to", type=float, default=150.0, metavar="M", help="million parameters of a proved model (--all)"
     )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report to a file (--all)")
+    parser.add_argument("--markdown", type=user_path, metavar="FILE", help="write the report to a file (--all)")
     return parser
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FBTError, typed
+from ..errors import FBTError, typed, user_path
 from .arguments import Parser
 
 EXAMPLES = """\
@@ -26,7 +26,9 @@ TEMPLATE = Path(__file__).resolve().parent / "templates" / "my-parts"
 def main(argv: Sequence[str]) -> None:
     parser = Parser("fbt new-plugin", __doc__, EXAMPLES)
     parser.add_argument("name", help="of the package, such as acme-parts")
-    parser.add_argument("--into", type=Path, default=Path(), metavar="FOLDER", help="where to write it (default: here)")
+    parser.add_argument(
+        "--into", type=user_path, default=Path(), metavar="DIR", help="where to write it (default: here)"
+    )
     args = parser.parse_args(argv)
     name = normalised(args.name)
     folder = write(name, args.into)

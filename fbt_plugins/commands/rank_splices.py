@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from ..errors import FBTError
+from ..errors import FBTError, user_path
 from .arguments import Parser
 
 RANDOM = (1, 2, 3)
@@ -26,11 +26,11 @@ Writes splice_ranking.md, splice_ranking.json and splice_ranking.svg into the fo
 def parse() -> Parser:
     parser = Parser("fbt rank-splices", __doc__, EXAMPLES)
     parser.add_argument(
-        "results", type=Path, help="folder (or trials.jsonl) of a comparison whose methods are named after splices"
+        "results", type=user_path, help="folder (or trials.jsonl) of a comparison whose methods are named after splices"
     )
     parser.add_argument(
         "--one-shot",
-        type=Path,
+        type=user_path,
         nargs="+",
         default=[],
         metavar="FILE",

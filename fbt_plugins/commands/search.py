@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FBTError, typed
+from ..errors import FBTError, typed, user_path
 from .arguments import Parser
 
 EXAMPLES = """\
@@ -28,7 +28,7 @@ def parse() -> Parser:
     parser = Parser("fbt search", __doc__, EXAMPLES)
     parser.add_shared("config", "--pair", "--method", "--cfg-options", "--device", "--workers", "--storage")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of trials and results (default: work_dirs/search/NAME)"
+        "--out", type=user_path, metavar="DIR", help="folder of trials and results (default: work_dirs/search/NAME)"
     )
     parser.add_argument("--list", action="store_true", help="only show what is chosen from")
     return parser
@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
         import matplotlib  # noqa: F401
 
         from ..config.hashing import config_hash
+        from ..engine.loaders import open_all
         from ..jobs.study import FAILURES, SharedStudy, Slot, complaint, hidden
         from ..search.live_table import SearchScreen
         from ..search.one_shot import Finish, make_ranking, shared
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     url = args.storage or f"sqlite:///{out / 'study.db'}"
     study = SharedStudy(f"{name}-{part}", url, Slot, settings.directions)
     trials = out / f"trials-{part}"
+    open_all([config])
     if fusion is not None:
         one_shot = out / f"one_shot-{part}"
         try:

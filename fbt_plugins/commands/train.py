@@ -12,7 +12,7 @@ from .arguments import Parser
 EXAMPLES = """\
 examples:
   fbt train configs/fbt_convnext_resmlp.py
-  fbt train configs/fbt_convnext_resmlp.py --check
+  fbt train configs/fbt_convnext_resmlp.py --check --data
   fbt train configs/fbt_convnext_resmlp.py --resume
   fbt train configs/fbt_convnext_resmlp.py --seed 1 --work-dir work_dirs/seed1
   fbt train configs/fbt_convnext_resmlp.py --cfg-options model.fusion.splice=T1-3+S4 train_cfg.max_epochs=3
@@ -42,16 +42,23 @@ def parse() -> Parser:
         "--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="who started the processes"
     )
     parser.add_argument("--check", action="store_true", help="only check the config and all shapes")
+    parser.add_argument(
+        "--data", action="store_true", help="with --check: open the data of all splits too, and read a few images"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch's launcher")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    args = parse().parse_args(argv)
+    parser = parse()
+    args = parser.parse_args(argv)
+    if args.data and not args.check:
+        parser.error("--data goes with --check; a run opens all its data before it trains")
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     # Imported late: --help and usage errors must not wait for the engine.
     from ..config.loading import Arguments
     from ..console import say
+    from ..engine.loaders import open_splits
     from ..engine.plan import Plan
 
     given = ("work_dir", "launcher", "resume", "device", "seed", "amp", "compile")
@@ -60,7 +67,8 @@ def main(argv: Sequence[str]) -> None:
     if not args.check:
         plan.run()
         return
-    for line in (f"{args.config}: nothing wrong", *plan.lines()):
+    data = open_splits(plan.config, plan.distiller) if args.data else ["data     not opened: --check --data does"]
+    for line in (f"{args.config}: nothing wrong", *data, *plan.lines()):
         say(line)
 
 

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from ..console import say
 from ..errors import FBTError
-from ..files import append_line
+from ..files import append_line, is_finished
 from ..jobs.study import Claim, Run, SharedStudy
 from ..jobs.workers import Process, Workers, last_line
 from ..report import Trial, read_trials, trial_of_run
@@ -76,12 +76,28 @@ class Runs(Workers[Run]):
         self._keep(trial)
 
     def learn(self, trial: FrozenTrial) -> None:
-        self._save(Trial.from_line(trial.user_attrs["result"]))
+        run, line = Run.of(trial), trial.user_attrs.get("result")
+        try:
+            found = Trial.from_line(line if isinstance(line, str) else "")
+        except (TypeError, ValueError) as error:
+            raise FBTError(f"--storage: the result of {run} is no trial ({error})") from error
+        self._save(self._checked(run, found, "--storage"))
+
+    @staticmethod
+    def _checked(run: Run, found: Trial, where: object) -> Trial:
+        """A run's result, which must be that run's.
+
+        Raises:
+            FBTError: if it is another's.
+        """
+        if (other := Run(*found.run)) != run:
+            raise FBTError(f"{where}: what should be the result of {run} is that of {other}")
+        return found
 
     def plan(self, claim: Claim[Run]) -> tuple[Path, list[str] | None]:
         run = claim.run
         folder = self.folder / run.pair / run.method / f"seed_{run.seed}_{run.config[:8]}"
-        if (folder / "summary.json").is_file():
+        if is_finished(folder):
             return folder, None
         arguments = ["--pair", run.pair, "--method", run.method, "--seed", str(run.seed)]
         arguments += ["--work-dir", str(folder), "--resume", "auto"]
@@ -92,6 +108,7 @@ class Runs(Workers[Run]):
         if code:
             raise FBTError(last_line(process.folder / "output.txt", code))
         trial = trial_of_run(process.folder, process.claim.run.config, self._hardware)
+        self._checked(process.claim.run, trial, process.folder)
         self._save(trial)
         self.study.finish(process.claim, [trial.student], trial.line())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 from collections.abc import Iterator, Mapping
@@ -10,15 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mmengine.config import Config
 
-from ..errors import ConfigError, FBTError, one_line
+from ..console import relative
+from ..errors import ConfigError, FBTError, one_line, user_path
 from ..registry.loading import load_plugins
 from .locating import find_config
 from .matrix import Matrix
 from .merging import merge, merge_options
-from .mmengine_patches import is_lazy, merging_our_way
+from .mmengine_patches import base_circle, is_lazy, merging_our_way, without_chatter
 from .options import DEFAULTS
+
+PATHS = ("work_dir", "resume", "load_from", "publish")
+"""Options of a run that are a file or folder."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,9 @@ def run_config(
         ConfigError: as :func:`load_config` does.
     """
     config = load_config(path, options, pair, method, arguments or Arguments())
+    for key in PATHS:  # of a command line and of the file: no shell has seen the latter's "~"
+        if isinstance(value := config.get(key), str) and value.startswith("~"):
+            config[key] = str(user_path(value))
     config.work_dir = config.get("work_dir") or default_work_dir(path, config)
     return config
 
@@ -157,7 +166,7 @@ def default_work_dir(path: str | Path, config: Config) -> str:
 
 def _load(path: str | Path) -> Config:
     """A file's own contents, without its helper variables."""
-    with merging_our_way():
+    with merging_our_way(), without_chatter():
         config = _read(find_config(path))
     for name in [k for k in config if k.startswith("_")]:  # helper variables of the file
         config.pop(name)
@@ -191,6 +200,14 @@ def _read(path: Path) -> Config:
         raise ConfigError(f"config {where or f'{path}: '}{error.msg} {(error.text or '').strip()}".rstrip()) from error
     except FBTError:
         raise
+    except RecursionError as error:
+        if (circle := base_circle(path)) is None:
+            raise ConfigError(f"config {path}: {one_line(error)}") from error
+        names = " -> ".join(map(relative, circle))
+        raise ConfigError(f"config {path}: its _base_ leads back to itself: {names}") from error
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        kind = "JSON" if isinstance(error, json.JSONDecodeError) else "YAML of plain values (its tags are not executed)"
+        raise ConfigError(f"config {path}: it or its _base_ is no {kind}: {' '.join(str(error).split())}") from error
     except Exception as error:  # a config is code: anything can go wrong in it
         frames = [
             f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith((".py", ".yaml", ".json"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, user_path
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -39,7 +39,7 @@ def find_config(given: str | Path) -> Path:
     Raises:
         ConfigError: if it is neither.
     """
-    if (path := Path(given)).is_file():
+    if (path := user_path(given)).is_file():
         return path
     name, shipped = path.as_posix().removeprefix("configs/").removesuffix(".py"), shipped_configs()
     if name in shipped:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import ConfigError, nearest
-from .merging import merge
+from mmengine.config.config import DELETE_KEY
+
+from ..errors import ConfigError, is_name, nearest
+from .merging import IDENTITY, merge
 
 KEYS = ("pairs", "methods", "seeds", "controls")
 
@@ -18,7 +20,8 @@ class Matrix:
     """A config's tables: what differs from run to run only by pair or method.
 
     A run's config is the matrix's own, with the pair's overrides, then the method's, then those that the pair has for
-    this method laid over it, each as a config is laid over its ``_base_``.
+    this method laid over it, each as a config is laid over its ``_base_``. What a config says
+    outside of the tables is for all runs, also of a matrix that is its ``_base_``.
 
     Attributes:
         base: the config without the tables.
@@ -51,6 +54,8 @@ class Matrix:
             table = config.get(key)
             if not isinstance(table, Mapping) or not table or not all(isinstance(v, Mapping) for v in table.values()):
                 problems.append(f"{key}: expected a dict of dicts by name, got {table!r}")
+            elif wrong := [name for name in table if not is_name(name)]:
+                problems.append(f"{key}: {wrong[0]!r} cannot be a folder's name, which each of them is")
         seeds = config.get("seeds", (0,))
         if not _are_seeds(seeds):
             problems.append(f"seeds: expected a list of whole numbers, got {seeds!r}")
@@ -142,6 +147,42 @@ class Matrix:
             problems += [f"no {kind} {name!r}{_near(name, known)}" for name in names if name not in known]
         if problems:
             raise ConfigError(problems)
+
+
+def yielding(base: Mapping[str, Any], child: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A base config whose tables give way to a child: where both say a value, the child's is for all runs.
+
+    A cell's overrides are laid over the rest of a config; without this a child of a matrix could not shorten its runs.
+
+    Args:
+        base: a config; it comes back as it is if it is no whole matrix.
+        child: what is about to be laid over it. Its own tables still override what it says itself.
+    """
+    own = {key: value for key, value in child.items() if key not in KEYS}
+    if not own or not all(isinstance(base.get(key), Mapping) for key in ("pairs", "methods")):
+        return base
+    methods = {name: _giving_way(overrides, own) for name, overrides in base["methods"].items()}
+    pairs = {}
+    for name, overrides in base["pairs"].items():
+        pairs[name] = _giving_way(overrides, own)
+        if special := overrides.get("methods"):
+            pairs[name]["methods"] = {method: _giving_way(o, own) for method, o in special.items()}
+    return {**base, "pairs": pairs, "methods": methods}
+
+
+def _giving_way(overrides: Any, own: Mapping[str, Any]) -> Any:
+    """Overrides with the values of ``own`` where both say one; what they switch off (None) stays off."""
+    if not isinstance(overrides, Mapping):
+        return overrides
+    kept = dict(overrides)
+    for key in kept.keys() & own.keys():
+        theirs, value = kept[key], own[key]
+        if not isinstance(value, Mapping):
+            kept[key] = value
+        elif isinstance(theirs, Mapping):
+            changed = any(k in theirs and k in value and theirs[k] != value[k] for k in IDENTITY)
+            kept[key] = value if changed or value.get(DELETE_KEY) else _giving_way(theirs, value)
+    return kept
 
 
 def _problems_of(method: str, overrides: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import YamlHandler, register_handler
+from mmengine.logging import MMLogger
 
+from .matrix import yielding
 from .merging import merge
 
 
@@ -16,14 +22,46 @@ def merging_our_way() -> Iterator[None]:
     """Lays files over their ``_base_`` with our :func:`merge` while mmengine reads them.
 
     mmengine's own keeps the arguments of an inherited dict whose ``type`` a child changes: a new loss would inherit the
-    old one's gamma. It calls its merge by name, on Config itself, so a subclass of Config cannot replace it.
+    old one's gamma. And it knows no matrices, whose tables have to give way to a child. It calls its merge by name, on
+    Config itself, so a subclass of Config cannot replace it.
     """
     original = Config._merge_a_into_b
-    Config._merge_a_into_b = staticmethod(lambda a, b, allow_list_keys=False: ConfigDict(merge(b, a)))
+    Config._merge_a_into_b = staticmethod(lambda a, b, allow_list_keys=False: ConfigDict(merge(yielding(b, a), a)))
     try:
         yield
     finally:
         Config._merge_a_into_b = staticmethod(original)
+
+
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """Keeps to itself what mmengine logs while it reads a file, such as environment variables that it names."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Makes plain values only; of Python's own tags it knows tuples, which mmengine writes."""
+
+
+def _tuple(loader: _PlainLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+
+
+@register_handler(["yaml", "yml"])
+class PlainYamlHandler(YamlHandler):
+    """mmengine's handler of YAML files, which executes nothing; mmengine's own calls whatever a file's tags name."""
+
+    def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
+        return yaml.load(file, _PlainLoader)
 
 
 def is_lazy(path: Path) -> bool:
@@ -33,3 +71,25 @@ def is_lazy(path: Path) -> bool:
     reads a file and does not say what it found; so we ask first, and refuse such files in one line.
     """
     return bool(Config._is_lazy_import(str(path)))
+
+
+def base_circle(path: Path) -> list[Path] | None:
+    """Config files that are each other's ``_base_``, from one of them back to it; None where there is no such circle.
+
+    mmengine reads them again and again, until Python's stack is full. Which files a file names it tells in one private
+    method only.
+    """
+    done: set[Path] = set()
+
+    def follow(file: Path, way: list[Path]) -> list[Path] | None:
+        if file in way:
+            return [*way[way.index(file) :], file]
+        if file in done or not file.is_file():
+            return None
+        for base in Config._get_base_files(str(file)):
+            if (circle := follow((file.parent / base).resolve(), [*way, file])) is not None:
+                return circle
+        done.add(file)
+        return None
+
+    return follow(path.resolve(), [])

@@ -54,6 +54,7 @@ class Option:
             here, so the name is looked up by those who use it. None where its value is no such dict.
         switch: whether it may be True or False.
         affects_results: whether a result, a search's too, may depend on it; only then it is in a config's hash.
+        of_the_start: whether it says how a run is started and not what it is; then it is not in the run's config.py.
     """
 
     about: str
@@ -61,6 +62,7 @@ class Option:
     makes: str | None = None
     switch: bool = False
     affects_results: bool = True
+    of_the_start: bool = False
 
     @property
     def factory(self) -> Callable[..., Any] | None:
@@ -76,6 +78,10 @@ class Option:
         if value is None or not (inspect.isclass(factory := self.factory) and issubclass(factory, Hook)):
             return None
         return factory(**value)
+
+
+def _start(about: str) -> Option:
+    return Option(about, affects_results=False, of_the_start=True)
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -103,15 +109,13 @@ OPTIONS: Mapping[str, Option] = {
         "whether models and losses are compiled, or the arguments of torch.compile", None, "torch:compile", switch=True
     ),
     "channels_last": Option("whether images and weights have the memory format of tensor cores", False, switch=True),
-    "device": Option("cpu, cuda or cuda:N; by default the first GPU if there is one", affects_results=False),
+    "device": _start("cpu, cuda or cuda:N; by default the first GPU if there is one"),
     "custom_imports": Option("modules of plugins beside the config: dict(imports=['module', ...])"),
     "search": Option("what a search chooses from, and how"),
-    "command": Option("what was typed to start the run", affects_results=False),
-    "work_dir": Option("the run's folder", affects_results=False),
-    "launcher": Option("who started the processes: none, pytorch, slurm or mpi", affects_results=False),
-    "resume": Option(
-        "what to go on from: True (the newest checkpoint), a path, or 'auto' (the newest if any)", affects_results=False
-    ),
+    "command": _start("what was typed to start the run"),
+    "work_dir": _start("the run's folder"),
+    "launcher": _start("who started the processes: none, pytorch, slurm or mpi"),
+    "resume": _start("what to go on from: True (the newest checkpoint), a path, or 'auto' (the newest if any)"),
 }
 """By key. Keys of mmengine's Runner that are not here have no default and are in the hash where a config has them."""
 

@@ -12,12 +12,13 @@ from .batched import InMemoryLoader, batched_transforms
 from .datasets import CIFAR10, CIFAR100, FashionMNIST, FashionMNISTMini, ImageFolder
 from .image_dataset import ImageDataset, InMemoryDataset
 from .mixing import Mixing
-from .sampler import SeededSampler
+from .sampler import EpochSampler, SeededSampler
 from .transforms import TimmTransform, build_transforms
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "EpochSampler",
     "FashionMNIST",
     "FashionMNISTMini",
     "ImageDataset",

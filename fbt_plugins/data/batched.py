@@ -18,7 +18,7 @@ from ..randomness import derive_seed
 from .image_dataset import InMemoryDataset, TransformConfigs
 from .transforms import build_transforms
 
-ALIKE = (v2.Pad, v2.Resize, v2.CenterCrop, v2.Grayscale, v2.ToDtype, v2.Normalize)
+ALIKE = (v2.Pad, v2.Resize, v2.CenterCrop, v2.Grayscale, v2.ToDtype)
 """Transforms that do the same to every image, and therefore take a batch as it is."""
 
 _GOLDEN, _FIRST, _SECOND = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import PIL.Image
 import torch
@@ -12,17 +13,17 @@ import torchvision
 from mmengine.dist import barrier, is_main_process
 from mmengine.registry import DATASETS
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.datasets.utils import check_integrity
 
+from ..console import say
 from ..errors import ConfigError, FBTError, nearest, one_line
 from ..randomness import stratified_order
 from . import fashion_mnist
 from .image_dataset import ImageDataset, InMemoryDataset, TransformConfigs
+from .image_files import Listing, class_folders, list_images, read_image, upright_size
 
 SPLITS = ("train", "val", "test")
-_DOWNLOAD = "set download=True (such as --cfg-options train_dataloader.dataset.download=True)"
-_DEBIAN = "install Debian's dataset-fashion-mnist and set root='/usr/share/dataset-fashion-mnist'"
+_DEBIAN = "install Debian's dataset-fashion-mnist and set root='/usr/share/datasets/fashion-mnist'"
 
 
 @DATASETS.register_module()
@@ -38,6 +39,7 @@ class FashionMNISTMini(InMemoryDataset):
 
     known_classes = torchvision.datasets.FashionMNIST.classes
     known_size = (28, 28)
+    known_lengths: ClassVar[Mapping[str, int]] = {"train": 5000, "val": 1000, "test": 2000}
 
     def __init__(self, split: str, transforms: TransformConfigs = (), seed: int = 0) -> None:
         _check_split(self, split)
@@ -63,6 +65,7 @@ class FashionMNIST(InMemoryDataset):
 
     known_classes = torchvision.datasets.FashionMNIST.classes
     known_size = (28, 28)
+    known_lengths: ClassVar[Mapping[str, int]] = {"train": 60000, "val": 0, "test": 10000}
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class FashionMNIST(InMemoryDataset):
         except FBTError as error:
             if fashion_mnist.has_original(root, source):  # then a file is damaged
                 raise
-            raise FBTError(f"{error}; {failure or _DOWNLOAD}, or {_DEBIAN}") from None
+            raise FBTError(f"{error}; {failure or _download_hint(split)}, or {_DEBIAN}") from None
         known = fashion_mnist.read_embedded("test" if split == "test" else "val")
         if not torch.equal(images[known.indices], known.images):
             raise FBTError(f"the idx files in {root} are not those of Fashion-MNIST (MNIST's have the same names)")
@@ -141,6 +144,7 @@ class CIFAR10(InMemoryDataset):
         "truck",
     )
     known_size = (32, 32)
+    known_lengths: ClassVar[Mapping[str, int]] = {"train": 50000, "val": 0, "test": 10000}
 
     def __init__(
         self,
@@ -152,7 +156,7 @@ class CIFAR10(InMemoryDataset):
         seed: int = 0,
     ) -> None:
         _check_split(self, split)
-        data = self._read(Path(root).expanduser().resolve(), split != "test", download)
+        data = self._read(Path(root).expanduser().resolve(), split, download)
         images, labels = torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
         if split != "test":
             least, most = int(split == "val"), len(labels) - 1
@@ -165,14 +169,14 @@ class CIFAR10(InMemoryDataset):
         super().__init__(data.classes, images.contiguous(), labels, transforms, seed)
 
     @classmethod
-    def _read(cls, root: Path, train: bool, download: bool) -> torchvision.datasets.CIFAR10:
+    def _read(cls, root: Path, split: str, download: bool) -> torchvision.datasets.CIFAR10:
         failure = _download(lambda: cls._problem(root) and cls.source(root, download=True)) if download else ""
         try:
-            return cls.source(root, train)
+            return cls.source(root, split != "test")
         except (RuntimeError, OSError) as error:
             archive = f"with {cls.source.filename} in {root} that needs no network"
             problem = one_line(error) if isinstance(error, OSError) else cls._problem(root)
-            raise FBTError(f"{cls.__name__}: {problem}; {failure or _DOWNLOAD}; {archive}") from error
+            raise FBTError(f"{cls.__name__}: {problem}; {failure or _download_hint(split)}; {archive}") from error
 
     @classmethod
     def _problem(cls, root: Path) -> str:
@@ -199,8 +203,9 @@ class CIFAR100(CIFAR10):
 class ImageFolder(ImageDataset):
     """Image files in ``root/train/CLASS/``, ``root/val/CLASS/`` and, if there is one, ``root/test/CLASS/`` (ImageNet).
 
-    Files are opened when they are asked for. Classes are numbered in alphabetical order of the folders in ``train``, in
-    every split; without ``train``, of the split's own folders.
+    Files are opened when they are asked for (`read_image` says how their pixels are read). Classes are numbered in
+    alphabetical order of the folders in ``train``, in every split; without ``train``, of the split's own folders. What
+    a system leaves behind (names that begin with a dot) and what Pillow does not read is left out, and said.
 
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``.
@@ -208,50 +213,99 @@ class ImageFolder(ImageDataset):
         transforms, seed: see `ImageDataset`.
 
     Raises:
-        FBTError: if there is no such folder, a class without images, or one that ``train`` has not; and, when a sample
-            is read, if its file is no readable image.
+        FBTError: if there is no such folder, a class of ``train`` without images, or one that ``train`` has not; and,
+            when a sample is read, if its file is no readable image.
     """
 
     def __init__(self, split: str, root: str, transforms: TransformConfigs = (), seed: int = 0) -> None:
         _check_split(self, split)
+        folder = self._folder(split, root)
+        train = folder.parent / "train"
+        try:
+            own = class_folders(folder)
+            classes = class_folders(train) if train.is_dir() else own
+            if unknown := [name for name in own if name not in classes]:
+                hint = nearest(unknown[0], classes)
+                raise FBTError(f"ImageFolder: {train} has no class {unknown[0]!r}, but {folder} has{hint}")
+            found = {name: list_images(folder / name) for name in own}
+        except OSError as error:
+            raise FBTError(f"ImageFolder: {one_line(error)} ({folder})") from error
+        self._say_what_is_missing(split, folder, found)
+        self.folder = folder
+        self.paths = [path for name in own for path in found[name].paths]
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = [numbers[name] for name in own for _ in found[name].paths]
+        super().__init__(classes, labels, transforms, seed)
+
+    @classmethod
+    def describe(cls, transforms: TransformConfigs, **options: Any) -> tuple[int | None, tuple[int, int] | None]:
+        _, size = super().describe(transforms, **options)
+        try:
+            folder = cls._folder(options.get("split", "train"), options["root"])
+            train = folder.parent / "train"
+            return len(class_folders(train if train.is_dir() else folder)), size
+        except (FBTError, OSError, KeyError, TypeError):  # not on this machine, or wrong: said where they are checked
+            return None, size
+
+    @classmethod
+    def stored_size(cls, **options: Any) -> tuple[int, int] | None:
+        try:
+            folder = cls._folder(options.get("split", "train"), options["root"])
+            first = next(path for name in class_folders(folder) for path in list_images(folder / name).paths)
+            return upright_size(first)
+        except (FBTError, OSError, KeyError, TypeError, StopIteration):
+            return None
+
+    @staticmethod
+    def _folder(split: str, root: str) -> Path:
         folder = Path(root).expanduser().resolve() / split
         if not folder.is_dir():
             raise FBTError(
                 f"ImageFolder: no folder {folder}; split {split!r} is images such as {folder}/CLASS/NAME.jpg"
             )
-        train = folder.parent / "train"
-        try:
-            own, numbers = find_classes(folder)
-            classes = own
-            if train.is_dir():
-                classes, numbers = find_classes(train)
-            unknown = [name for name in own if name not in numbers]
-            if unknown:
-                hint = nearest(unknown[0], classes)
-                raise FBTError(f"ImageFolder: {train} has no class {unknown[0]!r}, but {folder} has{hint}")
-            samples = make_dataset(folder, {name: numbers[name] for name in own}, IMG_EXTENSIONS)
-        except OSError as error:
-            raise FBTError(f"ImageFolder: {one_line(error)} ({folder})") from error
-        self.folder = folder
-        self.paths = [path for path, _ in samples]
-        super().__init__(classes, [label for _, label in samples], transforms, seed)
+        return folder
+
+    @staticmethod
+    def _say_what_is_missing(split: str, folder: Path, found: Mapping[str, Listing]) -> None:
+        """Refuses classes without images to train on, and says which files and folders are left out."""
+        empty = [name for name, listing in found.items() if not listing.paths]
+        left_out = sum((listing.left_out for listing in found.values()), Counter[str]())
+        example = next((listing.example for listing in found.values() if listing.example), "")
+        others = ", ".join(f"{number} {kind}" for kind, number in sorted(left_out.items()))
+        if empty and (split == "train" or len(empty) == len(found)):
+            hint = f" (there are {others} files, such as {example})" if others else ""
+            names = ", ".join(empty[:5]) + ", ..." * (len(empty) > 5)
+            raise FBTError(
+                f"ImageFolder: {folder} has no image for the classes {names}{hint}: add some, or remove them"
+            )
+        if others:
+            say(f"data     {folder}: left out {others}, such as {example}")
+        if empty:
+            say(f"data     {folder}: no image for {len(empty)} of {len(found)} classes, such as {empty[0]}")
 
     def content(self) -> Iterable[bytes]:
         """Names and sizes of the files: reading all of them would take hours."""
         for path in map(Path, self.paths):
             yield f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}\n".encode()
 
+    def glance(self) -> Iterable[bytes]:
+        """Names of the files, and sizes of a thousand of them: to ask for all takes minutes in a network's folder."""
+        step = -(-len(self.paths) // 1000)
+        for position, path in enumerate(map(Path, self.paths)):
+            size = path.stat().st_size if position % step == 0 else ""
+            yield f"{path.relative_to(self.folder).as_posix()} {size}\n".encode()
+
     def image(self, position: int) -> PIL.Image.Image:
-        try:
-            with PIL.Image.open(self.paths[position]) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them for damaged files
-            raise FBTError(f"{self.paths[position]} is no readable image ({one_line(error)})") from error
+        return read_image(self.paths[position])
 
 
 def _check_split(dataset: ImageDataset, split: str) -> None:
     if split not in SPLITS:
         raise ConfigError(f"{type(dataset).__name__}: no split {split!r}{nearest(split, SPLITS)}")
+
+
+def _download_hint(split: str) -> str:
+    return f"set download=True (--cfg-options {split}_dataloader.dataset.download=True)"
 
 
 def _download(fetch: Callable[[], object]) -> str:

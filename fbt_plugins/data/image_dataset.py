@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -38,15 +38,19 @@ class ImageDataset(Dataset[dict[str, Any]]):
         transforms: their configs.
         views: how many views of each image there are; epoch n then shows view n modulo views, and samples carry their
             ``view``. None (which is how it begins) gives every epoch one of its own.
+        takes_epochs: that samples may be asked for by (epoch, position).
         known_classes, known_size: classes and (height, width) of the stored images, for data sets that are always the
             same; empty and None for others.
+        known_lengths: images of the stored splits of such data sets, before any are held out.
 
     Raises:
         ConfigError: if the transforms are wrong, fail on the first image, or yield anything but such a tensor.
     """
 
+    takes_epochs: ClassVar[bool] = True
     known_classes: ClassVar[Sequence[str]] = ()
     known_size: ClassVar[tuple[int, int] | None] = None
+    known_lengths: ClassVar[Mapping[str, int]] = {}
 
     def __init__(self, classes: Sequence[str], labels: Sequence[int], transforms: TransformConfigs, seed: int) -> None:
         self.classes = tuple(classes)
@@ -68,19 +72,46 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.image_size = (first.shape[1], first.shape[2])
 
     @classmethod
-    def describe(cls, transforms: TransformConfigs) -> tuple[int | None, tuple[int, int] | None]:
-        """Number of classes, and (height, width) after the transforms, without any data; None where only data can tell.
+    def describe(cls, transforms: TransformConfigs, **options: Any) -> tuple[int | None, tuple[int, int] | None]:
+        """Number of classes, and (height, width) after the transforms, read off the class, its options and the disk.
+
+        No image is decoded. None stands for what only the data can tell, or a disk that has them.
+
+        Args:
+            transforms: as in a config.
+            options: the data set's other arguments.
 
         Raises:
-            ConfigError: if the transforms are wrong.
+            ConfigError: if the transforms are wrong, or fail on images of the size that is stored.
         """
         transform = build_transforms(transforms, f"{cls.__name__}.transforms")
-        size = None
-        if cls.known_size is not None:
-            with seeded(0):
-                blank = transform(torch.zeros(3, *cls.known_size, dtype=torch.uint8))
-            size = (blank.shape[1], blank.shape[2])
+        stored = cls.stored_size(**options)
+        try:
+            size = fixed_size(transform, [stored] if stored else _ANY_SIZES)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if stored is not None:
+                what = f"images of {stored[0]}x{stored[1]} pixels: {one_line(error)}"
+                raise ConfigError(f"{cls.__name__}.transforms fail on {what}") from error
+            size = None
         return len(cls.known_classes) or None, size
+
+    @classmethod
+    def stored_size(cls, **options: Any) -> tuple[int, int] | None:
+        """(height, width) that all stored images have, or the first one; None where that cannot be told quickly."""
+        return cls.known_size
+
+    @classmethod
+    def known_length(cls, split: str, validation: int = 0) -> int | None:
+        """How many images a split has, without any data; None where only data can tell.
+
+        Args:
+            split: as the data set takes it.
+            validation: how many are held out.
+        """
+        stored = cls.known_lengths.get(split)
+        if stored is None:
+            return None
+        return stored - validation if split == "train" else stored or validation
 
     def image(self, position: int) -> Tensor | Image:
         """The image before any transform: a uint8 tensor (3, H, W) that may be changed, or a PIL image in RGB."""
@@ -90,10 +121,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """What tells the stored images from others, for `fingerprint`."""
         raise FBTError(f"{type(self).__name__} cannot tell its images from others: it has no content() to fingerprint")
 
-    def fingerprint(self) -> str:
-        """sha256 of the class's name, classes, labels and stored images; transforms and seed play no part."""
+    def glance(self) -> Iterable[bytes]:
+        """The same at little cost, where `content` would take long; by default that itself."""
+        return self.content()
+
+    def fingerprint(self, thorough: bool = True) -> str:
+        """sha256 of the class's name, classes, labels and stored images; transforms and seed play no part.
+
+        Args:
+            thorough: whether of the images' `content`, or only of what a `glance` shows of them.
+        """
         digest = hashlib.sha256(repr((type(self).__name__, self.classes, list(self.labels))).encode())
-        for part in self.content():
+        for part in self.content() if thorough else self.glance():
             digest.update(part)
         return digest.hexdigest()
 
@@ -120,6 +159,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
             image = self._transform(image)
         sample = {"inputs": image, "labels": self.labels[position], "index": position}
         return sample if self.views is None else {**sample, "view": view}
+
+
+_ANY_SIZES = ((1201, 809), (907, 1103))
+"""(height, width) of images that stand for all: tall and wide ones, and larger than what models take."""
+
+
+def fixed_size(transform: Callable[[Tensor], Tensor], sizes: Iterable[tuple[int, int]]) -> tuple[int, int] | None:
+    """(height, width) that a transform gives images of all these sizes; None where it is not one."""
+    with seeded(0):
+        found = {transform(torch.zeros(3, *size, dtype=torch.uint8)).shape[1:] for size in sizes}
+    height, width = next(iter(found)) if len(found) == 1 else (0, 0)
+    return (height, width) if height else None
 
 
 class InMemoryDataset(ImageDataset):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import FBTError
+from ..errors import FBTError, user_path
 from ..randomness import stratified_order
 from .fashion_mnist import EMBEDDED, read_original
 
@@ -65,12 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example (Debian or Ubuntu, after 'apt install dataset-fashion-mnist'):\n"
-        "  python -m fbt_plugins.data.make_fashion_mnist_mini --root /usr/share/dataset-fashion-mnist",
+        "  python -m fbt_plugins.data.make_fashion_mnist_mini --root /usr/share/datasets/fashion-mnist",
     )
-    parser.add_argument("--root", type=Path, required=True, help="folder with the four original idx files, .gz or not")
+    parser.add_argument(
+        "--root", type=user_path, required=True, help="folder with the four original idx files, .gz or not"
+    )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         default=Path(__file__).parent / "embedded" / EMBEDDED,
         help="file to write (default: %(default)s)",
     )

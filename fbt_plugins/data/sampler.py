@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any
 
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
@@ -73,3 +76,58 @@ class SeededSampler(Sampler[tuple[int, int]]):
             return list(range(self.size))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         return torch.randperm(self.size, generator=generator).tolist()
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Any other sampler of positions, whose positions come as (epoch, position), as those of `SeededSampler` do.
+
+    So every epoch shows the images in other views, whoever decides on their order. A sampler that never ends
+    (mmengine's InfiniteSampler) begins another epoch after each ``len(sampler)`` positions.
+
+    Args:
+        dataset: which yields plain positions to data sets that take no epochs (``dataset.takes_epochs``).
+        sampler: config of the other sampler.
+        seed: passed to it.
+    """
+
+    def __init__(self, dataset: Sized, sampler: Mapping[str, Any], seed: int | None = 0) -> None:
+        self.sampler: Any = DATA_SAMPLERS.build(dict(sampler), default_args=dict(dataset=dataset, seed=seed))
+        self.name = type(self.sampler).__name__
+        self.takes_epochs = getattr(dataset, "takes_epochs", False)
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, position in enumerate(itertools.islice(self.sampler, self.start, None), self.start):
+            plain = self.takes_epochs and not isinstance(position, tuple)  # a relative of SeededSampler yields pairs
+            yield (self.epoch + number // len(self), position) if plain else position
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is the whole of this epoch.
+
+        Raises:
+            FBTError: if that is not the first and the other sampler never ends: its order cannot be taken up.
+        """
+        if epoch and isinstance(self.sampler, InfiniteSampler):
+            raise FBTError(self._lost)
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+        self.epoch = epoch
+        self.start = 0
+
+    def seek(self, samples: int) -> None:
+        """The next iteration leaves out the first ``samples``.
+
+        Raises:
+            FBTError: if the other sampler's order is not a function of the epoch.
+        """
+        if isinstance(self.sampler, InfiniteSampler) or not hasattr(self.sampler, "set_epoch"):
+            raise FBTError(self._lost)
+        self.start = samples
+
+    @property
+    def _lost(self) -> str:
+        return f"--resume: {self.name} cannot go on with the order of an earlier run; use SeededSampler"

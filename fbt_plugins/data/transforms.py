@@ -21,6 +21,13 @@ _V2: dict[str, Callable[..., Any]] = {
     if inspect.isclass(value) and issubclass(value, v2.Transform) and value is not v2.Transform
 }
 
+_REFUSED = {
+    "Normalize": "drop it: each model normalises images in [0, 1] itself, by its own mean and std",
+    "LinearTransformation": "drop it: each model normalises images in [0, 1] itself, by its own mean and std",
+    "Lambda": "a config holds no functions: do it in a data set of your own (docs/data.md)",
+}
+"""Transforms that no pipeline here can have, and why."""
+
 
 def build_transforms(configs: Sequence[Mapping[str, Any]], where: str) -> v2.Compose:
     """One callable from a list of ``dict(type=NAME, **arguments)``.
@@ -74,6 +81,9 @@ def _build_one(name: str, arguments: dict[str, Any], place: str, problems: list[
     else:
         problems.append(f"{place}: torchvision.transforms.v2 has no {name!r}{nearest(name, [*_V2, 'timm'])}")
         return None
+    if name in _REFUSED:
+        problems.append(f"{place} {name}: {_REFUSED[name]}")
+        return None
     before = len(problems)
     problems += argument_problems(signature, arguments, f"{place} {name}")
     if "transforms" in arguments:
@@ -120,6 +130,7 @@ class TimmTransform:
             raise ConfigError(f"{', '.join(map(repr, ignored))} without is_training=True would be ignored")
         self.erases = training and not arguments.get("no_aug") and arguments.get("re_prob", 0) > 0
         self.transform = create_transform(**arguments | {"normalize": self.erases})
+        _keep_a_bit(self.transform)
         self.mean = torch.tensor(arguments.get("mean", IMAGENET_DEFAULT_MEAN)).view(-1, 1, 1)
         self.std = torch.tensor(arguments.get("std", IMAGENET_DEFAULT_STD)).view(-1, 1, 1)
 
@@ -129,3 +140,23 @@ class TimmTransform:
         if self.erases:
             output = output.mul(self.std).add(self.mean).mul(255).round().clamp(0, 255).to(torch.uint8)
         return output
+
+
+def _keep_a_bit(transform: Any) -> None:
+    """Lets timm's augmentation keep one bit of a colour where its strongest posterizing would keep none.
+
+    That made images black with older Pillows, and Pillow 13 refuses it; ``rand-m9-mstd0.5-inc1`` draws it.
+    """
+    from timm.data import auto_augment
+
+    for step in getattr(transform, "transforms", ()):
+        policy = getattr(step, "policy", ())  # AutoAugment's, a list of lists; the others have a list
+        for operation in (*getattr(step, "ops", ()), *(operation for part in policy for operation in part)):
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
+
+
+def _posterize(image: Image, bits_to_keep: int, **options: Any) -> Image:
+    from timm.data.auto_augment import posterize
+
+    return posterize(image, max(1, bits_to_keep), **options)

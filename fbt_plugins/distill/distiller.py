@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import nearest
 from ..models.knowledge import Batch, Knowledge
 from ..models.net_part import Unowned
-from ..models.staged import StagedModel, StageSpec
+from ..models.staged import StagedModel, StageSpec, resized
 from ..randomness import derive_seed
 from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry
 from .blame import blaming
@@ -201,9 +200,7 @@ class Distiller(BaseModel):
 
     def prepare(self, images: Tensor, role: str) -> Tensor:
         """Images in [0, 1] as a model wants them: resized where it says so, normalised with its own mean and std."""
-        model = self.models[role]
-        if model.input_size and images.shape[2:] != model.input_size:
-            images = F.interpolate(images, model.input_size, mode="bicubic", antialias=True).clamp(0, 1)
+        images = resized(images, self.models[role].input_size)
         return (images - getattr(self, f"{role}_mean")) / getattr(self, f"{role}_std")
 
     def losses(self, images: Tensor, batch: Batch, teacher: Knowledge | None = None) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +12,17 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from ..console import relative
 from ..errors import ConfigError, FBTError, Interrupted, PluginError, one_line
-from .hooks.checkpoints import AtomicCheckpointHook
+from .hooks.batchnorm import statistics
+from .hooks.checkpoints import AtomicCheckpointHook, not_finite, read_checkpoint
 from .hooks.loss_guard import NotFinite
 from .hooks.loss_memories import memories
+from .loaders import ADD_RESIZE
+from .optim.wrapper import AlwaysOverflows
+from .training_mode import ONE_IMAGE, is_of_one_image
 from .training_run import TrainingRun
+
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "can't start new thread")
+"""How torch, the system and Python say that there is no memory."""
 
 
 @contextmanager
@@ -28,14 +36,24 @@ def in_one_line(runner: TrainingRun) -> Iterator[None]:
     try:
         yield
     except NotFinite as error:
-        raise FBTError(f"{error}; {_after_nan(runner, error.iteration)}") from None
+        try:
+            then = _after_nan(runner, error.iteration)
+        except OSError as failed:
+            then = f"what was before it could not be saved ({one_line(failed)}); {_last_checkpoint(runner)}"
+        raise FBTError(f"{error}; {then}") from None
     except Interrupted:
         raise
+    except AlwaysOverflows as error:
+        names = {id(p): name for name, p in runner.distiller.named_parameters()}
+        where = f" (first of {names[id(error.parameters[0])]})" if error.parameters else ""
+        raise FBTError(
+            f"{error}{where}; try --amp bf16, or lower the learning rate; {_last_checkpoint(runner)}"
+        ) from None
     except FBTError as error:
         cause = error.__cause__ if isinstance(error, PluginError | ConfigError) else None  # what a plugin's code raised
         if "CUDA error" in str(cause):  # what a GPU reports may have come from anything that was started before
             raise cause from None  # type: ignore[misc]
-        known = _known(cause, runner.distributed) if isinstance(cause, RuntimeError) else None
+        known = _known(cause, runner.distributed) if isinstance(cause, Exception) else None
         if cause is None and ((hook := runner.hook(AtomicCheckpointHook)) is None or hook.saved < 0):
             raise
         raise FBTError("\n".join([known] if known else error.lines()) + f"; {_last_checkpoint(runner)}") from error
@@ -43,30 +61,52 @@ def in_one_line(runner: TrainingRun) -> Iterator[None]:
         where = f": {error.filename}" if error.filename else ""
         raise FBTError(f"{error.strerror or one_line(error)}{where}; {_last_checkpoint(runner)}") from error
     except Exception as error:
-        known = _known(error, runner.distributed) if isinstance(error, RuntimeError) else None
+        known = _known(error, runner.distributed)
         if known is None:
             raise
         raise FBTError(f"{known}; {_last_checkpoint(runner)}") from error
 
 
-def _known(error: RuntimeError, distributed: bool) -> str | None:
-    """What a RuntimeError means to a user; None where it may mean anything."""
+def _known(error: Exception, distributed: bool) -> str | None:
+    """What an error means to a user; None where it may mean anything."""
+    if is_of_one_image(error):
+        return ONE_IMAGE
+    if not isinstance(error, RuntimeError | MemoryError):
+        return None
+    if "stack expects each tensor to be equal size" in str(error):
+        return f"the images of a batch have different sizes; {ADD_RESIZE}"
     if isinstance(error, torch._dynamo.exc.TorchDynamoException):  # torch.compile has no public error class
         return f"compile: it fails ({one_line(error)}); set compile=None"
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory is full; lower train_dataloader.batch_size, or try --amp bf16"
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        lower = "lower train_dataloader.batch_size or num_workers"
+        return f"memory is full, or limited (ulimit -v; {one_line(error)[:120]}); {lower}"
     if "DataLoader worker" in str(error):
         return f"a worker process is gone ({one_line(error)}); lower num_workers if memory was short"
+    if distributed and re.search("timed? ?out", str(error), re.IGNORECASE):
+        return f"another process of this job hangs, or is gone ({one_line(error).rsplit('] ', 1)[-1][:120]})"
     if distributed and "Connection" in str(error):
         return f"another process of this job is gone ({one_line(error).rsplit('] ', 1)[-1]})"
     return None
 
 
 def _last_checkpoint(runner: TrainingRun) -> str:
+    """The newest checkpoint that is whole and finite, and how to go on from it."""
     hook = runner.hook(AtomicCheckpointHook)
-    if hook is None or hook.saved < 0:
+    if hook is None or hook.last_ckpt is None:
         return "nothing was saved yet"
-    return f"{relative(hook.last_ckpt or runner.work_dir)} is whole; go on with --resume"
+    try:
+        state = read_checkpoint(hook.last_ckpt)["state_dict"]
+    except FBTError as error:
+        return f"nothing to go on from is left: {error}"
+    if not _all_finite(state.values()):
+        return f"{relative(hook.last_ckpt)} was saved, but what is in it is not finite"
+    return f"{relative(hook.last_ckpt)} is whole; go on with --resume"
+
+
+def _all_finite(values: Iterable[Any]) -> bool:
+    return all(bool(v.isfinite().all()) for v in values if v.is_floating_point())
 
 
 def _after_nan(runner: TrainingRun, iteration: int) -> str:
@@ -74,16 +114,22 @@ def _after_nan(runner: TrainingRun, iteration: int) -> str:
     hint = "look at that loss, or lower the learning rate"
     if (hook := runner.hook(AtomicCheckpointHook)) is None:
         return f"nothing was saved (default_hooks.checkpoint is None); {hint}"
-    hint += "; --resume goes on from there"
     distiller = runner.distiller
-    state = [*distiller.state_dict().values(), *memories(distiller).values()]
-    if not all(v.isfinite().all() for v in state if v.is_floating_point()):  # BatchNorm's, or a loss's memories
+    remembered = {"BatchNorm statistics": statistics(distiller), "losses' memories": [*memories(distiller).values()]}
+    if bad := not_finite(distiller):
+        return f"{bad} is not finite either: {_last_checkpoint(runner)}"
+    if not _all_finite([*distiller.state_dict().values(), *remembered["losses' memories"]]):
         return f"the model's statistics are not finite either: {_last_checkpoint(runner)}"
+    if not hasattr(runner.optim_wrapper, "group_start"):  # mmengine's own updates as it goes
+        return f"{_last_checkpoint(runner)}; {hint}"
     start = runner.optim_wrapper.group_start(iteration)
     if start == hook.saved:
         return f"{_last_checkpoint(runner)}; {hint}"
+    hint += "; --resume goes on from there"
     runner.rewind(start, iteration)
     loop: Any = runner.train_loop
     epoch = start // len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else 0
     hook.save_now(runner, epoch, start)
-    return f"{relative(hook.last_ckpt)} has the weights from before it; {hint}"
+    newer = [what for what, buffers in remembered.items() if buffers]
+    but = f" ({' and '.join(newer)} are from after it)" if newer else ""
+    return f"{relative(str(hook.last_ckpt))} has the weights from before it{but}; {hint}"

@@ -14,7 +14,25 @@ from mmengine.runner.utils import calc_dynamic_intervals
 
 from ..distill.build import TEACHER
 from ..errors import FBTError
+from .loader_workers import begin
+from .loaders import sampler_of
 from .training_run import TrainingRun
+
+
+def no_batches(where: str, images: int, batch_size: int | None, drop_last: bool) -> str:
+    """Says that a loader has nothing to give.
+
+    Args:
+        where: its key in the config.
+        images: of each process.
+        batch_size, drop_last: its own.
+    """
+    if images and drop_last:
+        return (
+            f"{where}: {images:,} images make no batch of {batch_size:,}, and drop_last=True drops what is left; "
+            "set a smaller batch_size, or drop_last=False"
+        )
+    return f"{where}: it has no batch at all ({images:,} images)"
 
 
 class _Seeking:
@@ -30,7 +48,7 @@ class _Seeking:
         Raises:
             FBTError: if the order of the images cannot be taken up in the middle.
         """
-        sampler = self.dataloader.sampler
+        sampler = sampler_of(self.dataloader)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
         if done:
@@ -38,7 +56,17 @@ class _Seeking:
                 name = type(sampler).__name__
                 raise FBTError(f"--resume in the middle of an epoch: {name} has no seek(); use SeededSampler")
             sampler.seek(done * self.dataloader.batch_size)
-        yield from self.dataloader
+        batches, end = begin(self.dataloader), object()
+        while (batch := self._next(batches, end)) is not end:
+            yield batch
+
+    def _next(self, batches: Iterator[Any], end: object) -> Any:
+        try:
+            return next(batches, end)
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                self.runner.call_hook("after_workers_lost")
+            raise
 
     def validate(self) -> None:
         """Runs a validation, unless a loss was not finite: that ends the run before its model is called the best."""
@@ -141,7 +169,7 @@ class ValidationLoop(ValLoop):
         teacher = runner.teacher_metrics
         names = [name for name in runner.distiller.names if name != TEACHER]
         runner.model.eval()
-        for index, batch in enumerate(self.dataloader):
+        for index, batch in enumerate(begin(self.dataloader)):
             runner.call_hook("before_val_iter", batch_idx=index, data_batch=batch)
             with torch.no_grad(), autocast(enabled=self.fp16):
                 outputs = runner.distiller.val_step(batch, names)

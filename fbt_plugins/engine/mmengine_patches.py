@@ -1,13 +1,10 @@
-"""Where mmengine's runner, loops and hooks have no public way to what we need; a test of each says when it can go."""
+"""Where mmengine's runner and loops have no public way to what we need; a test of each says when it can go."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
-
-from .training_run import TrainingRun
 
 
 class PatchedRunner(Runner):
@@ -53,27 +50,6 @@ class PatchedRunner(Runner):
 
     def compile_model(self) -> None:
         """Compiles what the config says; called once, right before the first step."""
-        raise NotImplementedError
-
-
-class PatchedCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, whose saves all end in :meth:`write`.
-
-    Its own deletes the old checkpoint before the new one is written. The save at an interval and the second save of a
-    checkpoint after a new best, which is to know of it, come together in one private method only.
-    """
-
-    def _save_checkpoint_with_step(self, runner: TrainingRun, step: int, meta: dict[str, Any]) -> None:
-        self.write(runner, self.filename_tmpl.format(step), meta)
-
-    def write(self, runner: TrainingRun, name: str, meta: dict[str, Any]) -> None:
-        """Writes a checkpoint.
-
-        Args:
-            runner: the run.
-            name: of the file.
-            meta: with "epoch" and "iter", epochs and iterations that were made.
-        """
         raise NotImplementedError
 
 

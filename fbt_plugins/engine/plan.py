@@ -19,7 +19,8 @@ from ..distill.distiller import Distiller
 from ..errors import FBTError, Interrupted
 from ..files import locked
 from .check import check_config
-from .processes import find_processes
+from .loaders import open_splits
+from .processes import find_processes, leave_processes
 from .runner import DistillRunner
 from .teacher_run import TRAIN, missing_teacher
 
@@ -87,6 +88,8 @@ class Plan:
         """
         teacher = missing_teacher(self.config)
         if teacher is not None and teacher.if_missing == TRAIN:
+            if os.environ.get("RANK", "0") == "0":
+                open_splits(self.config)  # before its teacher is trained
             plan = Plan.of_config(teacher.load(self.config))
             say(f"teacher {teacher.announcement(plan.config)}")
             try:
@@ -104,6 +107,8 @@ class Plan:
                 for hook in hooks:
                     runner.register_hook(hook)
                 runner.train()
+        if not on_the_way:  # the run that waits for this one goes on with its processes
+            leave_processes()
 
 
 @contextmanager

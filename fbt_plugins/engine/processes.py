@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import is_distributed
 from torch import nn
 
 from ..errors import FBTError, typed
@@ -73,6 +76,32 @@ def join_processes(device: torch.device, **options: Any) -> None:
     backend = options.pop("backend", "nccl")  # mmengine's default, even where the device is a CPU
     backend = "gloo" if device.type == "cpu" and backend == "nccl" else backend
     torch.distributed.init_process_group(backend, **options)
+
+
+def leave_processes() -> None:
+    """Takes the process group apart, once all of its processes are done; does nothing without one.
+
+    A process that just ends leaves its connections to the interpreter's exit, which now and then aborts.
+    """
+    if is_distributed():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def allow_open_files(workers: int) -> None:
+    """Makes sure that data workers can talk to this process; with too few open files torch waits for them forever.
+
+    Raises:
+        FBTError: if the system allows too few.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = len(list(Path("/dev/fd").iterdir())) + 12 + 4 * workers
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return
+    if hard != resource.RLIM_INFINITY and hard < need:
+        what = f"{workers} workers need about {need} open files, and the system allows {hard} (ulimit -n)"
+        raise FBTError(f"num_workers: {what}; raise that, or set num_workers=0")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
 
 
 def freeze_unreached(distiller: Any) -> list[str]:

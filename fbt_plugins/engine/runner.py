@@ -14,24 +14,27 @@ from mmengine.config import Config
 from mmengine.dist import barrier, get_dist_info, is_distributed, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, VISUALIZERS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..config.merging import merge
 from ..config.options import DEFAULT_HOOKS, OPTIONS
+from ..config.writing import as_file
 from ..console import relative, say
 from ..data import InMemoryLoader, Mixing
 from ..data.preprocessor import ImagePreprocessor
 from ..distill.build import TEACHER
 from ..distill.distiller import Distiller
-from ..errors import FBTError, one_line
+from ..errors import ConfigError, FBTError, one_line
 from ..files import remove_halves, write_atomic
+from ..models.weights import misfit
 from . import loops, optim  # noqa: F401 - they register themselves, as all of .hooks does
 from .device import keep_freed_memory, resolve_device
 from .faults import in_one_line
 from .hooks import checkpoints
 from .hooks.batchnorm import scatter_statistics
+from .hooks.checkpoint_identity import refuse_another, taking_up
 from .hooks.checkpoints import find_resume, read_checkpoint
 from .hooks.ema import TRAINED, EMAHook
 from .hooks.loss_guard import LossGuard
@@ -40,8 +43,13 @@ from .hooks.progress import ProgressHook
 from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
 from .hooks.topk import evaluate
+from .loaders import SPLITS, build_loader, loader_problems
+from .loops import no_batches
 from .mmengine_patches import PatchedRunner, set_position
+from .optim.schedules import as_list, in_iterations, refuse_others, scaled
 from .processes import find_processes, join_processes, wrap
+from .run_lock import one_run
+from .training_mode import one_image_problems
 from .training_run import H, unwrapped
 
 
@@ -54,6 +62,8 @@ class DistillRunner(PatchedRunner):
     model: Any
     resuming: bool = False
     """Whether it goes on from a checkpoint; known from :meth:`load_or_resume` on."""
+    rate_scale: float = 1.0
+    """What ``auto_scale_lr`` has multiplied the learning rate by."""
     _loaded = False
 
     @classmethod
@@ -107,9 +117,14 @@ class DistillRunner(PatchedRunner):
         return super().build_visualizer(visualizer)
 
     def build_model(self, model: Any) -> nn.Module:
-        """Builds the distiller, after the training data, whose image size and classes it must fit."""
+        """Builds the distiller, after the data of all splits: it must fit the training data's image size and classes.
+
+        Raises:
+            ConfigError: with what is wrong with the data.
+        """
         if isinstance(model, nn.Module):
             return model
+        self._look_at_data()
         context: dict[str, Any] = {}
         if (dataset := self.train_data) is not None:
             context["image_size"] = dataset.image_size
@@ -117,7 +132,20 @@ class DistillRunner(PatchedRunner):
         options = dict(self.cfg.get("data_preprocessor") or {})
         mixing = Mixing(num_classes=context["data_info"]["num_classes"], **options) if options else None
         preprocessor = ImagePreprocessor(mixing, self._memory_format)
-        return MODELS.build({**model, **context, "data_preprocessor": preprocessor})
+        distiller = MODELS.build({**model, **context, "data_preprocessor": preprocessor})
+        if dataset is not None and (problems := one_image_problems(distiller, self.train_dataloader)):
+            raise ConfigError(problems)
+        return distiller
+
+    def _look_at_data(self) -> None:
+        """Opens every split: nothing is trained before all of them are there."""
+        built = (self.train_loop, self.val_loop, self.test_loop if self.tests else None)
+        problems = []
+        for split, loop in zip(SPLITS, built, strict=True):
+            if (loader := getattr(loop, "dataloader", None)) is not None:
+                problems += loader_problems(loader, f"{split}_dataloader")
+        if problems:
+            raise ConfigError(problems)
 
     @property
     def _memory_format(self) -> torch.memory_format:
@@ -126,22 +154,13 @@ class DistillRunner(PatchedRunner):
     def build_dataloader(  # type: ignore[override]
         self, dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader[Any] | InMemoryLoader:
-        """Builds mmengine's DataLoader: samples are stacked to tensors, data set and sampler draw from the run's seed.
+        """Builds a loader as :func:`build_loader` does.
 
-        With ``in_memory=True`` an :class:`InMemoryLoader` of the same data set, sampler and batch size. The order of
-        the images is one for all processes, so ``diff_rank_seed`` does not concern it.
+        The order of the images is one for all processes, so ``diff_rank_seed`` does not concern it.
         """
         if not isinstance(dataloader, Mapping):
             return dataloader
-        config = dict(dataloader)
-        in_memory = config.pop("in_memory", False)
-        config.setdefault("collate_fn", {"type": "default_collate"})
-        config.setdefault("num_workers", 0)
-        config["dataset"] = {"seed": seed or 0, **config["dataset"]}
-        built = Runner.build_dataloader(config, seed)
-        if in_memory:
-            return InMemoryLoader(built.dataset, built.sampler, built.batch_size, built.drop_last, self.device)
-        return built
+        return build_loader(dataloader, seed, self.device)
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         model = model.to(self.device).to(memory_format=self._memory_format)
@@ -186,11 +205,44 @@ class DistillRunner(PatchedRunner):
             options = dict(loop)
             by_epoch = options.pop("by_epoch", True)
             loop = {"type": "EpochLoop" if by_epoch else "IterLoop", **options}
-        return super().build_train_loop(loop)
+        return _with_batches(super().build_train_loop(loop), "train_dataloader")
 
     def build_val_loop(self, loop: Any) -> Any:
         """Builds a :class:`ValidationLoop`, where the config names no other."""
-        return super().build_val_loop({"type": "ValidationLoop", **loop} if isinstance(loop, Mapping) else loop)
+        loop = {"type": "ValidationLoop", **loop} if isinstance(loop, Mapping) else loop
+        return _with_batches(super().build_val_loop(loop), "val_dataloader")
+
+    def build_test_loop(self, loop: Any) -> Any:
+        return _with_batches(super().build_test_loop(loop), "test_dataloader")
+
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: Mapping[str, Any] | None = None) -> None:
+        """Multiplies the rate, as ``auto_scale_lr`` says, by what the images of one update are of its base_batch_size.
+
+        These are the batches of all processes, and of all that are accumulated, which mmengine does not count.
+        """
+        if not (auto_scale_lr and auto_scale_lr.get("enable")):
+            return
+        base = auto_scale_lr["base_batch_size"]
+        super().scale_lr(optim_wrapper, {"enable": True, "base_batch_size": base / self._accumulated})
+        self.rate_scale = self.total_batch / base
+        if settings := optim_wrapper.base_param_settings:  # of no parameter: what mmengine's logs call the base rate
+            settings["lr"] *= self.rate_scale
+
+    @property
+    def total_batch(self) -> int:
+        """Images of one update."""
+        return self.world_size * self._accumulated * int(self.cfg.train_dataloader.batch_size)
+
+    @property
+    def _accumulated(self) -> int:
+        return int(self.cfg.optim_wrapper.get("accumulative_counts", 1))
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Builds the schedules, in the units that the loop counts in, and of the scaled rate."""
+        schedules = [scaled(schedule, self.rate_scale) for schedule in as_list(scheduler)]
+        if not isinstance(self.train_loop, EpochBasedTrainLoop):
+            schedules = in_iterations(schedules, self.max_iters, len(self.train_dataloader))
+        return super().build_param_scheduler(schedules)
 
     @cached_property
     def teacher_metrics(self) -> dict[str, float]:
@@ -262,7 +314,7 @@ class DistillRunner(PatchedRunner):
             Interrupted: after a signal.
         """
         try:
-            with warnings.catch_warnings(), in_one_line(self):
+            with warnings.catch_warnings(), in_one_line(self), one_run(Path(self.work_dir)):
                 # Torch warns so whenever gradients are accumulated.
                 warnings.filterwarnings("ignore", "Detected call of `scheduler.step", module="mmengine")
                 return super().train()
@@ -277,22 +329,33 @@ class DistillRunner(PatchedRunner):
             return
         folder, source = Path(self.work_dir), self.cfg.get("resume", False)
         if source == "auto":
-            source = bool(checkpoints.training_checkpoints(folder))
+            source = bool(checkpoints.training_checkpoints(folder, len(self.train_dataloader)))
             if not source:
                 say(f"--resume auto: no checkpoint in {relative(folder)}, so from the beginning")
         if source:
-            path = Path(source) if isinstance(source, str) else find_resume(folder)[0]
+            path = Path(source) if isinstance(source, str) else find_resume(folder, len(self.train_dataloader))[0]
+            if not isinstance(source, str):
+                self._tell_damaged(folder, path)
             self.resume(str(path))
-            here = path.resolve().parent == folder.resolve()
-            newer = (int(self.epoch), int(self.iter)) if here else (-1, -1)
+            saving = self.hook(checkpoints.AtomicCheckpointHook)
+            best = None if saving is None else saving.best_so_far(self, path)
             say(f"resume  {relative(path)} ({self.iter:,} of {self.max_iters:,} iterations done)")
+            barrier()  # nothing is moved before all processes have read it
+            self._begin_folder(self.iter if path.resolve().parent == folder.resolve() else -1)
+            if saving is not None:
+                saving.go_on(self, path, best)
         else:
-            newer = (-1, -1)
             if weights := self.cfg.get("load_from"):
                 self.load_checkpoint(weights)
+            barrier()
+            self._begin_folder(-1)
         self._loaded = True
-        barrier()  # nothing is moved before all processes have read it
-        self._begin_folder(newer)
+
+    def _tell_damaged(self, folder: Path, path: Path) -> None:
+        """Says which checkpoints are newer than the one that is taken, for then they are damaged."""
+        found = [other for _, other in checkpoints.training_checkpoints(folder, len(self.train_dataloader))]
+        for other in found[found.index(path) + 1 :]:
+            say(f"damaged {relative(other)} is left out")
 
     def resume(
         self,
@@ -309,25 +372,23 @@ class DistillRunner(PatchedRunner):
         """
         self.resuming = True
         checkpoint = self.load_checkpoint(filename)
-        meta, here = checkpoint["meta"], {"world_size": self.world_size, "epoch_length": len(self.train_dataloader)}
-        names = {"seed": "seed", "world_size": "processes", "epoch_length": "iterations per epoch"}
         if TRAINED in checkpoint and self.hook(EMAHook) is None:
             raise FBTError(f"--resume {filename}: it is of a run with an average of its weights; set ema as it was")
-        for key, value in ({"seed": self.seed} | here).items():
-            if meta.get(key, value) != value:
-                what = f"{names[key]}: {meta[key]} in the checkpoint, {value} here"
-                raise FBTError(f"--resume {filename}: another run's ({what}); for its weights set load_from")
-        set_position(self.train_loop, meta["epoch"], meta["iter"])
-        self.message_hub.load_state_dict(checkpoint["message_hub"])
-        if resume_optimizer and "optimizer" in checkpoint:
-            self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
-        elif resume_optimizer:
-            raise FBTError(f"--resume {filename}: it has weights but no optimizer; take an epoch_*.pth or iter_*.pth")
+        refuse_another(self, checkpoint, filename)
+        refuse_others(self.optim_wrapper, self.param_schedulers or [], checkpoint, filename)
+        set_position(self.train_loop, checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"])
+        with taking_up(filename, "message_hub"):
+            self.message_hub.load_state_dict(checkpoint["message_hub"])
+        if resume_optimizer:
+            with taking_up(filename, "optimizer"):
+                self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
         if resume_param_scheduler:
-            for own, state in zip(self.param_schedulers or [], checkpoint.get("param_schedulers", ()), strict=True):
-                own.load_state_dict(state)
-        scatter_statistics(self.model, checkpoint.get("rank_statistics", []))
-        restore_memories(self.distiller, checkpoint.get(MEMORIES, {}))
+            with taking_up(filename, "schedules"):
+                for own, state in zip(self.param_schedulers or [], checkpoint.get("param_schedulers", ()), strict=True):
+                    own.load_state_dict(state)
+        with taking_up(filename, "statistics and memories"):
+            scatter_statistics(self.model, checkpoint.get("rank_statistics", []))
+            restore_memories(self.distiller, checkpoint.get(MEMORIES, {}))
 
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = True, revise_keys: Any = None
@@ -338,12 +399,20 @@ class DistillRunner(PatchedRunner):
             FBTError: if it is missing, damaged, or another model's.
         """
         checkpoint = read_checkpoint(filename)
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         try:
+            own = self.distiller.state_dict()
+            for state in (checkpoint["state_dict"], checkpoint.get(TRAINED) or {}):
+                if own.keys() == state.keys() and (problem := misfit(own, state)):
+                    raise FBTError(f"checkpoint {filename!r} is not of this config's model: {problem}")
+            self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             self.distiller.load_state_dict(checkpoint["state_dict"], strict=strict)
         except RuntimeError as error:
             reason = " ".join(str(error).split(":", 1)[-1].split())
             raise FBTError(f"checkpoint {filename!r} is not of this config's model: {reason[:300]}") from error
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise FBTError(
+                f"checkpoint {filename!r}: it was changed, or is damaged ({one_line(error)[:200]})"
+            ) from error
         self._loaded = True
         return checkpoint
 
@@ -354,13 +423,13 @@ class DistillRunner(PatchedRunner):
         """
 
     @master_only
-    def _begin_folder(self, newer_than: tuple[int, int]) -> None:
+    def _begin_folder(self, newer_than: int) -> None:
         """Sets aside what another run left, and writes ``config.py``, complete and re-runnable."""
         remove_halves(Path(self.work_dir))
-        earlier = checkpoints.set_aside(Path(self.work_dir), newer_than)
+        earlier = checkpoints.set_aside(Path(self.work_dir), len(self.train_dataloader), newer_than)
         if earlier is not None:
             say(f"earlier {relative(earlier)} has what another run left in this folder")
-        write_atomic(Path(self.work_dir) / "config.py", Config(self.cfg.to_dict()).pretty_text)
+        write_atomic(Path(self.work_dir) / "config.py", as_file(self.cfg))
 
     def log_start(self) -> None:
         """Device, seed and config, for the log file."""
@@ -375,10 +444,25 @@ def _acts(hook: Hook, stage: str) -> bool:
     return stage in hook.get_triggered_stages() if stage in Hook.stages else hasattr(hook, stage)
 
 
+def _with_batches(loop: Any, where: str) -> Any:
+    """A loop whose loader has something to give.
+
+    Raises:
+        ConfigError: if it has no batch: the loop would do nothing, and call that done.
+    """
+    loader = getattr(loop, "dataloader", None)
+    if loader is not None and len(loader) == 0:
+        images = len(loader.sampler) if loader.batch_size is not None else 0
+        raise ConfigError(no_batches(where, images, loader.batch_size, loader.drop_last))
+    return loop
+
+
+_NOT_FOR_USERS = ("FileClient", "HardDiskBackend", "save_param_scheduler")
+
+
 def _actionable(record: logging.LogRecord) -> bool:
-    """Drops mmengine's warnings about its own deprecated parts, about which a user can do nothing."""
-    text = record.getMessage()
-    return "FileClient" not in text and "HardDiskBackend" not in text
+    """Drops mmengine's warnings about its own parts, about which a user can do nothing."""
+    return not any(part in record.getMessage() for part in _NOT_FOR_USERS)
 
 
 def _has(module: str) -> bool:

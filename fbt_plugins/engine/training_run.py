@@ -55,6 +55,14 @@ class TrainingRun(Protocol):
     def tests(self) -> bool: ...
 
     @property
+    def rate_scale(self) -> float:
+        """What ``auto_scale_lr`` has multiplied the learning rate by."""
+
+    @property
+    def total_batch(self) -> int:
+        """Images of one update."""
+
+    @property
     def train_data(self) -> Any: ...
 
     @property

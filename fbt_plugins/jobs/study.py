@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -11,17 +13,23 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar
 
 import optuna
-from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..errors import FBTError, one_line
+from ..errors import FBTError, is_name, one_line, short
 
 FAILURES = (SQLAlchemyError, optuna.exceptions.OptunaError)
 """Errors of a database that is gone or does not answer."""
 
 Direction = Literal["maximize", "minimize"]
+
+_HEARTBEATS = text(
+    "SELECT t.trial_id, h.heartbeat FROM trial_heartbeats h JOIN trials t ON t.trial_id = h.trial_id "
+    "JOIN studies s ON s.study_id = t.study_id WHERE s.study_name = :name AND t.state = 'RUNNING' ORDER BY t.trial_id"
+)
+"""Optuna says which trials are stale by its database's clock alone, and does not give away the heartbeats."""
 
 OPEN = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -32,7 +40,17 @@ class Job:
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> Self:
-        """What a trial of the study is for."""
+        """What a trial of the study is for.
+
+        Raises:
+            FBTError: if it is something else: names become folders' names, and others may write to the database.
+        """
+        kinds = {"str": is_name, "int": lambda value: type(value) is int}
+        for field in fields(cls):
+            value = trial.user_attrs.get(field.name)
+            if not kinds[str(field.type)](value):
+                what = f"trial {trial.number} is no {cls.__name__.lower()} of ours ({field.name}: {short(value)})"
+                raise FBTError(f"--storage: {what}; take another database")
         return cls(**{field.name: trial.user_attrs[field.name] for field in fields(cls)})
 
 
@@ -89,7 +107,8 @@ class Claim(Generic[J]):
 class SharedStudy(Generic[J]):
     """Jobs in a database that many machines may share.
 
-    A job is taken in one transaction. Whoever has it sends heartbeats; when those stop, the job is free again.
+    A job is taken in one transaction. Whoever has it sends heartbeats; when those stop, the job is free again. One sees
+    that they stop by looking again and again, never by comparing clocks: two machines' differ, and one's own may jump.
 
     Args:
         name: of the study.
@@ -97,7 +116,7 @@ class SharedStudy(Generic[J]):
         kind: of job.
         directions: "maximize" or "minimize", of each value that a finished job has.
         heartbeat: seconds between two heartbeats.
-        grace: seconds without one after which a run's owner counts as dead.
+        grace: seconds for which this process must see none before a job's owner counts as dead.
 
     Raises:
         FBTError: if the database cannot be reached.
@@ -112,11 +131,14 @@ class SharedStudy(Generic[J]):
         heartbeat: int = 15,
         grace: int = 90,
     ) -> None:
-        self.name, self.kind, self.url, self.heartbeat = name, kind, url, heartbeat
+        self.name, self.kind, self.url, self.heartbeat, self.grace = name, kind, url, heartbeat, grace
+        self._mine: set[int] = set()
+        self._silent: dict[int, tuple[object, float]] = {}
+        self._looked = time.monotonic()
         sqlite = url.startswith("sqlite:")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        retry = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
+        self._retry = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
         try:
             if sqlite:
                 Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +147,6 @@ class SharedStudy(Generic[J]):
                 engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
                 heartbeat_interval=heartbeat,
                 grace_period=grace,
-                heartbeat_stale_trial_callback=retry,
             )
             if sqlite:
                 _lock_whole_transactions(self.storage.engine)
@@ -161,7 +182,7 @@ class SharedStudy(Generic[J]):
 
     def claim(self, wanted: set[J]) -> Claim[J] | None:
         """Takes a waiting job; None if there is none of those wanted."""
-        fail_stale_trials(self.study)
+        self.free_the_dead()
         trials = self.trials(OPEN)
         first = {self.kind.of(trial): trial.number for trial in reversed(trials)}
         for trial in trials:
@@ -176,9 +197,37 @@ class SharedStudy(Generic[J]):
                 if not self.storage.set_trial_state_values(claim.trial, TrialState.RUNNING):
                     continue
                 if trial.number == first[run]:
+                    self._mine.add(claim.trial)
                     return claim
                 self._end(claim.trial, TrialState.FAIL)
         return None
+
+    def free_the_dead(self) -> None:
+        """Frees the jobs whose owners are dead; to be called often, for it learns of them by looking.
+
+        A look counts for the time since the one before, but for no more than a heartbeat: while this process slept, or
+        its machine, the others' may have slept as well.
+        """
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, self.heartbeat), now
+        silent: dict[int, tuple[object, float]] = {}
+        for trial, heartbeat in self._heartbeats():
+            if trial in self._mine:
+                continue
+            last, seconds = self._silent.get(trial, (None, 0.0))
+            silent[trial] = heartbeat, seconds + passed if last == heartbeat else 0.0
+            if silent[trial][1] > self.grace:
+                del silent[trial]
+                with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    if self.storage.set_trial_state_values(trial, TrialState.FAIL):
+                        self._retry(self.study, copy.deepcopy(self.storage.get_trial(trial)))
+        self._silent = silent
+
+    def _heartbeats(self) -> list[tuple[int, object]]:
+        """The running trials, each with its last heartbeat as the database has it."""
+        with self.storage.engine.connect() as connection:
+            found = connection.execute(_HEARTBEATS, {"name": self.name}).tuples().all()
+        return [(trial, heartbeat) for trial, heartbeat in found]
 
     def _id(self, trial: FrozenTrial) -> int:
         """By which the storage knows a trial; Optuna's trials say their number in the study only."""
@@ -214,9 +263,10 @@ class SharedStudy(Generic[J]):
 
     def _end(self, trial: int, state: TrialState, values: list[float] | None = None, **notes: str) -> None:
         """Records an end; does nothing if others took this process for dead, for they do the job again then."""
+        self._mine.discard(trial)
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            for key, text in notes.items():
-                self.storage.set_trial_user_attr(trial, key, text)
+            for key, note in notes.items():
+                self.storage.set_trial_user_attr(trial, key, note)
             self.storage.set_trial_state_values(trial, state, values)
 
 

@@ -46,6 +46,8 @@ class Process(Generic[J]):
     folder: Path
     popen: subprocess.Popen[bytes] | None
     """None where nothing is left to train."""
+    gpu: str | None = None
+    """What its CUDA_VISIBLE_DEVICES is; None where it has no GPU of its own."""
 
 
 class Workers(ABC, Generic[J]):
@@ -67,7 +69,8 @@ class Workers(ABC, Generic[J]):
         self.running: list[Process[J]] = []
         self.failed: dict[J, str] = {}
         self.elsewhere = 0
-        self._beaten, self._looked, self._start = 0.0, -LOOK, time.time()
+        self._beaten, self._looked = 0.0, -LOOK
+        self._failed_before = {trial.number for trial in study.trials([TrialState.FAIL])}
 
     @abstractmethod
     def is_done(self, job: J) -> bool:
@@ -114,6 +117,7 @@ class Workers(ABC, Generic[J]):
         if not ended and time.monotonic() - self._looked < LOOK:
             return bool(self.running or self.elsewhere)
         self._looked = time.monotonic()
+        self.study.free_the_dead()
         self._read_what_others_did()
         open_jobs = {job for job in self.wanted if not self.is_done(job)}
         while len(self.running) < self.workers and (claim := self.study.claim(open_jobs)):
@@ -122,8 +126,9 @@ class Workers(ABC, Generic[J]):
             except FBTError as error:
                 self._fail(claim, error)
                 continue
-            popen = None if command is None else self._begin(folder, command)
-            self.running.append(Process(claim, folder, popen))
+            gpu = None if command is None else self._free_gpu()
+            popen = None if command is None else self._begin(folder, command, gpu)
+            self.running.append(Process(claim, folder, popen, gpu))
         return bool(self.running or self.elsewhere)
 
     def _fail(self, claim: Claim[J], error: FBTError) -> None:
@@ -143,30 +148,38 @@ class Workers(ABC, Generic[J]):
             elif trial.state is TrialState.RUNNING and trial.number not in mine:
                 self.elsewhere += 1
             elif trial.state is TrialState.FAIL and self._is_new(trial) and "error" in trial.user_attrs:
-                self.failed.setdefault(job, trial.user_attrs["error"])
+                self.failed.setdefault(job, str(trial.user_attrs["error"]))
 
     def _is_new(self, trial: FrozenTrial) -> bool:
         """Whether a trial ended after this process began; jobs that failed earlier are tried again."""
-        return trial.datetime_complete is not None and trial.datetime_complete.timestamp() >= self._start
+        return trial.number not in self._failed_before
 
-    def _begin(self, folder: Path, command: list[str]) -> subprocess.Popen[bytes]:
+    def _begin(self, folder: Path, command: list[str], gpu: str | None) -> subprocess.Popen[bytes]:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "output.txt").open("wb") as output:
             return subprocess.Popen(
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self._environment(),
+                env=self._environment(gpu),
                 start_new_session=True,  # Ctrl-C is for this process, which passes it on once
                 preexec_fn=die_with_parent,
             )
 
-    def _environment(self) -> dict[str, str]:
-        """A process's environment: one GPU of several, in turn; or, on a CPU, its share of the cores."""
+    def _free_gpu(self) -> str | None:
+        """The GPU of those given that the fewest of this machine's processes are on; None where there is no choice."""
+        given = gpus()
+        if len(given) < 2:
+            return None
+        taken = [process.gpu for process in self.running]
+        return min(given, key=taken.count)
+
+    def _environment(self, gpu: str | None) -> dict[str, str]:
+        """A process's environment: its GPU; or, on a CPU, its share of the cores."""
         environment = dict(os.environ)
-        if (count := torch.cuda.device_count()) > 1:
-            environment["CUDA_VISIBLE_DEVICES"] = str(len(self.running) % count)
-        elif not count and self.workers > 1:
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        elif not gpus() and self.workers > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
         return environment
 
@@ -197,6 +210,14 @@ class Workers(ABC, Generic[J]):
                 process.popen.wait()
             self.study.give_back(process.claim)
         self.running = []
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it: a number or a UUID."""
+    count = torch.cuda.device_count()
+    if given := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return [name.strip() for name in given.split(",")][:count]  # CUDA ignores what follows one that is not there
+    return [str(number) for number in range(count)]
 
 
 def die_with_parent() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FBTError
+from .weightless import whole_copy
 
 
 class Split(Protocol):
@@ -70,7 +71,7 @@ def prove(model: Split, image_size: tuple[int, int], seed: int = 0) -> SplitProo
     Raises:
         SplitError: naming the first thing that differs.
     """
-    model = copy.deepcopy(model)
+    model = whole_copy(model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)

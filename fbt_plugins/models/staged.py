@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from .census import FAMILIES, of_model, of_stages, take_census
 from .knowledge import Knowledge
 from .net_part import Unowned
 from .proof import SplitProof, prove
-from .weightless import meta_copy
+from .weightless import meta_copy, whole_copy
 
 LAYOUTS = ("NCHW", "NHWC", "NLC")
 
@@ -343,7 +342,7 @@ def partial_copy(model: StagedModel, numbers: Iterable[int]) -> StagedModel:
     parts = [model.part(number) for number in numbers]
     own = {id(tensor) for part in parts for tensor in (*part.parameters(), *part.buffers())}
     shared = {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in own}
-    return copy.deepcopy(model, shared)
+    return whole_copy(model, shared)
 
 
 def _by(sizes: Sequence[int]) -> str:
@@ -360,6 +359,13 @@ def pixels(size: int | Sequence[int]) -> tuple[int, int]:
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"an image size is a number of pixels or (height, width), not {size!r}")
     return pair
+
+
+def resized(images: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] at a model's ``input_size``; None leaves them as they are."""
+    if size is None or images.shape[2:] == size:
+        return images
+    return nn.functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def proportional(grid: Sequence[int], image_size: tuple[int, int]) -> bool:

@@ -21,11 +21,26 @@ def meta_copy(module: nn.Module, shared: object = None) -> Any:
         shared: something that the copy need not have, and finds empty.
     """
     memo: dict[int, Any] = {} if shared is None else {id(shared): type(shared)()}
-    loose = (v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor))
-    for tensor in (*module.parameters(), *module.buffers(), *loose):
+    for tensor in (*module.parameters(), *module.buffers(), *_loose(module)):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(module, memo)
+
+
+def _loose(module: nn.Module) -> list[Tensor]:
+    """Tensors that are plain attributes of its modules."""
+    return [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+
+
+def whole_copy(module: Any, memo: Mapping[int, Any] | None = None) -> Any:
+    """``copy.deepcopy``, also of modules that keep what they have computed, as torch's old weight_norm does.
+
+    Args:
+        module: an nn.Module.
+        memo: what stands for tensors of the original, by their id.
+    """
+    computed = {id(tensor): tensor.detach().clone() for tensor in _loose(module) if not tensor.is_leaf}
+    return copy.deepcopy(module, {**computed, **(memo or {})})
 
 
 def call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import FBTError, nearest, one_line
+from ..errors import FBTError, nearest, one_line, short
+from ..files import damage
 
 EMBEDDED = "embedded:"
 SUFFIX = ".safetensors"
 METADATA_KEY = "fbt_plugins"
-"""The one key of a safetensors file's metadata that is ours: a JSON object that describes the model."""
+"""The key of a safetensors file's metadata that is ours: a JSON object that describes the model."""
 
+SIGNATURE_KEY = "fbt_plugins_sha256"
+"""Beside it, the sha256 of that text and of the tensors."""
 
 MANIFEST = "manifest.json"
 """Beside the teachers of a folder: by name, each file's sha256, accuracy, normalisation and recipe."""
@@ -97,11 +102,16 @@ def read_weights(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = find_weights(source)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            return {k: file.get_tensor(k) for k in file.keys()}, metadata  # noqa: SIM118 - not a dict
-    except (SafetensorError, json.JSONDecodeError) as error:
+            about = file.metadata() or {}
+            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
         if path.suffix == SUFFIX:
             raise FBTError(f"checkpoint {source!r}: not a whole safetensors file ({one_line(error)})") from error
+    else:
+        text = about.get(METADATA_KEY, "{}")
+        if about.get(SIGNATURE_KEY, signature := signature_of(state, text)) != signature:
+            raise FBTError(f"checkpoint {source!r}: damaged (its sha256 is not the one it was written with)")
+        return state, _metadata(text, source)
     state = load_plain(path)
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -109,17 +119,87 @@ def read_weights(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if isinstance(state, dict):
         student = {k.removeprefix("student.net."): v for k, v in state.items() if str(k).startswith("student.net.")}
         state = student or state
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not state or not is_state(state):
         raise FBTError(f"checkpoint {source!r}: it holds no state dict (a dict of tensors by name)")
     return state, {}
+
+
+def _ends(path: Path) -> bool:
+    """Whether a file has the end of a zip archive."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # the end is there, and damaged
+        return False
+
+
+def check_torch_file(path: Path) -> None:
+    """Looks at a file's form without reading it.
+
+    Raises:
+        FBTError: if torch has not written it (torch writes zip archives, and wrote pickles before), or it is truncated.
+    """
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK" and start[:1] != b"\x80":
+        raise FBTError(
+            f"checkpoint {str(path)!r}: truncated, or not a checkpoint (no file of torch's begins {start!r})"
+        )
+    if start == b"PK" and not _ends(path):
+        raise FBTError(f"checkpoint {str(path)!r}: truncated, or not a checkpoint (its end is missing)")
+
+
+def is_state(value: Any) -> bool:
+    """Whether a value is a dict of plain tensors by name."""
+    return isinstance(value, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) and v.layout is torch.strided and not (v.is_meta or v.is_quantized)
+        for k, v in value.items()
+    )
+
+
+def signature_of(state: Mapping[str, Tensor], text: str) -> str:
+    """sha256 of what a safetensors file of ours holds: what it says about the model, and its tensors."""
+    digest = hashlib.sha256(text.encode())
+    _update(digest, {name: state[name] for name in sorted(state)})
+    return digest.hexdigest()
+
+
+def _metadata(text: str, source: str) -> dict[str, Any]:
+    """What a safetensors file says about its model.
+
+    Raises:
+        FBTError: if it is of another form than what we write.
+    """
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise TypeError("not an object")
+        for key in ("mean", "std"):
+            values = found.get(key)
+            if values is not None and not (
+                values and all(map(isfinite, values)) and (key == "mean" or min(values) > 0)
+            ):
+                raise TypeError(f"{key}: {short(values)}")
+        size = found.get("input_size")
+        if size is not None and not (len(size) == 2 and all(type(pixels) is int and pixels > 0 for pixels in size)):
+            raise TypeError(f"input_size: {short(size)}")
+        return found
+    except (ValueError, TypeError) as error:
+        raise FBTError(f"checkpoint {source!r}: what it says about its model is damaged ({one_line(error)})") from error
 
 
 def load_plain(path: Path) -> Any:
     """``torch.load`` of tensors and plain types only.
 
     Raises:
-        FBTError: if the file is truncated, or would need code to be executed.
+        FBTError: if the file is truncated, no file of torch's, or would need code to be executed.
     """
+    check_torch_file(path)
+    try:
+        wrong = damage(path)
+    except OSError as error:
+        raise FBTError(f"checkpoint {str(path)!r}: it cannot be read ({error.strerror})") from error
+    if wrong:
+        raise FBTError(f"checkpoint {str(path)!r}: truncated, or damaged ({wrong})")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way in which a file can be wrong
@@ -132,7 +212,7 @@ def load_plain(path: Path) -> Any:
 
 
 def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """How a state dict does not fit a model's own, in words; empty where every name and every shape does."""
+    """How a state dict does not fit a model's own, in words; empty where every name, shape and kind of number does."""
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
     parts = [f"{len(k)} {what} ({k[0]}, ...)" for k, what in ((missing, "missing"), (foreign, "unknown")) if k]
@@ -140,11 +220,21 @@ def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
         key, more = wrong[-1], f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
         shapes = f"{tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the model"
         parts.append(f"{key} is {shapes}{more}")
+    elif other := [k for k in own if k in state and _kind(own[k]) != _kind(state[k])]:
+        key, more = other[-1], f" ({len(other) - 1} more differ)" if len(other) > 1 else ""
+        parts.append(f"{key} is {state[key].dtype} in the file and {own[key].dtype} in the model{more}")
     return " and ".join(parts)
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """Whether it holds floating-point, complex or truth values; those of one kind are converted."""
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype is torch.bool
 
 
 def load_weights(net: nn.Module, source: str, name: str, fresh: Sequence[str] = ()) -> dict[str, Any]:
     """Loads weights into a model; every name and every shape must fit.
+
+    BatchNorm's counts of batches may be missing, as in files from before there were any; torch loads those too.
 
     Args:
         net: the model, changed in place.
@@ -161,7 +251,9 @@ def load_weights(net: nn.Module, source: str, name: str, fresh: Sequence[str] = 
     state, metadata = read_weights(source)
     own = net.state_dict()
     kept = tuple(f"{module}." for module in fresh)
+    counts = {k: own[k] for k in own if k.rpartition(".")[2] == "num_batches_tracked" and k not in state}
     state = {k: v for k, v in state.items() if not k.startswith(kept)} | {k: own[k] for k in own if k.startswith(kept)}
+    state |= counts
     if problem := misfit(own, state):
         whose = metadata.get("name")
         other = f"; the file is of {whose}" if whose and whose != name else "; is it another model's?"
@@ -176,7 +268,11 @@ def load_weights(net: nn.Module, source: str, name: str, fresh: Sequence[str] = 
 def weights_sha256(model: nn.Module) -> str:
     """sha256 of a model's tensors: names, types, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    _update(digest, model.state_dict())
+    return digest.hexdigest()
+
+
+def _update(digest: Any, state: Mapping[str, Tensor]) -> None:
+    for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

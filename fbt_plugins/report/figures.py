@@ -14,7 +14,13 @@ from .results import Trial
 
 COLORS = {"student": "#0b6fb8", "fusion": "#c2410c", "teacher": "#555555"}
 STYLES = {"student": "-", "fusion": "-", "teacher": "--"}
-_RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "fbt", "font.family": "sans-serif", "font.size": 9}
+_RC: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fbt",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.parse_math": False,
+}
 
 
 def differences(pair: Pair, controls: Mapping[str, str]) -> str | None:
@@ -186,8 +192,11 @@ def _subplots(rows: int, columns: int, size: tuple[float, float], **options: Any
 
 def _svg(figure: Any) -> str:
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
     text = io.StringIO()
     with rc_context(_RC):
+        for shown in figure.findobj(Text):
+            shown.set_parse_math(False)  # names are no formulas
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..errors import FBTError
+from ..errors import FBTError, one_line
+from .trial_check import problem_of
 
 TRIALS = "trials.jsonl"
 """Name of a study's file of finished runs."""
@@ -79,9 +80,15 @@ class Trial:
             ValueError: if the line is not JSON.
             TypeError: if it is JSON, but no trial.
         """
-        values = json.loads(line)
+        try:
+            values = json.loads(line)
+            json.dumps(values, ensure_ascii=False).encode()  # half a letter can be written as an escape
+        except RecursionError as error:
+            raise TypeError("nested too deeply") from error
         if not isinstance(values, dict):
             raise TypeError("not an object")
+        if problem := problem_of(values):
+            raise TypeError(problem)
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
@@ -100,10 +107,24 @@ def trial_of_run(folder: str | Path, config: str, hardware: str) -> Trial:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise FBTError(f"{folder}: not the folder of a finished run ({error})") from error
+    if not isinstance(summary, dict) or not all(isinstance(record, dict) for record in records):
+        raise FBTError(f"{folder}: not the folder of a finished run (its summary.json and metrics.jsonl are others')")
+    if "unfinished" in summary:
+        raise FBTError(f"{folder}: not the folder of a finished run ({summary['unfinished']})")
     if not summary.get("cell"):
         raise FBTError(f"{folder}: a run of no matrix")
+    try:
+        trial = _trial(summary, records, config, hardware)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FBTError(f"{folder}: not the folder of a finished run ({one_line(error)})") from error
+    if problem := problem_of(asdict(trial)):
+        raise FBTError(f"{folder}: not the folder of a finished run ({problem})")
+    return trial
+
+
+def _trial(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], config: str, hardware: str) -> Trial:
     rates = [record["train/images_per_second"] for record in records if "train/images_per_second" in record]
     kept = ("best_epoch", "seconds", "device", "world_size", "versions", "git")
     return Trial(

@@ -25,6 +25,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..config.merging import merge_options
+from ..config.writing import as_file
 from ..console import relative, say
 from ..distill.build import FUSION
 from ..distill.distiller import Distiller
@@ -200,7 +201,7 @@ def make_ranking(config: Config, fusion: Fusions, folder: Path) -> Ranking:
     with locked(folder / ".one_shot.lock", f"{relative(folder)} is another process's run", wait=True):
         if not (folder / RANKING).is_file():
             check_config(contents)
-            write_atomic(folder / "one_shot.py", contents.pretty_text)
+            write_atomic(folder / "one_shot.py", as_file(contents, keep=contents))
             say(f"one shot {relative(folder)}: one run for all splices")
             code = _wait([sys.executable, "-m", "fbt_plugins.search.one_shot", str(folder / "one_shot.py")])
             if code:

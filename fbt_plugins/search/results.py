@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 from tabulate import tabulate
 
+from ..config.writing import as_file
 from ..files import write_atomic
 from .search import Search, Tried
 
@@ -34,7 +35,7 @@ def write_results(search: Search, out: Path, command: str) -> list[Path]:
             old.unlink()
     for tried, path in zip(best, configs, strict=True):
         words = f"# Trial {tried.number} of a search ({command}).\n"
-        write_atomic(path, words + search.config_of(tried.options, test=True).pretty_text)
+        write_atomic(path, words + as_file(search.config_of(tried.options, test=True)))
     trials = sorted(search.tried.values(), key=lambda tried: tried.number)
     contents = {
         "command": command,
@@ -112,6 +113,7 @@ def _plots(search: Search, out: Path) -> Iterator[Path]:
         drawn["slices"] = lambda: plots.plot_slice(study, params=_in_all(complete, varied) or None, **first)
     if 1 < len(names) < 4:
         drawn["front"] = lambda: plots.plot_pareto_front(study, target_names=names)
+    plt.rcParams["text.parse_math"] = False  # names are no formulas
     for name, draw in drawn.items():
         plt.close("all")
         try:

@@ -16,11 +16,12 @@ from optuna.trial import FrozenTrial
 
 from ..config.hashing import config_hash
 from ..config.merging import merge_options
+from ..config.writing import as_file
 from ..distill.build import named_fusions
 from ..distill.distiller import Distiller
 from ..engine.check import check_config
-from ..errors import ConfigError, FBTError
-from ..files import write_atomic
+from ..errors import ConfigError, FBTError, one_line, short
+from ..files import is_finished, write_atomic
 from ..jobs.study import Claim, SharedStudy, Slot
 from ..jobs.workers import Process, Workers, last_line
 from .settings import OBJECTIVES, Settings
@@ -54,8 +55,21 @@ class Tried:
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> Tried:
-        """From the study."""
-        return cls(**json.loads(trial.user_attrs["result"]))
+        """From the study.
+
+        Raises:
+            FBTError: if its result is something else.
+        """
+        try:
+            found = cls(**json.loads(trial.user_attrs["result"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FBTError(f"--storage: the result of trial {trial.number} is none ({one_line(error)})") from error
+        figures = found.figures.values() if isinstance(found.figures, Mapping) else [None]
+        if not all(isinstance(value, int | float) for value in figures) or found.state not in ("complete", "pruned"):
+            raise FBTError(f"--storage: the result of trial {trial.number} is none: {short(found.figures)}")
+        if type(found.number) is not int or not isinstance(found.options, Mapping) or not isinstance(found.folder, str):
+            raise FBTError(f"--storage: the result of trial {trial.number} is none: {short(found.options)}")
+        return found
 
     def text(self) -> str:
         """For the study."""
@@ -95,7 +109,13 @@ class Search(Workers[Slot]):
         return job in self.tried
 
     def learn(self, trial: FrozenTrial) -> None:
-        self.tried[Slot.of(trial)] = Tried.of(trial)
+        found = Tried.of(trial)
+        if unknown := sorted(found.options.keys() - self.space.parameters.keys()):
+            raise FBTError(f"--storage: trial {trial.number} tried {unknown[0]!r}, which search.space does not have")
+        missing = [name for name in self.settings.objectives if name not in found.figures]
+        if missing and found.state == "complete":
+            raise FBTError(f"--storage: the result of trial {trial.number} has no {missing[0]}")
+        self.tried[Slot.of(trial)] = found
 
     def plan(self, claim: Claim[Slot]) -> tuple[Path, list[str] | None]:
         self.study.study.sampler = self.settings.make_sampler(claim.run.number)
@@ -106,9 +126,9 @@ class Search(Workers[Slot]):
         self._planned[claim.run] = options, _extra_parameters(check_config(config))
         if (same := self._same(options)) is not None:
             return same, None
-        if (folder / "summary.json").is_file():
+        if is_finished(folder):
             return folder, None
-        write_atomic(folder / "trial.py", config.pretty_text)
+        write_atomic(folder / "trial.py", as_file(config, keep=("work_dir", "device")))
         return folder, [
             *(sys.executable, "-m", "fbt_plugins.search.trial_process"),
             *(str(folder / "trial.py"), self.study.study.study_name, str(claim.trial)),
@@ -121,7 +141,7 @@ class Search(Workers[Slot]):
         for tried in sorted(complete, key=lambda tried: tried.number):
             if tried.folder not in self._hashes:
                 self._hashes[tried.folder] = config_hash(self.config_of(tried.options))
-            if self._hashes[tried.folder] == mine and (Path(tried.folder) / "summary.json").is_file():
+            if self._hashes[tried.folder] == mine and is_finished(tried.folder):
                 return Path(tried.folder)
         return None
 
@@ -143,8 +163,8 @@ class Search(Workers[Slot]):
             contents["work_dir"] = str(folder)
         return Config(contents)
 
-    def _environment(self) -> dict[str, str]:
-        return super()._environment() | {STORAGE: self.study.url}
+    def _environment(self, gpu: str | None) -> dict[str, str]:
+        return super()._environment(gpu) | {STORAGE: self.study.url}
 
     def finish(self, process: Process[Slot], code: int) -> None:
         slot, folder = process.claim.run, process.folder

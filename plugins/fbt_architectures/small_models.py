@@ -46,12 +46,16 @@ def _swin(variant: str, width: int, pretrained: bool, arguments: dict[str, Any])
         "depths": (2, 2, 2, 2),
         "num_heads": (2, 4, 8, 16),
     }
-    return build_model_with_cfg(SwinTransformer, variant, pretrained, **(fixed | arguments))
+    whole = fixed | arguments
+    features = {"flatten_sequential": True, "out_indices": whole.pop("out_indices", tuple(range(len(whole["depths"]))))}
+    return build_model_with_cfg(SwinTransformer, variant, pretrained, feature_cfg=features, **whole)
 
 
 def _mlp(variant: str, pretrained: bool, fixed: dict[str, Any], arguments: dict[str, Any]) -> MlpMixer:
     small: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_blocks": 4}
-    return build_model_with_cfg(MlpMixer, variant, pretrained, **(small | fixed | arguments))
+    whole = small | fixed | arguments
+    features = {"feature_cls": "getter", "out_indices": whole.pop("out_indices", 3)}
+    return build_model_with_cfg(MlpMixer, variant, pretrained, feature_cfg=features, **whole)
 
 
 @register_model

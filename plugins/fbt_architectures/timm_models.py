@@ -37,7 +37,8 @@ def build_timm(
     """Builds a timm model and cuts it.
 
     Args:
-        name: timm's name of the model, or one that a plugin registered with timm.
+        name: timm's name of the model, or one that a plugin registered with timm. With a tag ("resnet50.tv_in1k") it
+            says which weights ``pretrained=True`` means; mean and std are theirs also where it is False.
         num_classes: number of logits, which has to be given.
         stages: None for four stages, cut where the field cuts this family; a number of stages; or the names of the
             units that end them.
@@ -60,6 +61,9 @@ def build_timm(
     """
     if not timm.is_model(name):
         raise UnknownNameError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    base, _, tag = name.partition(".")
+    if tag and tag not in (tags := _tags(base)):
+        raise UnknownNameError(f"timm has no weights {tag!r} of {base!r}{nearest(tag, tags, limit=12)}")
     if num_classes is None:
         raise ConfigError(f"{name}: argument 'num_classes' is missing")
     own_classes = _pretrained_classes(name, num_classes, arguments) if pretrained else None
@@ -89,6 +93,12 @@ def build_timm(
         return cut_by_trace(net, stages, layout=layout, raster=order is None, order=order, **about)
     prefix_tokens = getattr(net, "num_prefix_tokens", 0) if declaration.layout == "NLC" else 0
     return declaration.cut(net, stages, prefix_tokens=prefix_tokens, **about)
+
+
+def _tags(name: str) -> list[str]:
+    """Of the weights that timm knows for a model."""
+    configs = timm.models.get_arch_pretrained_cfgs(name)
+    return [full.partition(".")[2] for full in configs if "." in full]
 
 
 def _kind(name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fbt_plugins.errors import FBTError
-from fbt_plugins.files import AtomicBackend, append_line, write_atomic
+from fbt_plugins.files import append_line, write_atomic
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,16 +76,3 @@ def test_processes_add_lines_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(lines) == sorted(
         [f"{name} {i} " for name in range(3) for i in range(100)] + [f"all {i}" for i in range(100)]
     )
-
-
-def test_an_old_checkpoint_is_removed_only_after_the_next_is_written(tmp_path: Path) -> None:
-    backend = AtomicBackend()
-    old, new = tmp_path / "epoch_1.pth", tmp_path / "epoch_2.pth"
-    backend.put(b"1", old)
-    backend.remove(old)  # mmengine's hook does this first
-    assert old.exists()
-    backend.put(b"2", new)
-    assert not old.exists() and new.read_bytes() == b"2"
-    backend.remove(new)
-    backend.put(b"3", new)  # removed and written again under the same name
-    assert new.read_bytes() == b"3"

@@ -14,11 +14,11 @@ from ..teacher_run import TeacherRun, missing_teacher
 from .data import data, mixing
 from .findings import Findings
 from .model import model
-from .options import machine, options, publish, start, top_level
-from .training import hooks, loops, optimizer
+from .options import ema, machine, options, publish, start, top_level
+from .training import hooks, loops, optimizer, steps
 
 CHECKERS: tuple[Callable[[Findings], None], ...] = (
-    *(top_level, data, loops, optimizer, hooks, machine, mixing, start, options, publish),
+    *(top_level, data, loops, steps, optimizer, hooks, machine, mixing, start, options, ema, publish),
 )
 """Each for a part of a config, in the order of their lines; the model, and what must fit it, comes last."""
 

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from ...data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
 from ...errors import nearest
+from ...registry.signatures import parameters_of
+from ..loaders import CONTRACT
 from .findings import Findings
 
 SPLITS = ("train", "val", "test")
@@ -31,6 +33,19 @@ def data(findings: Findings) -> None:
                 findings.collect(f"{section}_evaluator", METRICS.build, dict(metric))
 
 
+def described(dataset: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] | None]:
+    """Classes, and (height, width) of the images, of a data set's config, where its class tells; None where not.
+
+    Raises:
+        ConfigError: if its transforms are wrong, or fail on such images.
+    """
+    kind = DATASETS.module_dict.get(str(dataset.get("type")))
+    if not (inspect.isclass(kind) and issubclass(kind, ImageDataset)):
+        return None, None
+    options = {key: value for key, value in dataset.items() if key not in ("type", "transforms")}
+    return kind.describe(dataset.get("transforms", ()), **options)
+
+
 def _loader(findings: Findings, where: str) -> None:
     loader = findings.config.get(where)
     if loader is None:
@@ -44,8 +59,14 @@ def _loader(findings: Findings, where: str) -> None:
         findings.problems.append(f"{where}.dataset is missing")
     else:
         findings.typed(DATASETS, dataset, f"{where}.dataset", given=("seed",))
+        takes, complete = parameters_of(DATASETS.module_dict.get(str(dataset.get("type")), dict), follow=True)
+        if complete and "seed" not in takes:
+            findings.problems.append(f"{where}.dataset: {dataset['type']} takes no seed, which a run gives: {CONTRACT}")
+        before = len(findings.problems)
         findings.collect("", build_transforms, dataset.get("transforms", ()), f"{where}.dataset.transforms")
         kind = DATASETS.module_dict.get(str(dataset.get("type")))
+        if len(findings.problems) == before:
+            findings.collect(where, described, dataset)
         split = dataset.get("split", SPLITS[0])
         if inspect.isclass(kind) and issubclass(kind, ImageDataset) and split not in SPLITS:
             findings.problems.append(f"{where}.dataset: no split {split!r}{nearest(split, SPLITS)}")
@@ -59,6 +80,11 @@ def _loader(findings: Findings, where: str) -> None:
         )
     else:
         findings.typed(DATA_SAMPLERS, sampler, f"{where}.sampler", given=("dataset", "seed"))
+        train = findings.config.get("train_cfg")
+        by_epoch = not isinstance(train, Mapping) or train.get("by_epoch", True)
+        ends = where != "train_dataloader" or by_epoch
+        if sampler.get("type") == "InfiniteSampler" and ends:
+            findings.problems.append(f"{where}.sampler: InfiniteSampler never ends an epoch; use SeededSampler")
     if not {"batch_size", "batch_sampler"} & loader.keys():
         findings.problems.append(f"{where}: 'batch_size' is missing")
 

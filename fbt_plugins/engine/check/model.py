@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.registry import DATASETS
 
-from ...data import ImageDataset
 from ...distill.distiller import Distiller
 from ...distill.edge import SLOTS, parse_edges
 from ...distill.edge_schedule import TIMES
 from ...errors import FBTError, one_line
 from ...registry.registries import FUSIONS, LOSSES
+from ..training_mode import stage_problems
+from .data import described
 from .findings import Findings
 
 
@@ -41,7 +41,9 @@ def model(findings: Findings, without_checkpoint: bool) -> Distiller | None:
     info = _data_info(findings)
     try:
         with torch.device("meta"):
-            return Distiller(**options, **info)
+            distiller = Distiller(**options, **info)
+        findings.problems += _channel_problems(distiller) or stage_problems(distiller)
+        return distiller
     except FBTError as error:
         findings.problems += str(error).splitlines()
         if any(line.startswith(("model.student", "model.teacher")) for line in findings.problems):
@@ -49,6 +51,15 @@ def model(findings: Findings, without_checkpoint: bool) -> Distiller | None:
     except Exception as error:  # a third party's architecture may fail in any way
         findings.problems.append(f"model cannot be built: {one_line(error)}")
     return None
+
+
+def _channel_problems(distiller: Distiller) -> list[str]:
+    return [
+        f"model.{role}: in_chans={model.in_chans}, but images have 3 channels (grey ones have the same three times); "
+        f"drop in_chans"
+        for role, model in distiller.models.items()
+        if model.in_chans != 3
+    ]
 
 
 def _parts(findings: Findings, options: Mapping[str, Any]) -> None:
@@ -72,13 +83,10 @@ def _data_info(findings: Findings) -> dict[str, Any]:
     """Image size and classes of the training data, where its class says so; images are not counted."""
     loader = findings.config.get("train_dataloader")
     dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
-    if not isinstance(dataset, Mapping) or dataset.get("type") not in DATASETS.module_dict:
-        return {}
-    kind = DATASETS.module_dict[dataset["type"]]
-    if not (inspect.isclass(kind) and issubclass(kind, ImageDataset)):
+    if not isinstance(dataset, Mapping):
         return {}
     try:
-        classes, size = kind.describe(dataset.get("transforms", ()))
+        classes, size = described(dataset)
     except FBTError:
         return {}  # what is wrong with the transforms is reported where they are checked
     return {"image_size": size, "data_info": {"num_samples": 1} | ({"num_classes": classes} if classes else {})}

@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
+from mmengine.registry import OPTIM_WRAPPERS
+
 from ...config.options import OPTIONS
 from ...errors import nearest
-from ...models.weights import SUFFIX
+from ...models.weights import SUFFIX, check_torch_file
 from ..device import resolve_device
 from ..hooks.checkpoints import find_resume
 from ..runner import DistillRunner
@@ -54,11 +56,23 @@ def options(findings: Findings) -> None:
             findings.wrong_options.add(key)
 
 
+def ema(findings: Findings) -> None:
+    """An average of the weights asks its optimizer wrapper whether an update was made."""
+    wrapper = findings.config.get("optim_wrapper")
+    kind = wrapper.get("type") if isinstance(wrapper, Mapping) else None
+    known = OPTIM_WRAPPERS.module_dict.get(str(kind))
+    if findings.config.get("ema") is not None and known is not None and not hasattr(known, "trusted"):
+        findings.problems.append(f"ema: {kind} does not say which updates were made; drop optim_wrapper.type")
+
+
 def machine(findings: Findings) -> None:
     """Seed and device."""
     randomness = findings.config.get("randomness") or {}
-    if isinstance(randomness, Mapping) and not isinstance(seed := randomness.get("seed"), int | None):
+    seed = randomness.get("seed") if isinstance(randomness, Mapping) else None
+    if not isinstance(seed, int | None) or isinstance(seed, bool):
         findings.problems.append(f"randomness.seed: a whole number, not {seed!r}")
+    elif seed is not None and not 0 <= seed < 2**32:
+        findings.problems.append(f"randomness.seed: from 0 to 2**32 - 1, not {seed}")
     findings.signature(DistillRunner.set_randomness, randomness, "randomness", ("self", "seed"), ("seed",))
     distributed = findings.config.get("launcher", "none") != "none"
     findings.collect("device", resolve_device, findings.config.get("device"), distributed)
@@ -68,10 +82,14 @@ def start(findings: Findings) -> None:
     """What a run begins with or goes on from."""
     for key in ("load_from", "resume"):
         value = findings.config.get(key)
-        if isinstance(value, str) and value != "auto" and not Path(value).is_file():
-            findings.problems.append(f"{key}: {value!r}: no such file")
+        if isinstance(value, str) and value != "auto":
+            if Path(value).is_file():
+                findings.collect(key, check_torch_file, Path(value))
+            else:
+                findings.problems.append(f"{key}: {value!r}: no such file")
     if findings.config.get("resume") is True and findings.config.get("work_dir"):
-        findings.collect("", find_resume, Path(findings.config["work_dir"]))
+        # Which of them is the newest does not matter here, so neither does the length of an epoch.
+        findings.collect("", find_resume, Path(findings.config["work_dir"]), 1)
 
 
 def publish(findings: Findings) -> None:

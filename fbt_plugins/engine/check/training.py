@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, VISBACKENDS, VISUALIZERS
+from mmengine.registry import DATASETS, HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, VISBACKENDS, VISUALIZERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 
 from ...config.options import DEFAULT_HOOKS
-from ...errors import one_line
+from ...data import ImageDataset
+from ...errors import ConfigError, one_line
+from ..loops import no_batches
+from ..optim.schedules import as_list, in_iterations
 from .findings import Findings
 
 
@@ -35,6 +40,25 @@ def loops(findings: Findings) -> None:
             findings.signature(kind, parts[1], f"{section}_cfg", given=("self", "runner", "dataloader", "evaluator"))
 
 
+def steps(findings: Findings) -> None:
+    """Whether the data make a batch at all, where their number is known without them."""
+    for section in ("train", "val", "test"):
+        loader = findings.config.get(f"{section}_dataloader")
+        if not isinstance(loader, Mapping) or not loader.get("drop_last"):
+            continue
+        dataset = loader.get("dataset")
+        if not isinstance(dataset, Mapping):
+            continue
+        kind = DATASETS.module_dict.get(str(dataset.get("type")))
+        if inspect.isclass(kind) and issubclass(kind, ImageDataset):
+            held_out = inspect.signature(kind).parameters.get("validation")
+            options = {"validation": dataset.get("validation", held_out.default)} if held_out else {}
+            length, batch = kind.known_length(str(dataset.get("split")), **options), loader.get("batch_size")
+            processes = int(os.environ.get("WORLD_SIZE", 1)) if findings.config.get("launcher", "none") != "none" else 1
+            if length is not None and isinstance(batch, int) and (own := -(-length // processes)) < batch:
+                findings.problems.append(no_batches(f"{section}_dataloader", own, batch, True))
+
+
 def optimizer(findings: Findings) -> None:
     """Optimizer, its wrapper and the schedules."""
     wrapper = findings.config.get("optim_wrapper")
@@ -55,8 +79,29 @@ def optimizer(findings: Findings) -> None:
     schedule = findings.config.get("param_scheduler")
     given = ("optimizer", "param_name")
     findings.typed(PARAM_SCHEDULERS, schedule, "param_scheduler", given, extra=("convert_to_iter_based",))
+    _scale(findings, wrapper.get("optimizer"))
     if not findings.problems:
         _build_optimizer(findings, wrapper["optimizer"], schedule)
+
+
+def _scale(findings: Findings, optimizer: Any) -> None:
+    """``auto_scale_lr``: mmengine reads it without a look."""
+    if (scale := findings.config.get("auto_scale_lr")) is None:
+        return
+    if not isinstance(scale, Mapping):
+        findings.problems.append(f"auto_scale_lr: dict(base_batch_size=1024, enable=True), not {scale!r}")
+        return
+    findings.known_keys(scale, ("base_batch_size", "enable"), "auto_scale_lr")
+    base, enable = scale.get("base_batch_size"), scale.get("enable", False)
+    if type(base) is not int or base < 1:
+        findings.problems.append(f"auto_scale_lr.base_batch_size: images of one update, 1 or more, not {base!r}")
+    if not isinstance(enable, bool):
+        findings.problems.append(f"auto_scale_lr.enable: True or False, not {enable!r}")
+    elif enable:
+        if isinstance(optimizer, Mapping) and not isinstance(optimizer.get("lr"), int | float):
+            findings.problems.append("auto_scale_lr: there is no optim_wrapper.optimizer.lr that it could scale")
+        if not isinstance((findings.config.get("train_dataloader") or {}).get("batch_size"), int):
+            findings.problems.append("auto_scale_lr: there is no train_dataloader.batch_size that it could scale by")
 
 
 def _build_optimizer(findings: Findings, optimizer: Mapping[str, Any], schedule: Any) -> None:
@@ -65,10 +110,14 @@ def _build_optimizer(findings: Findings, optimizer: Mapping[str, Any], schedule:
         where = "optim_wrapper.optimizer"
         given = {"params": [torch.nn.Parameter(torch.zeros(1))]}
         built = OPTIMIZERS.build(dict(optimizer), default_args=given)
-        for i, one in enumerate(schedule if isinstance(schedule, list | tuple) else [schedule] * bool(schedule)):
+        schedules = as_list(schedule)
+        if (train := findings.config["train_cfg"]).get("by_epoch") is False:
+            schedules = in_iterations(schedules, train["max_iters"], 1)
+        for i, one in enumerate(schedules):
             where = f"param_scheduler.{i}"
-            options = {k: v for k, v in one.items() if k != "convert_to_iter_based"}
-            PARAM_SCHEDULERS.build(options, default_args={"optimizer": built})
+            PARAM_SCHEDULERS.build(dict(one), default_args={"optimizer": built, "epoch_length": 1})
+    except ConfigError as error:
+        findings.problems += error.problems
     except Exception as error:  # torch and mmengine refuse values with any exception
         findings.problems.append(f"{where}: {one_line(error)}")
 
@@ -79,6 +128,9 @@ def hooks(findings: Findings) -> None:
     findings.known_keys(changed, DEFAULT_HOOKS, "default_hooks")
     for name in DEFAULT_HOOKS:
         findings.typed(HOOKS, changed.get(name), f"default_hooks.{name}", extra=("priority",))
+    if isinstance(saves := changed.get("checkpoint"), Mapping) and not findings.problems:
+        arguments = {k: v for k, v in saves.items() if k != "priority"}
+        findings.collect("", HOOKS.build, {**DEFAULT_HOOKS["checkpoint"], **arguments})  # it checks its values
     findings.typed(HOOKS, findings.config.get("custom_hooks"), "custom_hooks", extra=("priority",))
     if visualizer := findings.config.get("visualizer"):
         findings.typed(VISUALIZERS, visualizer, "visualizer")

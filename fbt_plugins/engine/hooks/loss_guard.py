@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 
 from ...distill.loss_contract import StepLosses
 from ...errors import FBTError
+from ..optim.wrapper import AlwaysOverflows
 from ..training_run import TrainingRun
 from .loss_window import GRADIENT, LossWindow
 
@@ -70,6 +71,7 @@ class LossGuard(Hook):
         self.interval = 50
         self._window = LossWindow()
         self._schedules: list[tuple[int, Any]] = []
+        self._state: dict[str, Any] = {}
 
     def before_train(self, runner: TrainingRun) -> None:
         self._end = runner.max_iters
@@ -91,6 +93,10 @@ class LossGuard(Hook):
             columns, rows = self.check(done), len(self._window)
             if rows:
                 self._end_interval(runner, Interval(done, *_means(columns), len(data_batch["inputs"])))
+
+    def after_train(self, runner: TrainingRun) -> None:
+        if not runner.resuming and (skipped := getattr(runner.optim_wrapper, "only_skipped", 0)):
+            raise AlwaysOverflows(skipped, [])
 
     def check(self, done: int) -> dict[str, list[float]]:
         """The losses since the last interval; every process of a job must call it at the same iteration.
@@ -126,8 +132,13 @@ class LossGuard(Hook):
                 schedule.step()
         self._window.cut(max(0, iteration - bad // self.interval * self.interval))
 
+    def before_write(self, runner: TrainingRun) -> None:
+        """Takes the losses of all processes, before the first of them writes a checkpoint."""
+        self._state = self._window.state_dict()
+
     def before_save_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
-        checkpoint[STATE] = self._window.state_dict()
+        if "optimizer" in checkpoint:  # one to resume from, not the best
+            checkpoint[STATE] = self._state
 
     def after_load_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
         if runner.resuming and STATE in checkpoint:

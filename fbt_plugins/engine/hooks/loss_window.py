@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mmengine.dist import get_world_size
+from mmengine.dist import get_rank, get_world_size
 from torch import Tensor
 from torch import distributed as dist
 
@@ -55,10 +55,20 @@ class LossWindow:
         return torch.cat([losses, norms[:, None]], 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What an exact resume needs."""
-        return {"names": list(self.names), "values": self._values().cpu() if self._rows else torch.empty(0)}
+        """What an exact resume needs: each process's values, (processes, rows, losses + 1); all of them call it."""
+        if not self._rows:
+            return {"names": list(self.names), "values": torch.empty(get_world_size(), 0, 1)}
+        own = self._values()
+        values = [torch.empty_like(own) for _ in range(get_world_size())]
+        if len(values) == 1:
+            values = [own]
+        else:
+            dist.all_gather(values, own)
+        return {"names": list(self.names), "values": torch.stack(values).cpu()}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Goes on with an interval."""
         self.names = tuple(state["names"])
-        self._rows = [(row[:-1], row[-1]) for row in state["values"].to(device)]
+        values = state["values"]
+        own = values[get_rank()] if values.ndim == 3 else values  # once, all processes had one window
+        self._rows = [(row[:-1], row[-1]) for row in own.to(device)]

@@ -118,7 +118,8 @@ class ProgressHook(Hook):
     def _forget_after(self, iteration: int) -> None:
         """Drops records of steps and validations that a resumed run will make again."""
         if self._file.exists():
-            records = [(line, _iteration(line)) for line in self._file.read_text(encoding="utf-8").splitlines()]
+            text = self._file.read_text(encoding="utf-8", errors="surrogateescape")  # one bad byte costs one line
+            records = [(line, _iteration(line)) for line in text.split("\n")]
             kept = [
                 line
                 for line, at in records
@@ -150,6 +151,7 @@ def _short(edge: str) -> str:
 
 def _iteration(line: str) -> int | None:
     try:
-        return json.loads(line)["iter"]
-    except (json.JSONDecodeError, KeyError, TypeError):  # a run was stopped while it wrote
+        line.encode()
+        return int(json.loads(line)["iter"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # a run was stopped while it wrote
         return None

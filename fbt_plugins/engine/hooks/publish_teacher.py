@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...errors import FBTError, run
-from ...files import locked, write_atomic
+from ...errors import FBTError, run, user_path
+from ...files import is_finished, locked, write_atomic
 from ...models.weights import MANIFEST, SUFFIX, embedded_folder, file_sha256, read_manifest, read_weights
 
 _OF_MODEL = ("name", "arguments", "input_size", "mean", "std", "classes")
@@ -32,9 +32,9 @@ def publish(run: Path, target: Path, recipe: str | None = None) -> dict[str, Any
         FBTError: if the run is not finished, or a file cannot be written.
     """
     source, results = run / "student.safetensors", run / "summary.json"
-    if not source.is_file() or not results.is_file():
+    if not source.is_file() or not is_finished(run):
         raise FBTError(
-            f"{run}: not the folder of a finished run (student.safetensors and summary.json are not both there)"
+            f"{run}: not the folder of a finished run (it needs student.safetensors and a whole summary.json)"
         )
     summary = json.loads(results.read_text(encoding="utf-8"))
     state, about = read_weights(str(source))
@@ -87,7 +87,7 @@ def main() -> None:
         prog="python -m fbt_plugins.engine.hooks.publish_teacher",
         description="Makes a finished run's student a teacher of the package: embedded:NAME.",
     )
-    parser.add_argument("run", type=Path, help="folder of the finished run")
+    parser.add_argument("run", type=user_path, help="folder of the finished run")
     parser.add_argument("name", help="name of the teacher")
     parser.add_argument("--recipe", help="the command that made it (default: what its summary.json says)")
     args = parser.parse_args()

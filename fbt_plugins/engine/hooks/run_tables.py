@@ -50,6 +50,12 @@ def header(runner: TrainingRun) -> None:
     name = dataset.metainfo.get("name", type(dataset).__name__)
     say(f"data    {name}: {len(dataset):,} images of {len(dataset.classes)} classes{held}")
     say(f"device  {describe_device(runner.device)}, seed {runner.seed}")
+    if runner.rate_scale != 1:
+        rate, base = runner.cfg.optim_wrapper.optimizer.lr, runner.cfg.auto_scale_lr.base_batch_size
+        say(
+            f"rate    {rate:g} is for a total batch of {base:,}; scaled to {rate * runner.rate_scale:g} for "
+            f"{runner.total_batch:,} (--cfg-options auto_scale_lr.enable=False keeps it)"
+        )
     precision = runner.cfg.optim_wrapper.get("precision", "fp32")
     if (slower := slowdown(PRECISIONS[precision], runner.device)) > TOLERABLE:
         warn(

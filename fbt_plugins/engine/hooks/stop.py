@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -16,10 +17,11 @@ from torch import distributed as dist
 
 from ...console import relative
 from ...errors import Interrupted
+from ..loader_workers import SIGNALS
 from ..training_run import TrainingRun
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What schedulers, users and ``sbatch --signal=USR1@60`` send."""
+SAME_INTERRUPT = 0.2
+"""Seconds within which a second SIGINT is the same one: ``timeout`` sends it to a process and to its group."""
 
 AGREE_EVERY = 10
 """Updates after which the processes of a job ask each other whether one of them was told to stop."""
@@ -38,10 +40,13 @@ class Signals:
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, Any] = {}
+        self._since = 0.0
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            hangup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as nohup wants it
+            heard = [number for number in SIGNALS if not (number == signal.SIGHUP and hangup_ignored)]
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -50,8 +55,11 @@ class Signals:
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received:
+        now = time.monotonic()
+        if number == signal.SIGINT and self.received and now - self._since > SAME_INTERRUPT:
             raise KeyboardInterrupt
+        if not self.received:
+            self._since = now
         self.received = number
 
 
@@ -66,6 +74,7 @@ class StopHook(Hook):
 
     def __init__(self) -> None:
         self._signals = Signals()
+        self._agreed = 0
         self._updates = 0
         self._group: Any = None
 
@@ -103,6 +112,11 @@ class StopHook(Hook):
         if self._signals.received and self._group is None and runner.checkpoints.saved == runner.iter:
             raise self._line(runner)
 
+    def after_workers_lost(self, runner: TrainingRun) -> None:
+        """A data loader's worker is gone, between two steps: whoever sent the signal may have sent it to all."""
+        if self._signals.received and self._group is None and runner.optim_wrapper.should_update():
+            self._stop(runner, runner.epoch, runner.iter)
+
     def _told(self, ask: bool = True) -> int:
         """The signal that any process of the job has received; 0 if none has, or if this was no time to ask."""
         if self._group is None:
@@ -111,8 +125,8 @@ class StopHook(Hook):
             return 0
         flag = torch.tensor(self._signals.received)
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
-        self._signals.received = int(flag)
-        return self._signals.received
+        self._agreed = int(flag)  # a signal that came meanwhile is no part of it, and is asked for the next time
+        return self._agreed
 
     def _stop(self, runner: TrainingRun, epoch: int, iteration: int) -> None:
         if runner.checkpoints.saved != iteration:
@@ -120,6 +134,7 @@ class StopHook(Hook):
         raise self._line(runner)
 
     def _line(self, runner: TrainingRun) -> Interrupted:
-        name, saved = signal.Signals(self._signals.received).name, relative(runner.checkpoints.last_ckpt)
+        number, saved = self._agreed or self._signals.received, relative(runner.checkpoints.last_ckpt)
         how = "" if runner.cfg.get("resume") == "auto" else " with --resume"
-        return Interrupted(f"stopped by {name}; saved {saved}; the same command{how} goes on", self._signals.received)
+        name = signal.Signals(number).name
+        return Interrupted(f"stopped by {name}; saved {saved}; the same command{how} goes on", number)

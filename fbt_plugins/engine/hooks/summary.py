@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
 
 from ...analysis.cka import StageSimilarity
 from ...console import console, count, relative, say
 from ...distill.distiller import Distiller
-from ...files import write_atomic
+from ...errors import one_line
+from ...files import UNFINISHED, write_atomic
 from ..provenance import git_state, versions
+from ..student import about_student
 from ..training_run import TrainingRun
 from .checkpoints import read_checkpoint, save_student
 from .publish_teacher import publish
@@ -51,63 +55,66 @@ class SummaryHook(Hook):
         barrier()  # the first process may still be writing the best checkpoint, which all of them read
         info = runner.message_hub.runtime_info
         best = info.get("best_ckpt")
-        best_epoch = runner.epoch
-        if best is not None and Path(best).is_file():
-            checkpoint = read_checkpoint(best)
+        at = {"epoch": runner.epoch, "iter": runner.iter}
+        if best is not None:
+            checkpoint = read_checkpoint(best)  # an error where it is gone: the last weights are not the best
             distiller.load_state_dict(checkpoint["state_dict"])
-            best_epoch = checkpoint["meta"]["epoch"]
+            at = checkpoint["meta"]
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        when = f"epoch {at['epoch']}" if by_epoch else f"iteration {at['iter']:,}"
+        when = f"best {when} by validation" if best is not None else f"last {when}"
         path = Path(runner.work_dir) / "student.safetensors"
         loader, evaluator, split = _final_data(runner)
+        classes = list((loader or runner.train_dataloader).dataset.classes)
         if loader is None:  # without data to test on, the student is saved all the same
             if is_main_process():
-                save_student(distiller.student, path, {"classes": list(runner.train_dataloader.dataset.classes)})
+                about = about_student(runner.cfg.model.get("student"), None) | {"classes": classes}
+                save_student(distiller.student, path, about)
                 say(f"student  {relative(path)}")
             return
-        with console.status(f"testing the best student (epoch {best_epoch})"):
-            metrics = evaluate(runner.model, loader, evaluator, distiller.names)
-        if not is_main_process():
-            return
-        images = next(iter(loader))
-        rows = [
-            {
-                "role": name,
-                "name": distiller.models[name].name
-                if name in distiller.models
-                else str(distiller.fusions[name].splices[0]),
-                "top1": metrics[f"{name}_top1"],
-                "parameters": _parameters(distiller, name),
-                "ms": self._milliseconds(distiller, name, images),
-            }
-            for name in distiller.names
-        ]
-        classes = list(loader.dataset.classes)
-        about = {
-            "classes": classes,
-            "image_size": list(distiller.image_size),
-            "top1": metrics["student_top1"],
+        known = {
             "split": split,
-        }
-        save_student(distiller.student, path, about)
-        summary = {
-            **metrics,
-            "split": split,
-            "best_epoch": best_epoch,
+            "best_epoch": at["epoch"] if by_epoch else None,
+            "best_iteration": at["iter"],
             "best_validation_student_top1": info.get("best_score"),
-            "models": rows,
             "seconds": round(seconds, 1),
             "config": runner.cfg.filename,
             "command": runner.cfg.get("command"),
             "cell": runner.cfg.get("cell"),
             "reference": runner.cfg.get("reference"),
-            "cka": self._cka(runner, distiller),
             "seed": runner.seed,
             "device": str(runner.device),
             "world_size": runner.world_size,
             "versions": versions(),
             "git": git_state(),
         }
-        write_atomic(Path(runner.work_dir) / "summary.json", json.dumps(summary, indent=2) + "\n")
-        result_table(rows, f"{split}, {len(loader.dataset):,} images, best epoch {best_epoch} by validation")
+        about = {
+            "classes": classes,
+            "image_size": list(distiller.image_size),
+            **about_student(runner.cfg.model.get("student"), loader.dataset),
+        }
+        with _kept(distiller, path, about, known):
+            with console.status(f"testing the student ({when})"):
+                metrics = evaluate(runner.model, loader, evaluator, distiller.names)
+            if not is_main_process():
+                return
+            images = next(iter(loader))
+            rows = [
+                {
+                    "role": name,
+                    "name": distiller.models[name].name
+                    if name in distiller.models
+                    else str(distiller.fusions[name].splices[0]),
+                    "top1": metrics[f"{name}_top1"],
+                    "parameters": _parameters(distiller, name),
+                    "ms": self._milliseconds(distiller, name, images),
+                }
+                for name in distiller.names
+            ]
+            similarity = self._cka(runner, distiller)
+        save_student(distiller.student, path, {**about, "top1": metrics["student_top1"], "split": split})
+        write_summary(path, {**metrics, **known, "models": rows, "cka": similarity})
+        result_table(rows, f"{split}, {len(loader.dataset):,} images, {when}")
         if reference := runner.cfg.get("reference"):
             ours, theirs = metrics["student_top1"], reference["top1"]
             say(f"published {theirs:.2f} % ({reference['source']}); here {ours:.2f} % ({ours - theirs:+.2f})")
@@ -137,6 +144,24 @@ class SummaryHook(Hook):
             _wait(data["inputs"].device)
             times.append(time.perf_counter() - start)
         return 1000 * sorted(times[1:])[len(times[1:]) // 2] / len(data["inputs"])
+
+
+def write_summary(student: Path, summary: Mapping[str, Any]) -> None:
+    """Writes summary.json beside a student's file."""
+    write_atomic(student.with_name("summary.json"), json.dumps(summary, indent=2) + "\n")
+
+
+@contextmanager
+def _kept(distiller: Distiller, path: Path, about: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[None]:
+    """Whatever fails within it, after a whole training: the best student and what is known are written first."""
+    try:
+        yield
+    except Exception as error:
+        if is_main_process():
+            save_student(distiller.student, path, about)
+            write_summary(path, {**known, UNFINISHED: f"testing failed: {one_line(error)}"})
+            say(f"student  {relative(path)} (the best, not tested)")
+        raise
 
 
 def _wait(device: torch.device) -> None:

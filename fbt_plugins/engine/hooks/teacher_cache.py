@@ -25,12 +25,14 @@ from ...data import ImageDataset, InMemoryLoader
 from ...distill.distiller import Distiller
 from ...distill.edge import TEACHER
 from ...errors import ConfigError, FBTError, one_line
+from ...files import remove_dead_folders
 from ...models.knowledge import Knowledge
 from ...models.staged import StagedModel
 from ...models.weights import weights_sha256
+from ..loader_workers import worker_context
 from ..provenance import versions
 from ..training_run import TrainingRun
-from .teacher_cache_files import Shapes, open_cache, write_cache
+from .teacher_cache_files import UNFINISHED, Shapes, open_cache, take, write_cache
 
 FORMAT = 1
 _BATCH = 128
@@ -95,11 +97,13 @@ class TeacherCacheHook(Hook):
         widths = {"features": teacher.num_features, "logits": teacher.num_classes}
         shapes = {part: (self.views, len(dataset), width) for part, width in widths.items()}
         note = "reused"
+        if is_main_process():
+            remove_dead_folders(folder, UNFINISHED)
         if not folder.exists():
             start = time.perf_counter()
             _build_once(runner, folder, key, shapes)
             note = f"built in {time.perf_counter() - start:.0f} s"
-        self._arrays = open_cache(folder, key, shapes)
+        self._arrays, self._folder = open_cache(folder, key, shapes), folder
         size = sum(array.nbytes for array in self._arrays.values()) / 1e6
         say(f"teacher cache: {what} ({relative(folder)}, {size:.1f} MB, {note})")
 
@@ -107,8 +111,8 @@ class TeacherCacheHook(Hook):
         if not self._arrays:
             return
         where = data_batch["view"].cpu().numpy(), data_batch["index"].cpu().numpy()
-        for part, array in self._arrays.items():
-            data_batch[f"teacher_{part}"] = torch.from_numpy(np.asarray(array[where]))
+        for part, rows in take(self._folder, self._arrays, where).items():
+            data_batch[f"teacher_{part}"] = rows
 
 
 def refusals(distiller: Distiller | None, preprocessor: Mapping[str, Any] | None) -> list[str]:
@@ -209,6 +213,7 @@ def _knowledge(runner: TrainingRun) -> Iterator[Knowledge]:
         # A generator of its own, so that the run draws the same numbers whether or not it had to build a cache.
         workers, generator = runner.train_dataloader.num_workers, torch.Generator()
         loader = DataLoader(dataset, _BATCH, sampler=everything, num_workers=workers, generator=generator)
+        loader.multiprocessing_context = worker_context() if workers else None
     batches = math.ceil(dataset.views * len(dataset) / _BATCH)
     for batch in track(loader, "teacher cache", batches, console=console, disable=not console.is_terminal):
         inputs = distiller.data_preprocessor(batch, False)["inputs"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,10 +14,17 @@ import torch
 from torch import Tensor
 
 from ...errors import FBTError, one_line
-from ...files import write_atomic
+from ...files import own_folder, write_atomic
 from ...models.knowledge import Knowledge
+from ...models.weights import file_sha256
 
 KEY = "key.json"
+DIGESTS = "sha256"
+"""In that file, beside what the numbers depend on: the digests of the arrays' files, by part."""
+
+UNFINISHED = ".tmp"
+"""End of the name of a folder that is still being filled."""
+
 Shapes = Mapping[str, tuple[int, int, int]]
 """Of "features" and "logits": (views, images, width)."""
 
@@ -42,13 +47,35 @@ def open_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes) -> dict[str
         if stale:
             raise FBTError(f"teacher cache {folder}: it was made with another {', another '.join(stale)}; {mend}")
         arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in shapes}
+        digests = stored.get(DIGESTS, {})  # caches of before have none
+        changed = [part for part in shapes if digests.get(part, "") not in ("", file_sha256(folder / f"{part}.npy"))]
     except (OSError, EOFError, ValueError, AttributeError) as error:
         raise FBTError(f"teacher cache {folder}: not a whole cache ({one_line(error)}); {mend}") from error
     for part, array in arrays.items():
         if array.shape != shapes[part] or array.dtype != np.float16:
             found = f"{part} are {array.dtype} {array.shape}, not float16 {shapes[part]}"
             raise FBTError(f"teacher cache {folder}: not a whole cache ({found}); {mend}")
+    if changed:
+        raise FBTError(f"teacher cache {folder}: its {changed[0]} are not what was written (sha256 differs); {mend}")
     return arrays
+
+
+def take(folder: Path, arrays: Mapping[str, np.ndarray], where: tuple[np.ndarray, np.ndarray]) -> dict[str, Tensor]:
+    """What the teacher knows about some images: by part the rows of the arrays, (batch, width).
+
+    Args:
+        folder: of the cache.
+        arrays: of :func:`open_cache`.
+        where: views and positions.
+
+    Raises:
+        FBTError: if a file was cut short since it was opened. To read such a map would end the process by a signal.
+    """
+    for part, array in arrays.items():
+        path = folder / f"{part}.npy"
+        if (size := path.stat().st_size) < getattr(array, "offset", 0) + array.nbytes:
+            raise FBTError(f"teacher cache {path}: it was cut to {size:,} bytes while it was in use; delete {folder}")
+    return {part: torch.from_numpy(np.asarray(array[where])) for part, array in arrays.items()}
 
 
 def write_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes, batches: Iterable[Knowledge]) -> None:
@@ -64,9 +91,7 @@ def write_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes, batches: I
         FBTError: if a number has no place in half precision.
         OSError: if the files cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with own_folder(folder, UNFINISHED) as temporary:
         with ExitStack() as stack:
             files = {part: stack.enter_context((temporary / f"{part}.npy").open("wb")) for part in shapes}
             for part, file in files.items():
@@ -78,15 +103,14 @@ def write_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes, batches: I
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
-        write_atomic(temporary / KEY, json.dumps(key, indent=2) + "\n")
+        digests = {part: file_sha256(temporary / f"{part}.npy") for part in shapes}
+        write_atomic(temporary / KEY, json.dumps({**key, DIGESTS: digests}, indent=2) + "\n")
         try:
             temporary.rename(folder)
         except OSError:
             if not folder.exists():
                 raise
             # Another run was faster; open_cache compares its key with this one.
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _half(values: Tensor, part: str) -> bytes:

@@ -13,9 +13,28 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from ...errors import ConfigError, nearest
+from ...errors import ConfigError, FBTError, nearest
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_SKIPPED = 20
+"""Updates in a row that fp16 may skip: its scale, 2**16 at first, is halved each time, and is then below 1/8."""
+
+
+class AlwaysOverflows(FBTError):
+    """The gradient was not finite in fp16, however small its scale.
+
+    Args:
+        skipped: updates in a row that were skipped.
+        parameters: whose gradient is not finite.
+    """
+
+    def __init__(self, skipped: int, parameters: list[nn.Parameter]) -> None:
+        super().__init__(f"the gradient was not finite in {skipped} updates in a row, and none of them was made")
+        self.parameters = parameters
+
+
+def _finite(gradient: Tensor | None) -> bool:
+    return gradient is None or bool(gradient.isfinite().all())
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -24,7 +43,7 @@ class AutocastOptimWrapper(OptimWrapper):
 
     A loss or gradient that is not finite stops all updates from that step on, on every rank, without a wait for the
     device where the optimizer is a fused one on a GPU; the loss guard finds out later which loss it was. (Gradients
-    that overflow in fp16 are no fault: torch's scaler skips those steps and lowers its scale.)
+    that overflow in fp16 are no fault: torch's scaler skips those steps and lowers its scale; too many in a row are.)
 
     mmengine's own AmpOptimWrapper refuses CPUs, and its gradient clipping reads the norm at every step.
 
@@ -54,6 +73,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self._bad = torch.zeros((), device=self.device)
         self._one = torch.ones((), device=self.device)
         self._stopped = False  # the same as a Python value, for optimizers that are not masked on the device
+        self._skipped, self._updated = 0, False  # updates in a row; whether one was ever made here
         self.period = 0
         self.grad_norm: Tensor | None = None
 
@@ -133,8 +153,18 @@ class AutocastOptimWrapper(OptimWrapper):
         if self.clip_grad_kwargs:
             self._scaler.unscale_(self.optimizer)
             self.clip_func(self._trained, **self.clip_grad_kwargs)
+        scale = self._scaler.get_scale()
         self._scaler.step(self.optimizer, **kwargs)
         self._scaler.update()
+        skipped = self._scaler.get_scale() < scale
+        self._skipped, self._updated = (self._skipped + 1 if skipped else 0), self._updated or not skipped
+        if self._skipped >= MOST_SKIPPED:
+            raise AlwaysOverflows(self._skipped, [p for p in self._trained if not _finite(p.grad)])
+
+    @property
+    def only_skipped(self) -> int:
+        """How many updates were skipped for fp16's overflows, where none was made at all."""
+        return 0 if self._updated else self._skipped
 
     def _found(self) -> Tensor:
         """1 where the gradients are not finite, else 0; they are clipped on the way."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -148,6 +150,34 @@ def test_another_machine_takes_results_out_of_the_study(compare: Callable, tmp_p
     code, _, _ = compare("grid.py", "--pairs", "a_b", "--storage", url, "--out", "two")
     assert code == 0 and len(calls(tmp_path)) == 6
     assert sorted(lines(tmp_path / "one")) == sorted(lines(tmp_path / "two")) and len(lines(tmp_path / "one")) == 6
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        (lambda line: line.replace('"a_b"', '"../../x"', 1), "pair: expected a name that can be a folder's"),
+        pytest.param(
+            lambda line: line.replace('"seed":0', '"seed":1', 1), "is that of a_b/t_s/seed 1", marks=pytest.mark.slow
+        ),
+        pytest.param(lambda line: "{", "is no trial", marks=pytest.mark.slow),
+    ],
+)
+def test_a_result_that_another_machine_made_up_is_one_line(
+    result: Callable, says: str, compare: Callable, tmp_path: Path
+) -> None:
+    arguments = ("grid.py", "--methods", "t_s", "--pairs", "a_b", "--seeds", "0")
+    compare(*arguments)
+    [database] = (tmp_path / "work_dirs").rglob("study.db")
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        [[line]] = connection.execute("SELECT value_json FROM trial_user_attributes WHERE key = 'result'")
+        changed = json.dumps(result(json.loads(line)))
+        connection.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = 'result'", [changed])
+    [results] = (tmp_path / "work_dirs").rglob("trials.jsonl")
+    results.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = compare(*arguments)
+    assert code == 2 and len(err) == 1 and err[0].startswith("error: --storage") and says in err[0]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_failure_is_one_line_and_hurts_nothing_else(compare: Callable, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def start(folder: Path, *args: str) -> subprocess.Popen[bytes]:
 
 def results(folder: Path) -> dict[str, Any]:
     """All that a run leaves behind but the times, and the command, which names the folder."""
-    (_, last), *more = training_checkpoints(folder)
+    (_, last), *more = training_checkpoints(folder, 79)
     assert not more
     checkpoint = read_checkpoint(last)
     checkpoint.pop("meta")

@@ -30,7 +30,12 @@ def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path, monkeypatch: p
     code, _, err = tool("rank_splices", folder)
     assert code == 2 and "trainings of one pair, not of none" in err
     values = [[0.1 * (i + j) for j in range(4)] for i in range(4)]
-    names = dict(rows=[f"T{i + 1}" for i in range(4)], columns=[f"S{i + 1}" for i in range(4)], values=values)
+    names = dict(
+        models=["teacher", "student"],
+        rows=[f"T{i + 1}" for i in range(4)],
+        columns=[f"S{i + 1}" for i in range(4)],
+        values=values,
+    )
     cka = dict(images=8, maps=dict(teacher_student=names))
     for place, method in enumerate(["t_s", *SPLICES]):
         for seed in (0, 1):

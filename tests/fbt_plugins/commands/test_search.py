@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -153,7 +154,7 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_values(
     assert log.read_text().split().count("0000") == 1  # what was done is not run again
 
 
-def test_a_trial_whose_owner_died_keeps_its_values(tmp_path: Path) -> None:
+def test_a_trial_whose_owner_died_keeps_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ratio.py").write_text(SEARCH)
     config = load_config(tmp_path / "ratio.py")
     url = f"sqlite:///{tmp_path / 'study.db'}"
@@ -168,9 +169,10 @@ def test_a_trial_whose_owner_died_keeps_its_values(tmp_path: Path) -> None:
     dead.plan(claim)
     chosen = dead.study.trial(claim).params
     dead.study.report(claim.trial, 1, 42.0)
-    time.sleep(2.5)
-    alive = make()
-    again = alive.study.claim({Slot(0)})
+    alive, again = make(), None
+    monkeypatch.setattr("fbt_plugins.jobs.study.time", SimpleNamespace(monotonic=itertools.count().__next__))
+    for _ in range(4):  # looks, a second apart, none of which sees a heartbeat
+        again = again or alive.study.claim({Slot(0)})
     assert again is not None and again.trial != claim.trial
     alive.plan(again)
     trial = alive.study.trial(again)

@@ -10,6 +10,7 @@ from runs import TINY, run
 
 from fbt_plugins.config.loading import default_work_dir, load_config, load_matrix
 from fbt_plugins.config.matrix import Matrix
+from fbt_plugins.config.options import OPTIONS
 from fbt_plugins.errors import ConfigError
 
 TABLES = """
@@ -134,4 +135,39 @@ def test_a_cells_run_stands_by_itself(path: Path, tmp_path: Path, capsys: pytest
     shown = f"published 71.50 % (a table); here {summary['student_top1']:.2f} %"
     assert shown in capsys.readouterr().out
     again = load_config(tmp_path / "run" / "config.py")
-    assert again.to_dict() == config.to_dict()
+    starts = {key for key, option in OPTIONS.items() if option.of_the_start}
+    assert again.to_dict() == {key: value for key, value in config.to_dict().items() if key not in starts}
+
+
+def test_a_child_of_a_matrix_changes_all_of_its_runs(path: Path, tmp_path: Path) -> None:
+    child = """
+_base_ = "grid.py"
+train_cfg = dict(max_epochs=1)
+train_dataloader = dict(batch_size=2)
+model = dict(logit_loss=dict(temperature=3.0))
+pairs = dict(a_c=dict(train_dataloader=dict(batch_size=6)))
+"""
+    (tmp_path / "short.py").write_text(child)
+    config = load_config(tmp_path / "short.py", pair="a_b", method="kd")
+    assert config.train_cfg.max_epochs == 1 and config.train_dataloader.batch_size == 2  # the pair's was 4
+    assert config.model.logit_loss == dict(type="KDLoss", temperature=3.0)
+    assert config.model.fusion is None and config.reference.top1 == 71.5  # what it does not speak of stays
+    other = load_config(tmp_path / "short.py", pair="a_c", method="kd")
+    assert other.model.logit_loss.temperature == 3.0  # not what a_c has for kd
+    assert other.train_dataloader.batch_size == 6  # the child's own table comes last
+    assert load_config(path, pair="a_b", method="kd").train_dataloader.batch_size == 4
+
+
+def test_a_child_that_changes_a_type_drops_the_inherited_arguments_of_all_cells(path: Path, tmp_path: Path) -> None:
+    child = '_base_ = "grid.py"\nmodel = dict(logit_loss=dict(type="DKDLoss", beta=2.0))\n'
+    (tmp_path / "dkd.py").write_text(child)
+    config = load_config(tmp_path / "dkd.py", pair="a_b", method="kd")
+    assert config.model.logit_loss == dict(type="DKDLoss", beta=2.0)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "..", "a\\b", "", 3])
+def test_names_that_would_leave_the_runs_folder_are_refused(name: object) -> None:
+    with pytest.raises(ConfigError, match=r"methods: .* cannot be a folder's name"):
+        Matrix.of(dict(pairs=dict(a_b={}), methods={name: {}}))
+    with pytest.raises(ConfigError, match=r"pairs: .* cannot be a folder's name"):
+        Matrix.of(dict(pairs={name: {}}, methods=dict(kd={})))

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS
 from fbt_plugins.data import FashionMNIST, FashionMNISTMini, make_fashion_mnist_mini, stratified_order
 from fbt_plugins.data.fashion_mnist import EMBEDDED, read_embedded, read_original
 
-ORIGINALS = Path(os.environ.get("FBT_FASHION_MNIST", "/usr/share/dataset-fashion-mnist"))
+ORIGINALS = Path(os.environ.get("FBT_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 needs_originals = pytest.mark.skipif(
     not ORIGINALS.is_dir(),
     reason=f"no original Fashion-MNIST in {ORIGINALS}; set FBT_FASHION_MNIST to a folder with it",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
+import torch
 from mmengine.registry import DATA_SAMPLERS
 
-from fbt_plugins.data import SeededSampler, sampler
+from fbt_plugins.data import EpochSampler, FashionMNISTMini, SeededSampler, sampler
+from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import FBTError
 
 
@@ -78,3 +83,42 @@ def test_shares_without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_shares_seek_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shares(10, 3, monkeypatch, start=2) == [part[2:] for part in shares(10, 3, monkeypatch)]
+
+
+def epochs_of(kind: str, in_memory: bool) -> list[torch.Tensor]:
+    """The images of three epochs in the order of the data set, from a loader that the runner built."""
+    dataset = dict(type="FashionMNISTMini", split="val", transforms=[dict(type="RandomCrop", size=28, padding=4)])
+    config = dict(dataset=dataset, sampler=dict(type=kind), batch_size=60, num_batch_per_epoch=1, in_memory=in_memory)
+    loader = DistillRunner.build_dataloader(SimpleNamespace(device="cpu"), config, seed=3)  # type: ignore[arg-type]
+    images = []
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        batch = next(iter(loader))
+        images.append(batch["inputs"][batch["index"].argsort()])
+    return images
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_another_sampler_shows_other_views_in_other_epochs_as_ours_does(in_memory: bool) -> None:
+    views = {kind: epochs_of(kind, in_memory) for kind in ("SeededSampler", "DefaultSampler")}
+    for a, b in zip(*views.values(), strict=True):
+        assert torch.equal(a, b)  # the epoch alone decides on an image's view
+    first, second, third = views["DefaultSampler"]
+    same = (first == second).flatten(1).all(1) | (second == third).flatten(1).all(1)
+    assert same.float().mean() < 0.2
+
+
+def test_a_sampler_without_end_begins_other_epochs_and_one_without_epochs_cannot_seek() -> None:
+    data = FashionMNISTMini("val")
+    endless = EpochSampler(data, dict(type="InfiniteSampler", shuffle=False), seed=1)
+    keys = list(itertools.islice(endless, 2001))
+    assert keys[999:1001] == [(0, 999), (1, 0)] and keys[2000] == (2, 0)
+    for go_on in (endless.seek, endless.set_epoch):
+        with pytest.raises(FBTError, match=r"--resume: InfiniteSampler cannot go on .* use SeededSampler"):
+            go_on(4)
+    ours = EpochSampler(data, dict(type="DefaultSampler"), seed=1)
+    ours.set_epoch(2)
+    whole = list(ours)
+    ours.seek(7)
+    assert list(ours) == whole[7:] and {epoch for epoch, _ in whole} == {2}
+    assert list(EpochSampler(range(3), dict(type="DefaultSampler", shuffle=False))) == [0, 1, 2]  # takes no epochs

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN
+from torchvision.transforms.v2.functional import to_pil_image
 
 from fbt_plugins.data import build_transforms, seeded
 from fbt_plugins.errors import ConfigError
@@ -107,3 +108,41 @@ def test_timm_arguments_that_change_the_output(argument: str) -> None:
 def test_timm_augmentation_without_training_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="'auto_augment', 're_prob' without is_training=True would be ignored"):
         build_transforms([{"type": "timm", "auto_augment": "rand-m9", "re_prob": 0.2}], "here")
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "augmix-m9-mstd0.5", "original-mstd0.5", "v0"])
+def test_timms_strongest_posterizing_keeps_one_bit(policy: str) -> None:
+    (step,) = build_transforms(
+        [dict(type="timm", input_size=8, is_training=True, auto_augment=policy)], "t"
+    ).transforms[:1]
+    (augment,) = [t for t in step.transform.transforms if hasattr(t, "ops") or hasattr(t, "policy")]
+    operations = getattr(augment, "ops", None) or [o for part in augment.policy for o in part]
+    posterizing = [o for o in operations if o.name.startswith("Posterize")]
+    assert posterizing or policy.startswith("augmix")
+    image = to_pil_image(torch.full((3, 8, 8), 200, dtype=torch.uint8))
+    for operation in posterizing:
+        assert operation.aug_fn(image, 0).getpixel((0, 0)) == (128, 128, 128)  # its highest bit alone
+        assert operation.aug_fn(image, 2).getpixel((0, 0)) == (192, 192, 192)
+
+
+@pytest.mark.slow
+def test_the_policy_of_the_papers_recipes_can_be_drawn_20000_times() -> None:
+    config = dict(type="timm", input_size=8, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)
+    transform = build_transforms([config], "t")
+    image = torch.full((3, 8, 8), 200, dtype=torch.uint8)
+    for number in range(20_000):
+        with seeded(number):
+            assert transform(image).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["Normalize", "LinearTransformation"])
+def test_images_are_not_normalised_twice(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"t\[1\] {name}: drop it: each model normalises images in \[0, 1\] itself"):
+        build_transforms([dict(type="ToTensor"), dict(type=name, mean=(0.5,), std=(0.5,))], "t")
+    with pytest.raises(ConfigError, match=rf"t\[0\].transforms\[0\] {name}: drop it"):
+        build_transforms([dict(type="RandomApply", transforms=[dict(type=name)])], "t")
+
+
+def test_no_functions_in_a_config() -> None:
+    with pytest.raises(ConfigError, match=r"t\[0\] Lambda: a config holds no functions: do it in a data set"):
+        build_transforms([dict(type="Lambda", lambd=str)], "t")

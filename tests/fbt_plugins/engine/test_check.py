@@ -1,4 +1,4 @@
-"""What ``check_config`` finds: all that is wrong with a config, a line each."""
+"""What ``check_config`` finds: all that is wrong with a config, a line each, before a run trips over it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.registry import DATASETS
+from runs import builder
+from torch.utils.data import Dataset
 
 from fbt_plugins.config.loading import load_config
+from fbt_plugins.data import InMemoryDataset
 from fbt_plugins.engine.check import check_config
+from fbt_plugins.engine.loaders import open_splits
+from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError
 
 FLAGSHIP = Path(__file__).parents[3] / "configs" / "fbt_convnext_resmlp.py"
@@ -190,3 +196,80 @@ def test_a_teachers_file_is_held_against_the_model(tmp_path: Path) -> None:
     (line,) = problems({"model.teacher.checkpoint": str(tmp_path / "teacher.pth")})
     assert line.startswith(f"model.teacher: checkpoint '{tmp_path / 'teacher.pth'}' does not fit convnext_tiny: ")
     assert "head.fc.weight is (100, 208) in the file and (10, 208) in the model" in line
+
+
+# ---- check data -----------------------------------------------------------------------------------------------------
+
+
+VIT = dict(type="timm", name="vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=10, embed_dim=24, depth=4)
+RESNET = dict(type="timm", name="resnet18", num_classes=10, channels=(8, 8, 8, 8))
+SCRATCH = {"model.teacher": None, "model.fusion": None, "model.edges": (), "model.feature_loss": None}
+TRANSFORMS = "train_dataloader.dataset.transforms"
+
+
+class Seedless(Dataset[int]):
+    def __init__(self, count: int = 3) -> None:
+        pass
+
+
+class Few(InMemoryDataset):
+    def __init__(self, count: int, seed: int = 0) -> None:
+        images, labels = torch.zeros(count, 32, 32, dtype=torch.uint8), torch.zeros(count, dtype=torch.long)
+        super().__init__(list("0123456789"), images, labels, (), seed)
+
+
+@pytest.fixture(autouse=True)
+def data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (Seedless, Few):
+        monkeypatch.setitem(DATASETS.module_dict, kind.__name__, kind)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"randomness.seed": -1}, "randomness.seed: from 0 to 2**32 - 1, not -1"),
+        ({"randomness.seed": 2**32}, "randomness.seed: from 0 to 2**32 - 1, not 4294967296"),
+        ({"randomness.seed": True}, "randomness.seed: a whole number, not True"),
+        (
+            {"model.student": {**VIT, "in_chans": 1, "mean": 0.5, "std": 0.5}},
+            "model.student: in_chans=1, but images have 3 channels",
+        ),
+        (
+            {"model.student": {**VIT, "patch_drop_rate": 0.5}},
+            "vit_tiny_patch16_224: stage 1 gives 9 x 24 per image in training, but 17 x 24 in evaluation",
+        ),
+        ({"ema": {}, "optim_wrapper.type": "OptimWrapper"}, "ema: OptimWrapper does not say which updates were made"),
+        ({"train_dataloader.dataset": dict(type="Seedless")}, "dataset: Seedless takes no seed, which a run gives"),
+        ({TRANSFORMS: [dict(type="Normalize", mean=[0.5], std=[0.5])]}, "transforms[0] Normalize: drop it: each"),
+        (
+            {TRANSFORMS: [dict(type="RandomCrop", size=64)]},
+            "FashionMNISTMini.transforms fail on images of 28x28 pixels",
+        ),
+        ({"val_dataloader.sampler.type": "InfiniteSampler"}, "val_dataloader.sampler: InfiniteSampler never ends"),
+    ],
+)
+def test_what_would_stop_a_run_is_found_by_the_check(options: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_config(builder(tmp_path)(**options))
+    assert says in str(error.value)
+
+
+def test_patches_may_be_dropped_where_nothing_takes_stages(tmp_path: Path) -> None:
+    check_config(
+        builder(tmp_path)(**SCRATCH, **{"model.logit_loss": None, "model.student": {**VIT, "patch_drop_rate": 0.5}})
+    )
+
+
+def test_a_last_batch_of_one_image_is_counted_where_batchnorm_cannot_train_on_it(tmp_path: Path) -> None:
+    few = {"train_dataloader.dataset": dict(type="Few", count=17), "train_dataloader.num_batch_per_epoch": None}
+    config = builder(tmp_path)(**few, **{"model.student": RESNET, "train_dataloader.drop_last": False})
+    distiller = check_config(config)
+    says = r"17 images in batches of 8, the last of 3 batches with one image: .* set train_dataloader.drop_last=True"
+    with pytest.raises(ConfigError, match=says):
+        open_splits(config, distiller)
+    with pytest.raises(ConfigError, match=says):
+        DistillRunner.from_cfg(config)
+    config.train_dataloader.drop_last = True
+    open_splits(config, distiller)
+    config.train_dataloader.update(drop_last=False, dataset=dict(type="Few", count=18))
+    open_splits(config, distiller)

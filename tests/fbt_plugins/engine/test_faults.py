@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,11 @@ from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge
 from fbt_plugins.engine.check import check_config
-from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint
+from fbt_plugins.engine.faults import _known, in_one_line
+from fbt_plugins.engine.hooks.checkpoints import AtomicCheckpointHook, find_resume, read_checkpoint
+from fbt_plugins.engine.hooks.loss_guard import NotFinite
+from fbt_plugins.engine.optim.wrapper import AlwaysOverflows
+from fbt_plugins.engine.processes import allow_open_files
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError, FBTError
 
@@ -168,7 +174,7 @@ def test_statistics_that_are_not_finite_are_not_saved(config: Build) -> None:
     runner.model.train_step = poisoned
     with pytest.raises(FBTError, match=r"at iteration 6.*statistics are not finite either: .*epoch_1.pth is whole"):
         runner.train()
-    _, checkpoint = find_resume(Path(runner.work_dir))
+    _, checkpoint = find_resume(Path(runner.work_dir), 4)
     assert all(v.isfinite().all() for v in checkpoint["state_dict"].values() if v.is_floating_point())
 
 
@@ -220,7 +226,7 @@ def test_an_image_that_disappears(config: Build, tmp_path: Path, workers: int) -
     runner.model.train_step = losing
     with pytest.raises(FBTError, match=r"png is no readable image.*epoch_[12].pth is whole; go on with --resume"):
         runner.train()
-    assert find_resume(Path(runner.work_dir))[0].name in ("epoch_1.pth", "epoch_2.pth")  # workers read ahead
+    assert find_resume(Path(runner.work_dir), 4)[0].name in ("epoch_1.pth", "epoch_2.pth")  # workers read ahead
 
 
 @pytest.mark.parametrize(
@@ -250,8 +256,108 @@ def test_memory_that_is_full(config: Build, error: RuntimeError, says: str) -> N
         runner.train()
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RuntimeError(
+                "Caught RuntimeError in DataLoader worker process 0.\nstack expects each tensor to be equal size"
+            ),
+            "the images of a batch have different sizes; add dict(type='Resize'",
+        ),
+        (
+            ValueError("Expected more than 1 value per channel when training, got input size torch.Size([1, 8, 1, 1])"),
+            "a batch of one image cannot train BatchNorm: set train_dataloader.drop_last=True",
+        ),
+        (ValueError("another"), None),
+    ],
+)
+def test_what_data_do_to_a_batch_is_said_in_words(error: Exception, says: str | None) -> None:
+    known = _known(error, distributed=False)
+    assert known is None if says is None else says in str(known)
+
+
+def fault(error: Exception, **parts: Any) -> str:
+    """What a run whose checkpoint hook and parts are these says of an error."""
+    runner: Any = SimpleNamespace(distributed=False, **parts)
+    with pytest.raises(FBTError) as said, in_one_line(runner):
+        raise error
+    return str(said.value)
+
+
+def test_a_checkpoint_is_called_whole_only_where_it_is(tmp_path: Path) -> None:
+    hook = AtomicCheckpointHook()
+    hook.saved, path = 4, tmp_path / "epoch_1.pth"
+    hook.last_ckpt = str(path)
+    error = OSError(errno.ENOSPC, "No space left on device")
+    assert "nothing to go on from is left" in fault(error, hook=lambda _: hook)
+    for value, says in ((1.0, "is whole; go on with --resume"), (float("nan"), "what is in it is not finite")):
+        torch.save(dict(meta={}, message_hub={}, state_dict={"weight": torch.tensor([value])}), path)
+        assert says in fault(error, hook=lambda _: hook)
+
+
+def test_fp16_that_never_updates_is_named() -> None:
+    model = nn.Linear(1, 1)
+    text = fault(AlwaysOverflows(20, [model.bias]), hook=lambda _: None, distiller=model)
+    assert "in 20 updates in a row, and none of them was made (first of bias); try --amp bf16" in text
+
+
+def test_what_is_from_after_a_loss_that_was_not_finite_is_said() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    hook = AtomicCheckpointHook()
+    hook.saved, hook.last_ckpt = 0, "iter_4.pth"
+    parts: Any = dict(hook=lambda _: hook, train_loop=None, rewind=lambda *_: None)
+    parts["optim_wrapper"] = SimpleNamespace(group_start=lambda iteration: iteration)
+    model.edges = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hook, "save_now", lambda *_: None)
+        text = fault(NotFinite("task", float("nan"), 4), distiller=model, **parts)
+        assert "iter_4.pth has the weights from before it (BatchNorm statistics are from after it); look at" in text
+        text = fault(NotFinite("task", float("nan"), 4), distiller=_without_statistics(model), **parts)
+        assert "iter_4.pth has the weights from before it; look at" in text
+
+
+def _without_statistics(model: Any) -> Any:
+    plain: Any = nn.Sequential(model[0])
+    plain.edges = {}
+    return plain
+
+
 def test_a_bug_of_a_plugin_comes_as_it_is(config: Build) -> None:
     runner = DistillRunner.from_cfg(config("run"))
     runner.model.train_step = lambda *args, **kwargs: [][0]
     with pytest.raises(IndexError):
         runner.train()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "memory is full, or limited"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+            "memory is full",
+        ),
+        (RuntimeError("can't start new thread"), "memory is full, or limited"),
+        (RuntimeError("[gloo] Timed out waiting 1800000ms for recv operation to complete"), "another process .* hangs"),
+        (RuntimeError("NCCL watchdog: collective operation timeout: WorkNCCL(SeqNum=3)"), "another process .* hangs"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error: Exception, says: str) -> None:
+    run: Any = SimpleNamespace(hook=lambda kind: None, distributed=True)
+    with pytest.raises(FBTError, match=f"^{says}.*; nothing was saved yet$") as caught, in_one_line(run):
+        raise error
+    assert len(caught.value.lines()) == 1
+
+
+def test_too_few_open_files_are_told_before_torch_waits_for_ever() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        few = len(list(Path("/dev/fd").iterdir())) + 5
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+        allow_open_files(2)
+        assert few < resource.getrlimit(resource.RLIMIT_NOFILE)[0] < few + 50  # raised, as far as needed
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(FBTError, match=r"^num_workers: 10000000 workers need about .* open files, .* \(ulimit -n\)"):
+        allow_open_files(10_000_000)

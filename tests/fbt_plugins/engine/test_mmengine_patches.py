@@ -5,12 +5,10 @@ from __future__ import annotations
 from abc import ABCMeta
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.base_loop import BaseLoop
 from runs import Build
@@ -67,19 +65,3 @@ def test_whether_a_loop_is_one_is_asked_of_an_abstract_class() -> None:
 def test_loops_cannot_be_told_where_they_are() -> None:
     for loop in (EpochBasedTrainLoop, IterBasedTrainLoop):
         assert loop.iter.fset is None and loop.epoch.fset is None
-
-
-def test_an_old_checkpoint_is_deleted_before_the_new_one_is_written(tmp_path: Path) -> None:
-    there: list[list[str]] = []
-
-    def save(folder: str, name: str, *_: Any, **__: Any) -> None:
-        there.append(sorted(p.name for p in tmp_path.glob("*.pth")))
-        (tmp_path / name).write_bytes(b"")
-
-    runner = MagicMock(work_dir=str(tmp_path), save_checkpoint=save)
-    runner.message_hub.runtime_info = {}
-    hook = CheckpointHook(interval=1, max_keep_ckpts=1)
-    hook.before_train(runner)
-    for epoch in (1, 2):
-        hook._save_checkpoint_with_step(runner, epoch, {})
-    assert there == [[], []] and (tmp_path / "epoch_2.pth").exists()

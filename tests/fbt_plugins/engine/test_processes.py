@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from forked import Done, Typed
-from runs import assert_equal
+from runs import assert_equal, records
+from torch import distributed as dist
 from two_processes import BATCH_NORM, DRAWN, SCHEDULED, accuracy, build, gradients
 
 from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint
-from fbt_plugins.engine.processes import find_processes, freeze_unreached
+from fbt_plugins.engine.processes import find_processes, freeze_unreached, leave_processes
 from fbt_plugins.errors import FBTError
 
 TESTS = Path(__file__).parents[2]
@@ -82,6 +83,7 @@ def test_statistics_agree_validation_counts_once_and_resume_is_exact(tmp_path: P
     ends = [read_checkpoint(tmp_path / run / "iter_12.pth") for run in ("whole", "killed")]
     for part in ("state_dict", "optimizer", "loss_window", "rank_statistics"):
         assert_equal(ends[0][part], ends[1][part], part)
+    assert records(tmp_path / "whole") == records(tmp_path / "killed")  # each process went on with its own losses
     # The run ended with its best weights; one process finds the same accuracy with them.
     one = build(tmp_path, "one", **BATCH_NORM)
     one.model.load_state_dict(read_checkpoint(next((tmp_path / "whole").glob("best_*")))["state_dict"])
@@ -100,7 +102,7 @@ def test_a_process_that_dies_ends_the_job_with_a_line(tmp_path: Path) -> None:
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> None:
     for done in two("stop", tmp_path):
         assert done.code == 128 + signal.SIGTERM and "stopped by SIGTERM; saved" in done.err, done.err[-3000:]
-    _, checkpoint = find_resume(tmp_path / "stopped")
+    _, checkpoint = find_resume(tmp_path / "stopped", 4)
     assert checkpoint["meta"]["iter"] >= 6 and checkpoint["meta"]["world_size"] == 2
 
 
@@ -129,3 +131,13 @@ def test_what_no_loss_reaches_is_found_without_a_trace(make: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in distiller.state_dict().items())
     assert all(p.grad is None for p in distiller.parameters())
     assert freeze_unreached(make()) == []
+
+
+# ---- processes b ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_takes_its_process_group_apart(tmp_path: Path) -> None:
+    leave_processes()  # one process has none
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    leave_processes()
+    assert not dist.is_initialized()

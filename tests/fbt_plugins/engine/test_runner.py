@@ -101,7 +101,7 @@ def test_the_student_file_can_teach(config: Build, whole: DistillRunner) -> None
 
 
 def test_checkpoints_are_plain_and_hold_no_teacher(whole: DistillRunner) -> None:
-    path, checkpoint = find_resume(Path(whole.work_dir))
+    path, checkpoint = find_resume(Path(whole.work_dir), 4)
     assert path.name == "epoch_3.pth"  # read with weights_only=True
     assert {"meta", "state_dict", "optimizer", "param_schedulers"} <= checkpoint.keys()
     assert not any("teacher" in k and "edges" not in k for k in checkpoint["state_dict"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import subprocess
@@ -11,14 +12,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("optuna")
 from optuna.trial import TrialState
+from sqlalchemy import text
 
 from fbt_plugins.errors import FBTError
-from fbt_plugins.jobs.study import Run, SharedStudy, hidden
+from fbt_plugins.jobs.study import Claim, Run, SharedStudy, hidden
 
 RUNS = [Run("a_b", method, seed, "c0ffee") for method in ("kd", "fbt") for seed in range(3)]
 WORKER = """
@@ -102,21 +105,58 @@ def test_nobody_takes_a_run_between_anothers_look_and_grasp(url: str, monkeypatc
     assert taken == [None]
 
 
-def test_a_run_whose_owner_died_is_free_again(url: str) -> None:
-    dead = SharedStudy("grid", url, Run, heartbeat=1, grace=1)
+class Clock:
+    """Time that passes when a test says so; heartbeats are the database's times, by whatever clock that has."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("fbt_plugins.jobs.study.time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def pass_by(self, study: SharedStudy[Run], seconds: int, beating: Claim[Run] | None = None) -> list[Claim[Run]]:
+        """What a study that looks each 2 seconds takes in the meantime."""
+        taken = []
+        for _ in range(0, seconds, 2):
+            self.now += 2
+            if beating is not None:
+                beat_at(study, beating, self.now)
+            taken += [claim for _ in range(2) if (claim := study.claim(set(RUNS)))]
+        return taken
+
+
+def beat_at(study: SharedStudy[Run], claim: Claim[Run], at: float) -> None:
+    """A heartbeat at a time of the database's clock."""
+    when = datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    with study.storage.engine.begin() as connection:
+        statement = text("UPDATE trial_heartbeats SET heartbeat = :at WHERE trial_id = :trial")
+        connection.execute(statement, {"at": when, "trial": claim.trial})
+
+
+def test_a_run_whose_owner_died_is_free_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    dead = SharedStudy("grid", url, Run)
     dead.add(RUNS[:2])
     lost, kept = dead.claim(set(RUNS)), dead.claim(set(RUNS))
     assert lost is not None and kept is not None
-    alive = SharedStudy("grid", url, Run, heartbeat=1, grace=1)
-    assert alive.claim(set(RUNS)) is None
-    for _ in range(5):
-        time.sleep(0.6)
-        dead.beat(kept)
-    again = alive.claim(set(RUNS))
-    assert again is not None and again.run == lost.run
-    assert alive.claim(set(RUNS)) is None  # the other's owner has sent heartbeats
+    alive = SharedStudy("grid", url, Run)
+    assert not clock.pass_by(alive, 90, beating=kept)
+    [again] = clock.pass_by(alive, 120, beating=kept)  # the other's owner has sent heartbeats
+    assert again.run == lost.run
     dead.finish(lost, [80.0], "{}")  # it was only slow: its result is not counted twice
     assert not dead.trials([TrialState.COMPLETE])
+
+
+@pytest.mark.parametrize("jump", [-7200, 91, 7200])
+def test_clocks_that_jump_make_nobody_dead(jump: int, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    owner, other = (SharedStudy("grid", url, Run) for _ in range(2))
+    owner.add(RUNS[:1])
+    claim = owner.claim(set(RUNS))
+    assert claim is not None and other.claim(set(RUNS)) is None
+    beat_at(owner, claim, time.time() - jump)  # the last one was before the database's clock jumped
+    assert not clock.pass_by(other, 40) and not clock.pass_by(owner, 400)
+    assert owner.trials()[0].state is TrialState.RUNNING
+    clock.now += 3600  # the whole machine was asleep, the owner too
+    assert not clock.pass_by(other, 20)
 
 
 def test_what_failed_is_tried_by_the_next_command_only(url: str) -> None:
@@ -139,6 +179,13 @@ def test_a_run_can_be_given_back(url: str) -> None:
     study.give_back(claim)
     again = study.claim(set(RUNS))
     assert again is not None and again == claim
+
+
+def test_a_trial_of_something_else_is_one_line(url: str) -> None:
+    study = SharedStudy("grid", url, Run)
+    study.add([Run("../../x", "kd", 0, "c0ffee")])
+    with pytest.raises(FBTError, match=r"--storage: trial 0 is no run of ours \(pair: str '../../x'\)"):
+        study.claim(set(RUNS))
 
 
 def test_another_config_is_another_run(url: str) -> None:

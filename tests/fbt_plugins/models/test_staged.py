@@ -142,6 +142,13 @@ def test_an_order_has_a_number_for_each_position() -> None:
         _ = model.specs
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_verify_takes_networks_with_torchs_old_weight_norm() -> None:
+    net = Toy()
+    nn.utils.weight_norm(next(module for module in net.modules() if isinstance(module, nn.Conv2d)))
+    DECLARED.cut(net, image_size=(8, 8)).verify()
+
+
 def test_a_stage_gives_one_tensor() -> None:
     class Two(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from fbt_plugins import ARCHITECTURES
 from fbt_plugins.models.census import of_model, of_stages, take_census
 from fbt_plugins.models.net_part import NetPart
-from fbt_plugins.models.weightless import Shortened, meta_copy
+from fbt_plugins.models.weightless import Shortened, meta_copy, whole_copy
 
 CHANNELS, SIZES = 6, (2, 6, 4, 5)
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -66,6 +67,18 @@ def test_real_tensors_are_computed() -> None:
     with Shortened():
         found = F.gelu(x)
     assert torch.equal(found, F.gelu(x))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_module_with_a_computed_weight_can_be_copied() -> None:
+    layer = nn.utils.weight_norm(nn.Conv2d(3, 3, 1))  # keeps its weight as no leaf of a graph
+    with pytest.raises(RuntimeError, match="deepcopy protocol"):
+        copy.deepcopy(layer)
+    twin, x = whole_copy(layer), torch.ones(2, 3, 4, 4)
+    assert torch.equal(twin(x), layer(x))
+    twin.weight_g.data.mul_(2)
+    assert not torch.equal(twin(x), layer(x))
+    assert meta_copy(layer)(x.to("meta")).shape == x.shape
 
 
 # ---- net part -------------------------------------------------------------------------------------------------------

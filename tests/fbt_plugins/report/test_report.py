@@ -206,3 +206,12 @@ def test_a_single_run_is_a_report_too(tmp_path: Path) -> None:
     assert "82" not in (tmp_path / "report.md").read_text().split("How to read")[0]
     write_report(tmp_path, compare("grid", [], ORDER, ["a_b/kd/seed 0"], CONTROLS), "x")
     assert "Not finished" in (tmp_path / "report.html").read_text()
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    name = "$x^{$ <b> \\frac"
+    trials = [replace(made, method=name) if made.method == "kd" else made for made in TRIALS]
+    order = [(pair, name if method == "kd" else method) for pair, method in ORDER]
+    controls = {name: name, "scratch": "$\\frac{"}
+    assert len(write_report(tmp_path, compare("grid", trials, order, [], controls), "command")) == 3
+    assert "<b>" not in (tmp_path / "report.html").read_text()

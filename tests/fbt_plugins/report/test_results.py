@@ -16,7 +16,8 @@ from fbt_plugins.files import append_line
 from fbt_plugins.report import Trial, read_trials, trial_of_run, trials_file
 
 ROOT = Path(__file__).parents[3]
-CKA = dict(images=512, maps=dict(teacher_student=dict(rows=["T1"], columns=["S1", "S2"], values=[[0.11, None]])))
+_MAP = dict(models=["teacher", "student"], rows=["T1"], columns=["S1", "S2"], values=[[0.11, None]])
+CKA = dict(images=512, maps=dict(teacher_student=_MAP))
 
 
 def trial(method: str, seed: int, **changes: object) -> Trial:
@@ -77,6 +78,42 @@ def test_a_file_of_something_else_is_one_line(tmp_path: Path, line: str) -> None
     path = written(tmp_path / "trials.jsonl", TRIALS[:1])
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(FBTError, match=r"trials\.jsonl, line 2: not a trial"):
+        read(path)
+
+
+WRONG: dict[str, list[object]] = {
+    "pair": ["../../x", "a/b", "..", "", "a\\b", "a\nb", 3, None],
+    "method": ["/etc", ["kd"]],
+    "seed": ["0", 1.5, True, None],
+    "about": [None],
+    "top1": [{}, {"teacher": 1.0}, {"student": "80"}, {"student": float("nan")}, [80.0], 80.0],
+    "split": [1],
+    "images": ["9", 0.0, float("inf")],
+    "curve": [None, [1], [{"epoch": 1}], [{"epoch": "1", "student": 2.0}]],
+    "reference": [3, {"top1": 81.0}, {"top1": "81", "source": ""}],
+    "config": [None, 3],
+    "hardware": [{}],
+    "about_run": [None, {"seconds": "60"}, {"versions": "torch"}, {"git": {"branch": "x"}}],
+    "cka": [3, {"images": 1}, {"images": 1, "maps": {"a": {**_MAP, "values": [[1.0]]}}}],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_a_field_that_is_not_what_it_should_be_is_one_line(key: str, value: object, tmp_path: Path) -> None:
+    path = written(tmp_path / "trials.jsonl", TRIALS[:1])
+    path.write_text(path.read_text() + json.dumps(json.loads(TRIALS[1].line()) | {key: value}) + "\n")
+    with pytest.raises(FBTError, match=rf"trials\.jsonl, line 2: not a trial \({key}: expected ") as caught:
+        read(path)
+    assert len(caught.value.lines()) == 1
+
+
+def test_lines_that_no_file_could_hold_again_are_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path / "trials.jsonl", TRIALS[:1])
+    half_a_letter = TRIALS[1].line().replace('"about":""', '"about":"\\ud800"')
+    path.write_text(path.read_text() + half_a_letter + "\n" + '{"seed": ' + "9" * 5000 + "}\n")
+    assert read(path)[0] == TRIALS[:1]
+    path.write_text(path.read_text() + "[" * 100_000 + "\n")
+    with pytest.raises(FBTError, match="line 4: not a trial"):
         read(path)
 
 

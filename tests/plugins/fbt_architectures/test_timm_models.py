@@ -13,6 +13,7 @@ from conftest import CNN, DEIT, SWIN
 from torch import nn
 
 from fbt_plugins import ARCHITECTURES
+from fbt_plugins.engine.hooks.checkpoints import save_student
 from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError
 
 _RESNET = dict(layers=(1, 1, 1, 1), channels=(8, 16, 24, 32))
@@ -165,6 +166,20 @@ def test_swin_n_and_swin_p_are_those_of_the_literature() -> None:
         assert [layer.blocks[0].attn.num_heads for layer in net.layers] == [2, 4, 8, 16]
 
 
+def test_a_tag_in_a_name_says_whose_normalisation_and_weights(tmp_path: Path) -> None:
+    tagged = dict(type="timm", name="vit_small_patch16_224.augreg_in21k_ft_in1k", num_classes=5, **_VIT)
+    model = ARCHITECTURES.build(tagged)
+    plain = ARCHITECTURES.build(dict(tagged, name="vit_small_patch16_224"))
+    assert model.mean == model.std == (0.5, 0.5, 0.5) and model.family == "attention" and model.name == tagged["name"]
+    assert [str(spec) for spec in model.specs] == [str(spec) for spec in plain.specs]
+    path = tmp_path / "student.safetensors"
+    save_student(model, path, {})
+    again = ARCHITECTURES.build(dict(tagged, checkpoint=str(path)))
+    assert torch.equal(again.net.head.weight, model.net.head.weight)
+    theirs = timm.create_model(tagged["name"], num_classes=5, **_VIT, checkpoint_path=str(path))
+    assert torch.equal(theirs.head.weight, model.net.head.weight)
+
+
 def test_a_models_own_normalisation_comes_with_it_and_can_be_changed() -> None:
     model = ARCHITECTURES.build(dict(type="timm", name="mixer_s16_224", num_classes=10))
     assert model.mean == (0.5, 0.5, 0.5)
@@ -175,6 +190,7 @@ def test_a_models_own_normalisation_comes_with_it_and_can_be_changed() -> None:
     ("config", "error", "reason"),
     [
         (dict(name="resnet81"), UnknownNameError, "did you mean .*resnet18"),
+        (dict(name="convnext_tiny.fb_in2k"), UnknownNameError, "no weights 'fb_in2k' of 'convnext_tiny'; did you mean"),
         (dict(name="resnet18", drop_rat=0.1), ConfigError, "takes no argument 'drop_rat'.*drop_rate"),
         (dict(name="resmlp_12_224", patch_size=8), ConfigError, "timm fixes 'patch_size'"),
         pytest.param(
@@ -250,6 +266,24 @@ def test_a_new_head_comes_with_a_checkpoint_of_other_classes(config: dict, tmp_p
     new = ARCHITECTURES.build(dict(config, head="new")).net.state_dict()
     differ = {k.rsplit(".", 1)[0] for k, v in old.net.state_dict().items() if not torch.equal(v, new[k])}
     assert len(differ) == (2 if config["name"] == DEIT["name"] else 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("swin_nano_patch4_window7_224", [64, 128, 256, 512]),
+        ("swin_pico_patch4_window7_224", [48, 96, 192, 384]),
+        ("resmlp_s4_patch4_32", [64, 64, 64]),
+        ("mixer_s4_patch4_32", [64, 64, 64]),
+    ],
+)
+def test_the_models_that_only_we_name_give_features_as_timms_do(name: str, channels: list[int]) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(name, features_only=True)
+        size = 32 if name.endswith("32") else 224
+        maps = net(torch.zeros(1, 3, size, size))
+        assert len(timm.create_model(name, features_only=True, out_indices=(0, 1)).feature_info.channels()) == 2
+    assert net.feature_info.channels() == channels and len(maps) == len(channels)
 
 
 FAMILIES = set(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulated iterations, edges that begin, rise and end": {
         **ITERATIONS,
         **SCHEDULES,
-        "optim_wrapper.accumulative_counts": 5,
+        "optim_wrapper.accumulative_counts": 4,  # the first validation, a new best, is in the middle of a group
     },
     "a splice drawn in each step, from a tail of its own, averaged": {
         **MIDDLE,
@@ -94,7 +95,7 @@ def test_resumed_is_uninterrupted(
     last = "iter_12.pth" if "default_hooks.checkpoint.interval" in options else "epoch_3.pth"
     assert_same(whole, resumed, last)
     assert len(list((tmp_path / "third").glob("best_*.pth"))) == 1
-    assert len(training_checkpoints(tmp_path / "third")) == 1
+    assert len(training_checkpoints(tmp_path / "third", 4)) == 1
 
 
 def test_only_checkpoints_to_resume_from_have_what_losses_remember(config: Build, tmp_path: Path) -> None:
@@ -135,11 +136,11 @@ def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path) -> None:
     torch.save(whole, tmp_path / "epoch_2.pth")
     data = (tmp_path / "epoch_2.pth").read_bytes()
     (tmp_path / "epoch_10.pth").write_bytes(data[: len(data) // 2])
-    assert find_resume(tmp_path)[0].name == "epoch_2.pth"
+    assert find_resume(tmp_path, 4)[0].name == "epoch_2.pth"
     for name in ("epoch_1.pth", "epoch_2.pth"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(FBTError, match="only damaged checkpoints"):
-        find_resume(tmp_path)
+        find_resume(tmp_path, 4)
 
 
 def test_nothing_to_resume_is_said_and_auto_begins(
@@ -156,10 +157,10 @@ def test_nothing_to_resume_is_said_and_auto_begins(
 
 def test_another_run_in_the_folder_is_set_aside(config: Build, whole: DistillRunner, tmp_path: Path) -> None:
     shutil.copytree(whole.work_dir, tmp_path / "run")
-    before = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.*") if p.is_file()}
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("[!.]*.*") if p.is_file()}
     run_until(config("run", **{"randomness.seed": 4}), 6)
     assert {p.name: p.read_bytes() for p in (tmp_path / "run" / "earlier_1").iterdir()} == before
-    assert find_resume(tmp_path / "run")[0].name == "epoch_1.pth"  # not the earlier run's third
+    assert find_resume(tmp_path / "run", 4)[0].name == "epoch_1.pth"  # not the earlier run's third
 
 
 def test_a_validation_after_the_run_leaves_its_files_where_they_are(config: Build, tmp_path: Path) -> None:
@@ -167,6 +168,21 @@ def test_a_validation_after_the_run_leaves_its_files_where_they_are(config: Buil
     before = {p.name for p in (tmp_path / "run").iterdir()}
     assert runner.val()["student_top1"] >= 0
     assert {p.name for p in (tmp_path / "run").iterdir()} == before
+
+
+def test_going_on_in_another_folder_ends_with_the_same_result(
+    config: Build, whole: DistillRunner, tmp_path: Path
+) -> None:
+    """The best weights and their score come along: the last validation is not the best one."""
+    last = read_checkpoint(Path(whole.work_dir) / "epoch_3.pth")
+    info = last["message_hub"]["runtime_info"]
+    summary = json.loads((Path(whole.work_dir) / "summary.json").read_text())
+    assert info["best_score"] == summary["best_validation_student_top1"]
+    run(config("other", resume=str(Path(whole.work_dir) / "epoch_3.pth")))
+    again = json.loads((tmp_path / "other" / "summary.json").read_text())
+    same = ("student_top1", "best_epoch", "best_iteration", "best_validation_student_top1")
+    assert [again[key] for key in same] == [summary[key] for key in same]
+    assert {p.name for p in (tmp_path / "other").glob("*.pth")} == {p.name for p in Path(whole.work_dir).glob("*.pth")}
 
 
 def test_what_does_not_fit_the_checkpoint_is_refused(config: Build, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.optim.param_groups import MergedGroupConstructor
-from fbt_plugins.engine.optim.wrapper import AutocastOptimWrapper
+from fbt_plugins.engine.optim.wrapper import MOST_SKIPPED, AlwaysOverflows, AutocastOptimWrapper
 from fbt_plugins.errors import ConfigError
 
 
@@ -126,3 +126,26 @@ def test_layer_decay_says_what_it_needs() -> None:
         groups_of(VIT, layer_decay=2)
     with pytest.raises(ConfigError, match=r"layer_decay: set optim_wrapper.optimizer.lr"):
         MergedGroupConstructor(dict(optimizer=dict(type="AdamW")), dict(layer_decay=0.5))(net())
+
+
+def test_fp16_whose_gradient_is_never_finite_stops_and_names_a_parameter() -> None:
+    model = net()
+    wrapper = build(model, type="AutocastOptimWrapper", precision="fp16")
+    inputs, before = torch.ones(2, 4), [p.clone() for p in model.parameters()]
+
+    def updates(count: int, factor: float) -> None:
+        for _ in range(count):
+            hook = model[1].weight.register_hook(lambda gradient: gradient * factor)
+            wrapper.update_params(model(inputs).square().mean())
+            hook.remove()
+
+    wrapper.initialize_count_status(model, 0, 100)
+    updates(MOST_SKIPPED - 1, float("nan"))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert wrapper.only_skipped == MOST_SKIPPED - 1  # what a run that ends here is told
+    updates(1, 1.0)  # one that is finite: the count begins again
+    assert wrapper.only_skipped == 0
+    updates(MOST_SKIPPED - 1, float("nan"))
+    with pytest.raises(AlwaysOverflows, match=f"not finite in {MOST_SKIPPED} updates in a row") as error:
+        updates(1, float("nan"))
+    assert error.value.parameters == [model[1].weight]

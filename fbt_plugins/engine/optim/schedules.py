@@ -1,0 +1,116 @@
+"""Schedules: what they count, how they follow a scaled rate, and whether a checkpoint's are the config's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
+from mmengine.registry import PARAM_SCHEDULERS
+
+from ...errors import ConfigError, FBTError
+
+RATES = ("eta_min", "eta_max", "min_value")
+"""Arguments of schedules that are learning rates themselves; all others are factors, or count something."""
+_KERNELS = ("params", "fused", "foreach", "capturable", "differentiable")
+_POSITION = ("optimizer", "last_step", "verbose")
+
+Schedule = Mapping[str, Any]
+
+
+def as_list(schedules: Any) -> list[Any]:
+    """A config's ``param_scheduler`` as a list: it may be one schedule, several, or None."""
+    if schedules is None:
+        return []
+    return list(schedules) if isinstance(schedules, Sequence) else [schedules]
+
+
+def in_iterations(schedules: Sequence[Any], max_iters: int, epoch_length: int) -> list[Any]:
+    """Schedules for a loop that counts iterations: those that count epochs are converted, and end with the training.
+
+    Such a loop has no ends of epochs at which they could step.
+
+    Args:
+        schedules: configs; those that a validation's metrics drive stay as they are.
+        max_iters: of the training.
+        epoch_length: iterations that the data have.
+
+    Raises:
+        ConfigError: for a schedule that can count epochs only.
+    """
+    converted = []
+    for i, schedule in enumerate(schedules):
+        if isinstance(schedule, Mapping) and schedule.get("by_epoch", True):
+            kind: Any = PARAM_SCHEDULERS.get(schedule["type"])
+            if not getattr(kind, "need_val_args", False):
+                if not hasattr(kind, "build_iter_from_epoch"):
+                    raise ConfigError(
+                        f"param_scheduler.{i}: {schedule['type']} counts epochs and cannot be converted; "
+                        "train_cfg.by_epoch=False wants one with by_epoch=False"
+                    )
+                end = (max_iters + 0.5) / epoch_length  # mmengine rounds iterations down
+                schedule = {"end": end, **schedule, "convert_to_iter_based": True}
+        converted.append(schedule)
+    return converted
+
+
+def scaled(schedule: Any, ratio: float) -> Any:
+    """A schedule of a rate that was multiplied by ``ratio``: so is every rate that it names."""
+    if not isinstance(schedule, Mapping) or not str(schedule["type"]).endswith("LR"):
+        return schedule
+    return {**schedule, **{key: schedule[key] * ratio for key in RATES if schedule.get(key) is not None}}
+
+
+def refuse_others(
+    optimizer: Any, schedules: Sequence[_ParamScheduler], checkpoint: Mapping[str, Any], filename: str
+) -> None:
+    """Lets a run go on only with the optimizer's arguments and the schedules that its checkpoint has.
+
+    Loading a checkpoint would put the old ones back, whatever the config says now.
+
+    Args:
+        optimizer: as the config says, and so are ``schedules``; nothing is loaded yet.
+        checkpoint: with ``optimizer`` and ``param_schedulers``.
+        filename: of it, for the message.
+
+    Raises:
+        FBTError: with the first difference.
+    """
+    found = _first_difference(optimizer, schedules, checkpoint)
+    if found is not None:
+        what, before, now = found
+        raise FBTError(
+            f"--resume {filename}: another run's ({what}: {before} in the checkpoint, {now} here); "
+            "keep what it had, or begin anew from its weights with load_from"
+        )
+
+
+def _first_difference(
+    optimizer: Any, schedules: Sequence[_ParamScheduler], checkpoint: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    for i, (own, state) in enumerate(zip(schedules, checkpoint.get("param_schedulers", ()), strict=False)):
+        unit = "" if own.by_epoch else " in iterations"
+        arguments = {name for cls in type(own).__mro__ for name in inspect.signature(cls).parameters}
+        for name in sorted(arguments.difference(_POSITION) & state.keys() & vars(own).keys()):
+            if vars(own)[name] != state[name]:
+                counts = unit if name in ("begin", "end", "T_max", "step_size", "milestones", "total_steps") else ""
+                return f"param_scheduler.{i}.{name}{counts}", _plain(state[name]), _plain(vars(own)[name])
+        if own.base_values != state.get("base_values", own.base_values):
+            rates = zip(state["base_values"], own.base_values, strict=False)
+            before, now = next((a, b) for a, b in rates if a != b)
+            return f"optim_wrapper.optimizer.{own.param_name}", before, now
+    moving = {"betas" if own.param_name == "momentum" else own.param_name for own in schedules}
+    moving |= {own.param_name for own in schedules} | {f"initial_{own.param_name}" for own in schedules}
+    saved = checkpoint.get("optimizer", {}).get("param_groups", ())
+    for group, old in zip(optimizer.param_groups, saved, strict=False):
+        for name in group.keys() & old.keys() - moving - set(_KERNELS):
+            if _plain(group[name]) != _plain(old[name]):
+                return f"optim_wrapper.optimizer.{name}", _plain(old[name]), _plain(group[name])
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):  # milestones, as mmengine counts them
+        return sorted(value)
+    return list(value) if isinstance(value, tuple) else value
