@@ -165,7 +165,7 @@ CASES = [
 
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_well_known_names(family: str, name: str) -> None:
-    with torch.device("meta"):
+    with on_meta():
         model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=10))
     assert model.family == family
 

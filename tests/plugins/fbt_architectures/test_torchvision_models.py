@@ -10,6 +10,7 @@ from fbt_architectures import torchvision_models
 from torchvision import models
 
 from fbt_plugins import ARCHITECTURES, ConfigError, FBTError, UnknownNameError
+from fbt_plugins.models.weightless import on_meta
 
 SMALLEST: dict[str, tuple[int, str]] = {
     "alexnet": (64, "cnn"),
@@ -65,7 +66,7 @@ def test_stages_and_head_are_the_model(name: str) -> None:
 
 
 def test_a_vit_is_cut_two_two_six_two_and_a_resnet_at_its_layers() -> None:
-    with torch.device("meta"):
+    with on_meta():
         assert build("vit_b_16").stages[0].code.points[1:3] == (
             "encoder.layers.encoder_layer_3",
             "encoder.layers.encoder_layer_9",
