@@ -17,6 +17,7 @@ import torch
 
 from ..errors import FBTError, one_line
 from ..models.declaration import Catalogue
+from ..models.weightless import on_meta
 from ..registry.loading import load_plugins
 from ..registry.registries import ARCHITECTURES
 
@@ -33,7 +34,7 @@ def catalogues(types: Iterable[str] | None = None) -> dict[str, Catalogue]:
 
 def cut_one(type_: str, name: str) -> Row:
     """Cuts a model without weights: "parameters", "way", "family", "layouts", "image_size"."""
-    with torch.device("meta"):
+    with on_meta():
         model = ARCHITECTURES.build({"type": type_, "name": name, "num_classes": CLASSES})
     return {
         "parameters": sum(p.numel() for p in model.net.parameters()),

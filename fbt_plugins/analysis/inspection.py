@@ -12,6 +12,7 @@ from ..distill.splice import Splice, enumerate_splices
 from ..errors import FBTError, one_line
 from ..models.census import take_census
 from ..models.staged import StagedModel
+from ..models.weightless import on_meta
 
 Row = dict[str, Any]
 
@@ -78,7 +79,7 @@ def _cost(
     splice: Splice, models: dict[str, StagedModel], strategy: FusionStrategy, sizes: dict[str, tuple[int, int]]
 ) -> Row:
     specs = {owner: model.specs_at(sizes[owner]) for owner, model in models.items()}
-    with torch.device("meta"):
+    with on_meta():
         junctions = build_junctions(strategy, specs["S"], specs["T"], splice).to("meta")  # tokens are a model's own
     macs = 0
     for junction, piece in zip(splice.junctions, splice.pieces[1:], strict=True):

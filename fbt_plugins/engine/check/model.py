@@ -6,12 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from ...distill.distiller import Distiller
 from ...distill.edge import SLOTS, parse_edges
 from ...distill.edge_schedule import TIMES
 from ...errors import FBTError, one_line
+from ...models.weightless import on_meta
 from ...registry.registries import FUSIONS, LOSSES
 from ..training_mode import stage_problems
 from .data import described
@@ -40,7 +39,7 @@ def model(findings: Findings, without_checkpoint: bool) -> Distiller | None:
         options["teacher"] = {k: v for k, v in options["teacher"].items() if k != "checkpoint"}
     info = _data_info(findings)
     try:
-        with torch.device("meta"):
+        with on_meta():
             distiller = Distiller(**options, **info)
         findings.problems += _channel_problems(distiller) or stage_problems(distiller)
         return distiller

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import SWIN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fbt_plugins import ARCHITECTURES
 from fbt_plugins.models.census import of_model, of_stages, take_census
 from fbt_plugins.models.net_part import NetPart
-from fbt_plugins.models.weightless import Shortened, meta_copy, whole_copy
+from fbt_plugins.models.weightless import Shortened, meta_copy, on_meta, whole_copy
 
 CHANNELS, SIZES = 6, (2, 6, 4, 5)
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -33,6 +34,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], object]] = {
         x, x.new_zeros(CHANNELS), x.new_ones(CHANNELS), x.new_ones(CHANNELS), x.new_ones(CHANNELS), training=True
     ),
     "linear": lambda x: F.linear(x.permute(0, 2, 3, 1), x.new_ones(3, CHANNELS), x.new_ones(3)),
+    "first weights": lambda x: nn.init.trunc_normal_(x, 1.0, 0.02, -2.0, 2.0).fill_(2).mul_(0.5).add_(1),
+    "numbers put in place": lambda x: nn.init.zeros_(nn.init.uniform_(nn.init.normal_(x))).clamp_(0, 1).mul_(x.sum()),
+    "others put in place": lambda x: x.mul_(x.mean((0, 1))).add_(x.sum(3, True)),
     "linear of rows": lambda x: F.linear(x.mean((2, 3)), x.new_ones(3, CHANNELS), x.new_ones(3)),
 }
 
@@ -65,8 +69,18 @@ def test_what_is_wrong_is_said_as_ever(layer: nn.Module) -> None:
 def test_real_tensors_are_computed() -> None:
     x = torch.rand(2, 3)
     with Shortened():
-        found = F.gelu(x)
-    assert torch.equal(found, F.gelu(x))
+        found, ones = F.gelu(x), torch.zeros(2, 3).add_(1)
+    assert torch.equal(found, F.gelu(x)) and torch.equal(ones, torch.ones(2, 3))
+
+
+def test_models_are_built_without_weights() -> None:
+    with on_meta():
+        model = ARCHITECTURES.build(SWIN)
+        with pytest.raises(RuntimeError):
+            torch.ones(2, 3).mul_(torch.ones(2, 4))
+    real = {name: (value.shape, value.dtype) for name, value in ARCHITECTURES.build(SWIN).state_dict().items()}
+    assert {name: (value.shape, value.dtype) for name, value in model.state_dict().items()} == real
+    assert all(value.is_meta for value in model.parameters())
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -151,7 +165,7 @@ CASES = [
 
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_well_known_names(family: str, name: str) -> None:
-    with torch.device("meta"):
+    with on_meta():
         model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=10))
     assert model.family == family
 

@@ -251,7 +251,7 @@ def test_stages_and_head_are_the_model(name: str) -> None:
 
 
 def test_a_vit_is_cut_two_two_six_two_and_a_resnet_at_its_layers() -> None:
-    with torch.device("meta"):
+    with on_meta():
         assert torchvision_models_build("vit_b_16").stages[0].code.points[1:3] == (
             "encoder.layers.encoder_layer_3",
             "encoder.layers.encoder_layer_9",

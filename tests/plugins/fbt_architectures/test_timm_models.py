@@ -15,6 +15,7 @@ from torch import nn
 from fbt_plugins import ARCHITECTURES
 from fbt_plugins.engine.hooks.checkpoints import save_student
 from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError
+from fbt_plugins.models.weightless import on_meta
 
 _RESNET = dict(layers=(1, 1, 1, 1), channels=(8, 16, 24, 32))
 _CONVNEXT = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
@@ -113,14 +114,14 @@ FIELD = {
 @pytest.mark.parametrize("name", FIELD)
 def test_stages_are_those_of_the_fields_tables(name: str) -> None:
     family, layout, sizes = FIELD[name]
-    with torch.device("meta"):
+    with on_meta():
         model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=1000))
     assert model.family == family
     assert [(s.layout, s.channels, s.grid) for s in model.specs] == [(layout, c, (g, g)) for c, g in sizes]
 
 
 def test_twelve_blocks_are_cut_two_two_six_two() -> None:
-    with torch.device("meta"):
+    with on_meta():
         vit = ARCHITECTURES.build(dict(type="timm", name="deit_tiny_patch16_224", num_classes=10))
         deep = ARCHITECTURES.build(dict(type="timm", name="resmlp_24_224", num_classes=10))
     assert [sum(s.startswith("blocks") for s in stage.steps) for stage in vit.stages] == [2, 2, 6, 2]
