@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from fbt_plugins import ARCHITECTURES, ConfigError, FBTError, FromMap, StagedModel, ToMap, UnknownNameError
+from fbt_plugins.models.weightless import on_meta
 
 
 class Net(nn.Module):
