@@ -195,6 +195,7 @@ def test_a_failure_is_one_line_and_hurts_nothing_else(compare: Callable, tmp_pat
     assert code == 0 and not err and len(calls(tmp_path)) == 4
 
 
+@pytest.mark.slow
 def test_results_of_another_config_do_not_count(compare: Callable, tmp_path: Path) -> None:
     compare("grid.py", "--pairs", "a_b", "--methods", "t_s")
     code, out, _ = compare("grid.py", "--pairs", "a_b", "--methods", "t_s", "--cfg-options", "train_cfg.max_epochs=9")

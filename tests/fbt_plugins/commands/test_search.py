@@ -154,6 +154,7 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_values(
     assert log.read_text().split().count("0000") == 1  # what was done is not run again
 
 
+@pytest.mark.slow
 def test_a_trial_whose_owner_died_keeps_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ratio.py").write_text(SEARCH)
     config = load_config(tmp_path / "ratio.py")
@@ -179,6 +180,7 @@ def test_a_trial_whose_owner_died_keeps_its_values(tmp_path: Path, monkeypatch: 
     assert trial.params == chosen and trial.intermediate_values == {1: 42.0}
 
 
+@pytest.mark.slow
 def test_the_same_search_proposes_the_same_whoever_asks(tmp_path: Path) -> None:
     (tmp_path / "ratio.py").write_text(SEARCH)
     config = load_config(tmp_path / "ratio.py")
@@ -280,6 +282,7 @@ def test_real_trials_of_which_the_worse_is_pruned(search: Callable, tmp_path: Pa
     assert trials[1]["epoch"] == 1 and not (Path(trials[1]["folder"]) / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_edges_may_be_left_out_and_with_them_the_fusion_model(search: Callable, tmp_path: Path) -> None:
     """Without edges to the fusion model there is none, and every splice is the same run: it is made once."""
     edges = ["teacher_to_student", "teacher_to_fusion", "fusion_to_student"]

@@ -250,6 +250,7 @@ def test_the_losses_of_a_step_compile_to_one_graph(make: Make, images: torch.Ten
     assert len(graphs) == 1 and {k: v.item() for k, v in found.items()} == {k: v.item() for k, v in expected.items()}
 
 
+@pytest.mark.slow
 def test_a_compiled_step_has_a_graph_for_each_set_of_losses_and_none_for_a_weight(
     make: Make, images: torch.Tensor, labels: torch.Tensor
 ) -> None:

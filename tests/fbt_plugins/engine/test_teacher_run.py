@@ -117,6 +117,7 @@ def test_a_missing_teacher_is_made_first(config: Callable[..., Config], capsys: 
     assert all(torch.equal(value, students[1][name]) for name, value in students[0].items())
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,7 @@ def space(config: Config, **entries: Any) -> Any:
     return space_of(config)
 
 
+@pytest.mark.slow
 def test_every_splice_that_is_proposed_can_be_built(config: Config) -> None:
     found = space(config, model__fusion=dict(switches=(1, 2), strategies="all"))
     fusions = found.parameters["model.fusion"]

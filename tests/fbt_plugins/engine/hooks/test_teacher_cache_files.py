@@ -82,6 +82,7 @@ write_cache(Path(sys.argv[1]), {}, dict(features=(1, 4, 3), logits=(1, 4, 2)), k
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_builder_leaves_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "caches" / "mine"
     subprocess.run([sys.executable, "-c", _KILLED, str(folder)], check=False)
