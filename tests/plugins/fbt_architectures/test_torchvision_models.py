@@ -75,6 +75,13 @@ def test_a_vit_is_cut_two_two_six_two_and_a_resnet_at_its_layers() -> None:
         assert build("swin_v2_t").specs[0].layout == "NHWC" and build("swin_v2_t").image_size == (256, 256)
 
 
+@pytest.mark.filterwarnings("error")
+def test_networks_are_built_without_auxiliary_heads_and_without_torchvisions_warning() -> None:
+    with on_meta():
+        model = build("googlenet")
+    assert model.net.aux1 is model.net.aux2 is None and model.family == "cnn"
+
+
 def test_a_vit_takes_images_of_its_own_size_only() -> None:
     model = build("vit_b_32", image_size=64)
     with pytest.raises(FBTError, match=r"cannot take images of 32x32 pixels"):
