@@ -132,3 +132,19 @@ def make() -> Callable[..., Distiller]:
         return Distiller(student, teacher, edges=edges, **(defaults | options))
 
     return build
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Any:
+    """Builds the config of a run in a folder of its own."""
+    from runs import builder  # which imports this file
+
+    return builder(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The miniature run as it is without any options, finished: for all tests, so not to be changed."""
+    from runs import builder, run
+
+    return run(builder(tmp_path_factory.mktemp("whole"))())

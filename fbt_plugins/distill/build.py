@@ -142,7 +142,7 @@ class _Builder:
             problems.append(f"tail {tail!r}{nearest(tail, TAILS)}")
         student, teacher = parts.models[STUDENT], parts.models[TEACHER]
         splices = _collect(problems, "", parse_all, texts, len(student.stages), len(teacher.stages))
-        strategy = _collect(problems, "", FUSIONS.build, options)
+        strategy = _collect(problems, "", lambda: FUSIONS.build(options, also=("splice", "tail")))
         if problems:
             raise ConfigError(problems)
         kind = parts.types[name] = options["type"]

@@ -86,7 +86,7 @@ class Edge(nn.Module):
             options = dict(config)
             self.weights[slot] = checked_weight(options.pop("weight", 1.0), places[slot])
             try:
-                loss = LOSSES.build(options)
+                loss = LOSSES.build(options, also=("weight", *(TIMES if self.giver is None else ())))
             except FBTError as error:
                 raise ConfigError([f"{places[slot]}: {line}" for line in str(error).splitlines()]) from error
             kind = self.types[self.value_name(slot)] = options["type"]

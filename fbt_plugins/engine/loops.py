@@ -14,8 +14,7 @@ from mmengine.runner.utils import calc_dynamic_intervals
 
 from ..distill.build import TEACHER
 from ..errors import FBTError
-from .loader_workers import begin
-from .loaders import sampler_of
+from .loaders import begin, sampler_of
 from .training_run import TrainingRun
 
 

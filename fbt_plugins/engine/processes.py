@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import is_distributed
+from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from torch import nn
 
+from ..console import relative, say
 from ..errors import FBTError, typed
+from ..files import NoLocks, locked
 
 _VARIABLES = {
     "pytorch": {"RANK": "RANK", "WORLD_SIZE": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_RANK"},
@@ -151,3 +155,29 @@ def wrap(model: Any, device: torch.device) -> nn.Module:
     return MMDistributedDataParallel(
         module=model, device_ids=ids, broadcast_buffers=False, find_unused_parameters=waits
     )
+
+
+LOCK = ".run.lock"
+
+
+@contextmanager
+def one_run(folder: Path) -> Iterator[None]:
+    """Holds a run's folder; the first process of a job holds it for all of them, and all are refused together.
+
+    Raises:
+        FBTError: if another run is in the folder; the line says its process and host.
+    """
+    taken = f"{relative(folder)}: another run is in this folder; wait for it, or take another --work-dir"
+    with ExitStack() as stack:
+        refused: list[str | None] = [None]
+        if is_main_process():
+            try:
+                stack.enter_context(locked(folder / LOCK, taken, wait=False))
+            except NoLocks as error:
+                say(f"{error}: nothing keeps a second run out of this folder")
+            except FBTError as error:
+                refused = [str(error)]
+        broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise FBTError(refused[0])
+        yield

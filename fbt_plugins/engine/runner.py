@@ -19,11 +19,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..config.merging import merge
-from ..config.options import DEFAULT_HOOKS, OPTIONS
-from ..config.writing import as_file
+from ..config.options import DEFAULT_HOOKS, OPTIONS, as_file
 from ..console import relative, say
 from ..data import InMemoryLoader, Mixing
-from ..data.preprocessor import ImagePreprocessor
+from ..data.mixing import ImagePreprocessor
 from ..distill.build import TEACHER
 from ..distill.distiller import Distiller
 from ..errors import ConfigError, FBTError, one_line
@@ -47,8 +46,7 @@ from .loaders import SPLITS, build_loader, loader_problems
 from .loops import no_batches
 from .mmengine_patches import PatchedRunner, set_position
 from .optim.schedules import as_list, in_iterations, refuse_others, scaled
-from .processes import find_processes, join_processes, wrap
-from .run_lock import one_run
+from .processes import find_processes, join_processes, one_run, wrap
 from .training_mode import one_image_problems
 from .training_run import H, unwrapped
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +165,13 @@ class PluginRegistry(Registry):
     def __contains__(self, key: object) -> bool:
         return key in self.module_dict
 
-    def build(self, cfg: Mapping[str, Any], **context: Any) -> Any:
+    def build(self, cfg: Mapping[str, Any], *, also: Iterable[str] = (), **context: Any) -> Any:
         """Builds what ``cfg["type"]`` names, with the rest of ``cfg`` and ``context`` as its arguments.
+
+        Args:
+            cfg: with a ``type``.
+            also: keys that such a config may have besides, and that the caller has taken out; a typo may mean one.
+            context: further arguments.
 
         Raises:
             UnknownNameError: if no plugin registered that name.
@@ -178,7 +183,7 @@ class PluginRegistry(Registry):
             )
         arguments = {k: v for k, v in cfg.items() if k != "type"} | context
         factory = self.get(cfg["type"])
-        problems = argument_problems(factory, arguments, cfg["type"])
+        problems = argument_problems(factory, arguments, cfg["type"], also)
         if problems:
             raise ConfigError(problems)
         with self.blame(cfg["type"]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from inspect import Parameter
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -41,20 +41,23 @@ def parameters_of(factory: Callable[..., Any], follow: bool = False) -> tuple[di
     return accepted, False
 
 
-def argument_problems(factory: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> list[str]:
+def argument_problems(
+    factory: Callable[..., Any], arguments: Mapping[str, Any], where: str, also: Iterable[str] = ()
+) -> list[str]:
     """Holds arguments against a signature without calling it.
 
     Args:
         factory: the class or function that would be called.
         arguments: its keyword arguments.
         where: what the lines begin with, a config key or a type.
+        also: what its config may say besides, that somebody else reads; only to be proposed.
 
     Returns:
         One line for each argument that is unknown, missing, or of another type.
     """
     accepted, complete = parameters_of(factory)
     unknown = [a for a in arguments if a not in accepted] if complete else []
-    problems = [f"{where}: no argument {a!r}{nearest(a, accepted, limit=12)}" for a in unknown]
+    problems = [f"{where}: no argument {a!r}{nearest(a, [*accepted, *also], limit=12)}" for a in unknown]
     for name, parameter in accepted.items():
         if name in arguments:
             problem = value_problem(where, parameter, arguments[name])

@@ -25,7 +25,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..config.merging import merge_options
-from ..config.writing import as_file
+from ..config.options import as_file
 from ..console import relative, say
 from ..distill.build import FUSION
 from ..distill.distiller import Distiller

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from tabulate import tabulate
 
-from ..config.writing import as_file
+from ..config.options import as_file
 from ..files import write_atomic
 from .search import Search, Tried
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from ..config.hashing import config_hash
 from ..config.merging import merge_options
-from ..config.writing import as_file
+from ..config.options import as_file
 from ..distill.build import named_fusions
 from ..distill.distiller import Distiller
 from ..engine.check import check_config

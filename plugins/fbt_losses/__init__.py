@@ -10,9 +10,8 @@ from .cross_entropy import CrossEntropyLoss
 from .deit import DeiTLoss
 from .dist import DISTLoss
 from .fitnet import FitNetLoss
-from .infonce import InfoNCELoss
+from .infonce import InfoNCELoss, MSELoss
 from .kd import BKDLoss, DKDLoss, KDLoss
-from .mse import MSELoss
 from .ofa import OFALoss
 from .ofa_exits import OFAExitsLoss
 from .relations import CCLoss, RKDLoss

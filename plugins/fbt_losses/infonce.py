@@ -1,4 +1,4 @@
-"""InfoNCE between the features of two models: the same image attracts, the other images of the batch repel."""
+"""InfoNCE between the features of two models, and the mean squared error that it replaces."""
 
 from __future__ import annotations
 
@@ -105,3 +105,15 @@ class _Gather(torch.autograd.Function):
         dist.all_reduce(gradient)
         count = len(gradient) // dist.get_world_size()
         return gradient[dist.get_rank() * count : (dist.get_rank() + 1) * count]
+
+
+class MSELoss(nn.Module):
+    """Mean of ``(f_s - f_t)^2`` over batch and width, on pooled features (the loss that FBT replaces by InfoNCE)."""
+
+    needs = {"same_width": True}  # noqa: RUF012 - read by edges, never written
+
+    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
+        given = the_teacher("MSELoss", teacher).features
+        same_shape("features", student.features, given, "a linear projector must make the widths equal")
+        with full_precision(student.features, given) as (f_s, f_t):
+            return F.mse_loss(f_s, f_t)

@@ -1,14 +1,21 @@
-"""Files that are whole or as they were, whatever happens while they are written."""
+"""Files, errors and randomness."""
+
+from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import resource
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-from fbt_plugins.errors import FBTError
+from fbt_plugins.data import FashionMNISTMini, derive_seed, seeded
+from fbt_plugins.errors import ConfigError, FBTError, run
 from fbt_plugins.files import append_line, write_atomic
 
 
@@ -76,3 +83,88 @@ def test_processes_add_lines_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(lines) == sorted(
         [f"{name} {i} " for name in range(3) for i in range(100)] + [f"all {i}" for i in range(100)]
     )
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+
+class Broken(Dataset[int]):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        raise FBTError("images/7.png is no readable image")
+
+
+def ended(main, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit) as end:
+        run(main)
+    return end.value.code, capsys.readouterr().err.splitlines()
+
+
+def test_every_problem_is_a_line_and_the_code_is_two(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise ConfigError(["one", "two"])
+
+    assert ended(main, capsys) == (2, ["error: one", "error: two"])
+
+
+def test_a_data_workers_error_is_the_same_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    loader = DataLoader(Broken(), num_workers=1)
+    assert ended(lambda: list(loader), capsys) == (2, ["error: images/7.png is no readable image"])
+
+
+def test_success_and_interruption_have_their_own_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert ended(lambda: None, capsys) == (0, [])
+    assert ended(interrupted, capsys) == (130, ["stopped"])
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // int(torch.zeros(1)))
+
+
+# ---- randomness -----------------------------------------------------------------------------------------------------
+
+
+def numbers() -> list[float]:
+    return [torch.rand(1).item(), random.random(), np.random.rand()]
+
+
+def test_seeded_starts_all_three_generators() -> None:
+    with seeded(7):
+        first = numbers()
+    with seeded(7):
+        assert numbers() == first
+    with seeded(2**64 - 1):
+        assert all(a != b for a, b in zip(numbers(), first, strict=True))
+
+
+def test_derived_seeds_never_change() -> None:
+    assert derive_seed(0, 0, 0) == 11684132067157788011
+    assert derive_seed(1, 0) != derive_seed(0, 1) != derive_seed(0, 1, 0)
+    assert derive_seed(np.int64(3), torch.tensor(4)) == derive_seed(3, 4)
+    assert len({derive_seed(s, e, i) for s in range(5) for e in range(5) for i in range(40)}) == 1000
+
+
+TIMM = [{"type": "timm", "input_size": 28, "is_training": True, "auto_augment": "rand-m9-mstd0.5", "re_prob": 0.5}]
+
+
+def test_random_numbers_of_the_process_go_on_undisturbed() -> None:
+    def draw(between: object) -> list[float]:
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        first = numbers()
+        if between == "samples":
+            FashionMNISTMini("val", TIMM)[3]
+        elif between == "error":
+            with pytest.raises(ZeroDivisionError), seeded(1):
+                numbers()
+                raise ZeroDivisionError
+        return first + numbers()
+
+    assert draw(None) == draw("samples") == draw("error")

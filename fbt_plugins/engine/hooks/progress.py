@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ...console import console, say
 from ...files import write_atomic
 from ..training_run import TrainingRun
-from .loss_guard import Interval
-from .loss_window import GRADIENT
+from .loss_guard import GRADIENT, Interval
 from .run_tables import header
 
 

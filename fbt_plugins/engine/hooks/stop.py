@@ -17,7 +17,7 @@ from torch import distributed as dist
 
 from ...console import relative
 from ...errors import Interrupted
-from ..loader_workers import SIGNALS
+from ..loaders import SIGNALS
 from ..training_run import TrainingRun
 
 SAME_INTERRUPT = 0.2

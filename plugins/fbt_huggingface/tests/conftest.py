@@ -1,11 +1,63 @@
-"""Plugins, loaded once."""
+"""Plugins, loaded once; and tiny configs of every family."""
+
+from __future__ import annotations
 
 from typing import Any
 
 import pytest
 import torch
 
-from fbt_plugins import load_plugins
+from fbt_plugins import ARCHITECTURES, StagedModel, load_plugins
+
+_DROPOUT = dict(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+_TOKENS: dict[str, Any] = dict(
+    _DROPOUT, hidden_size=24, num_hidden_layers=5, num_attention_heads=3, image_size=32, patch_size=8
+)
+_VIT = dict(_TOKENS, intermediate_size=48)
+_DINO = dict(_TOKENS, drop_path_rate=0.1)
+_SWIN = dict(
+    _DROPOUT, image_size=64, patch_size=2, embed_dim=8, depths=[2, 2, 2, 1], num_heads=[1, 2, 2, 4], window_size=4
+)
+_PYRAMID = dict(depths=[1, 2, 1, 1], hidden_sizes=[8, 16, 24, 32])
+
+SMALL: dict[str, dict[str, Any]] = {
+    "beit": dict(_VIT, name="beit", drop_path_rate=0.1, use_relative_position_bias=True),
+    "beit of a class token": dict(
+        _VIT, name="beit", use_mean_pooling=False, use_mask_token=True, use_absolute_position_embeddings=True
+    ),
+    "convnext": dict(_PYRAMID, name="convnext", drop_path_rate=0.1),
+    "convnextv2": dict(_PYRAMID, name="convnextv2", drop_path_rate=0.1),
+    "deit": dict(_VIT, name="deit"),
+    "deit_with_teacher": dict(_VIT, name="deit_with_teacher"),
+    "dinov2": dict(_DINO, name="dinov2"),
+    "dinov2 of SwiGLU": dict(_DINO, name="dinov2", use_swiglu_ffn=True, use_mask_token=False),
+    "dinov2_with_registers": dict(_DINO, name="dinov2_with_registers"),
+    "ijepa": dict(_VIT, name="ijepa"),
+    "mobilenet_v1": dict(name="mobilenet_v1", depth_multiplier=0.25, classifier_dropout_prob=0.1),
+    "mobilenet_v2": dict(name="mobilenet_v2", depth_multiplier=0.25, classifier_dropout_prob=0.1),
+    "poolformer": dict(_PYRAMID, name="poolformer", drop_path_rate=0.1),
+    "regnet": dict(_PYRAMID, name="regnet", embedding_size=8, groups_width=4),
+    "resnet": dict(_PYRAMID, name="resnet", embedding_size=8),
+    "resnet of basic layers": dict(_PYRAMID, name="resnet", embedding_size=8, layer_type="basic"),
+    "swin": dict(_SWIN, name="swin", drop_path_rate=0.1),
+    "swin of absolute positions": dict(_SWIN, name="swin", use_absolute_embeddings=True),
+    "swin of windows that need padding": dict(_SWIN, name="swin", window_size=3),
+    "swinv2": dict(_SWIN, name="swinv2", drop_path_rate=0.1),
+    "vit": dict(_VIT, name="vit"),
+    "vit of eager attention": dict(_VIT, name="vit", attn_implementation="eager"),
+    "vit_msn": dict(_VIT, name="vit_msn"),
+}
+
+
+def size_of(config: dict[str, Any]) -> int:
+    return config.get("image_size", 64)
+
+
+def build(name: str = "vit", **changes: Any) -> StagedModel:
+    """A tiny model, by its name in SMALL."""
+    torch.manual_seed(0)
+    return ARCHITECTURES.build(dict(type="huggingface", num_classes=7) | SMALL[name] | changes)
+
 
 torch.set_num_threads(1)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import build
 from safetensors.torch import save_file
-from small import build
 from torch import nn
 
 from fbt_plugins import ARCHITECTURES, ConfigError, FBTError, StagedModel, UnknownNameError

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SMALL, build, size_of
 from fbt_huggingface.families import FAMILIES
-from small import SMALL, build, size_of
 
 from fbt_plugins import ARCHITECTURES, ConfigError, FBTError
 

@@ -1,22 +1,31 @@
-"""Tuning: what is chosen, when nothing is, and that what was chosen reaches the study and not the tuning."""
+"""What a comparison chooses, and what it shows while it runs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-pytest.importorskip("optuna")
-
+from fbt_plugins.compare import live_table as screen
+from fbt_plugins.compare.runs import Runs
 from fbt_plugins.compare.tuning import as_base, as_table, choose
 from fbt_plugins.config.hashing import config_hash
 from fbt_plugins.config.loading import complete, load_matrix
 from fbt_plugins.config.matrix import Matrix
 from fbt_plugins.errors import FBTError
+from fbt_plugins.files import append_line
+from fbt_plugins.jobs.study import Claim, Run, SharedStudy
+from fbt_plugins.jobs.workers import Process
 from fbt_plugins.report import Trial
+
+pytest.importorskip("optuna")
+
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -120,3 +129,37 @@ def test_what_was_chosen_reaches_the_study_and_leaves_the_tuning_as_it_was(tmp_p
 def test_the_hash_does_not_depend_on_where_the_data_lie() -> None:
     here, there = (dict(test_dataloader=dict(dataset=dict(root=root))) for root in ("here", "there"))
     assert config_hash(here) == config_hash(there) != config_hash(dict(test_dataloader=None))
+
+
+# ---- live table -----------------------------------------------------------------------------------------------------
+
+
+RUNS = [Run("a_b", method, seed, "c0ffee") for method in ("kd", "t_s", "fbt") for seed in range(2)]
+TRIAL = Trial("a_b", "kd", 0, "", {"student": 80.0}, "test", None, [], None, "c0ffee", "a CPU", {"seconds": 1800.0})
+
+
+def shown(runs: Runs, monkeypatch: pytest.MonkeyPatch, height: int) -> str:
+    console = Console(width=100, height=height)
+    monkeypatch.setattr(screen, "console", console)
+    with console.capture() as captured:
+        console.print(screen.Screen(runs).table())
+    return captured.get()
+
+
+def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "trials.jsonl"
+    for trial in (TRIAL, replace(TRIAL, seed=1, top1={"student": 81.0})):
+        append_line(results, trial.line())
+    runs = Runs(SharedStudy("grid", f"sqlite:///{tmp_path / 'study.db'}", Run), RUNS, [], tmp_path / "runs", results)
+    runs.failed[RUNS[2]] = "no teacher"
+    runs.running = [Process(Claim(RUNS[4], 1, 0), tmp_path, SimpleNamespace())]  # type: ignore[arg-type]
+    lines = shown(runs, monkeypatch, height=40).splitlines()
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert cells == [
+        ["a_b", "kd", "2/2", "", "", "80.50 ± 0.71"],
+        ["a_b", "t_s", "0/2", "", "1", "–"],
+        ["a_b", "fbt", "0/2", "1", "", "–"],
+    ]
+    assert lines[-1].startswith("3 of 6 runs left, about 1.5 h")
+    short = " ".join(shown(runs, monkeypatch, height=9).split())
+    assert "kd" not in short and "fbt" in short and "cells not shown: 1" in short

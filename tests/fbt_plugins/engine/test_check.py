@@ -88,6 +88,8 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "reference": (dict(top=70.0, source="x"), "reference: unknown key 'top'; did you mean 'top1'"),
         "model.fuson": (None, "model: unknown key 'fuson'; did you mean 'fusion'"),
         "model.logit_loss.gama": (1.2, "model.logit_loss: OFALoss: no argument 'gama'; did you mean 'gamma'"),
+        "model.logit_loss.wieght": (2.0, "model.logit_loss: OFALoss: no argument 'wieght'; did you mean 'weight'"),
+        "model.fusion.splise": ("S1-2+T3-4", "model.fusion: L2GFusion: no argument 'splise'; did you mean 'splice'"),
     }
     lines = problems({option: value for option, (value, _) in faults.items()})
     found_all(lines, [line for _, line in faults.values()] + ["reference: 'top1' is missing"])

@@ -1,25 +1,34 @@
-"""Two processes do what one does, through gloo; with ``-m slow`` torchrun starts them."""
+"""Devices, data workers, the lock of a run's folder; two processes do what one does (with ``-m slow`` by torchrun)."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from forked import Done, Typed
-from runs import assert_equal, records
+from runs import Build, assert_equal, assert_same, records, run
 from torch import distributed as dist
 from two_processes import BATCH_NORM, DRAWN, SCHEDULED, accuracy, build, gradients
 
+from fbt_plugins.engine.device import resolve_device, slowdown
+from fbt_plugins.engine.hooks import run_tables as screen
 from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint
-from fbt_plugins.engine.processes import find_processes, freeze_unreached, leave_processes
-from fbt_plugins.errors import FBTError
+from fbt_plugins.engine.loaders import SIGNALS, worker_context
+from fbt_plugins.engine.processes import LOCK, find_processes, freeze_unreached, leave_processes, one_run
+from fbt_plugins.engine.runner import DistillRunner
+from fbt_plugins.errors import ConfigError, FBTError, Interrupted
+from fbt_plugins.files import locked
 
 TESTS = Path(__file__).parents[2]
 
@@ -141,3 +150,133 @@ def test_a_run_takes_its_process_group_apart(tmp_path: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     leave_processes()
     assert not dist.is_initialized()
+
+
+# ---- device ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("tpu", "not a device"), ("mps", "only cpu and cuda"), ("cuda:99", "no CUDA device 99")]
+)
+def test_a_device_that_is_not_there_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        resolve_device(name)
+
+
+def test_a_precision_that_is_slow_here_is_a_loud_warning(
+    config: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    assert slowdown(torch.bfloat16, cpu) > 0 and slowdown(torch.float32, cpu) == 1
+    for factor, told in ((51.4, True), (1.9, False)):
+        monkeypatch.setattr(screen, "slowdown", lambda dtype, device, factor=factor: factor)
+        run(config(f"run_{told}", **{"optim_wrapper.precision": "bf16", "train_cfg.max_epochs": 1}))
+        assert ("bf16 takes 51 times as long as fp32" in capsys.readouterr().out) == told
+
+
+# ---- loader workers -------------------------------------------------------------------------------------------------
+
+
+WORKERS = {"train_dataloader.num_workers": 2}
+
+
+def kill(number: int, *processes: int) -> None:
+    """Sends a signal as another process does."""
+    subprocess.run(["kill", f"-{number}", *map(str, processes)], check=True)
+
+
+def test_workers_outlive_signals_from_elsewhere() -> None:
+    context: Any = worker_context()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    worker = context.Process(target=time.sleep, args=(30,))
+    worker.start()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
+    for number in SIGNALS:
+        kill(number, worker.pid)  # the first comes while the worker begins
+    worker.join(0.3)
+    assert worker.is_alive()
+    worker.terminate()  # the parent's own SIGTERM
+    worker.join(5)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [False, True], ids=["a signal to all", "workers that are gone as well"])
+def test_a_signal_to_the_group_saves(config: Build, whole: DistillRunner, lost: bool) -> None:
+    stopped = DistillRunner.from_cfg(config("stopped", **WORKERS))
+    step = stopped.model.train_step
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        if stopped.iter == 5:
+            workers = [worker.pid for worker in multiprocessing.active_children() if worker.pid]
+            assert len(workers) == 2
+            kill(signal.SIGKILL if lost else signal.SIGTERM, *workers)
+            kill(signal.SIGTERM, os.getpid())
+        return step(*args, **kwargs)
+
+    stopped.model.train_step = signalled
+    with pytest.raises(Interrupted, match=r"stopped by SIGTERM; saved .*epoch_1_iter_6.pth"):
+        stopped.train()
+    assert_same(whole, run(config("stopped", resume=True, **WORKERS)), "epoch_3.pth")
+
+
+# ---- run lock -------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_is_told_whose_the_folder_is(config: Build, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "epoch_1.pth").write_bytes(b"the first run's")
+    with one_run(tmp_path / "run"):
+        whose = rf"process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(FBTError, match=rf"run: another run is in this folder; .* \({whose}\)$") as caught:
+            run(config("run"))
+        assert len(caught.value.lines()) == 1
+    assert {path.name for path in (tmp_path / "run").glob("*.*")} >= {"epoch_1.pth"}
+    assert not list((tmp_path / "run").glob("earlier_*")) and not (tmp_path / "run" / "config.py").exists()
+    with one_run(tmp_path / "run"):
+        pass
+
+
+_HOLDER = """
+import os, sys, time
+from pathlib import Path
+from fbt_plugins.files import locked
+with locked(Path(sys.argv[1]), "taken", wait=False):
+    if os.fork() == 0:  # a data worker, say
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_process_has_no_lock_even_where_its_workers_live_on(tmp_path: Path) -> None:
+    path = tmp_path / LOCK
+    command = [sys.executable, "-c", _HOLDER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        worker = int(holder.stdout.readline())
+        try:
+            with (
+                pytest.raises(FBTError, match=rf"^taken \(process {holder.pid} on "),
+                locked(path, "taken", wait=False),
+            ):
+                pass
+            holder.kill()
+            holder.wait()
+            os.kill(worker, 0)
+            with locked(path, "taken", wait=False):
+                assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+        finally:
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with one_run(tmp_path):
+        assert "nothing keeps a second run out of this folder" in " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""Files of finished runs: each run is read once, whoever has added it, and whatever a crash or a merge has left."""
+"""Finished runs as lines of a file; intervals, and rankings of splices, against numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fbt_plugins.errors import FBTError
 from fbt_plugins.files import append_line
-from fbt_plugins.report import Trial, read_trials, trial_of_run, trials_file
+from fbt_plugins.report import Trial, interval, paired, read_trials, trial_of_run, trials_file
+from fbt_plugins.report.splice_ranking import first_epoch, junction_cka, random_search, rank_correlations, tau
 
 ROOT = Path(__file__).parents[3]
 _MAP = dict(models=["teacher", "student"], rows=["T1"], columns=["S1", "S2"], values=[[0.11, None]])
@@ -188,3 +190,121 @@ def test_a_runs_folder_becomes_a_trial(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary | dict(cell=None)))
     with pytest.raises(FBTError, match="a run of no matrix"):
         trial_of_run(tmp_path, "c0ffee", "a CPU")
+
+
+# ---- intervals ------------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_worked_by_hand() -> None:
+    """1, 2, 3: mean 2, sd 1; t(0.975, 2) = 4.30265, so 4.30265 / sqrt(3) = 2.48414 on either side."""
+    found = interval([1.0, 2.0, 3.0])
+    assert found is not None and (found.mean, found.sd, found.n) == (2.0, 1.0, 3)
+    assert found.low == pytest.approx(2 - 2.484138, abs=1e-5) and found.high == pytest.approx(2 + 2.484138, abs=1e-5)
+    assert not found.is_clear
+
+
+@pytest.mark.parametrize(
+    ("values", "quantile"),  # t(0.975, n - 1) of a printed table
+    [
+        ([0, 2], 12.706),
+        ([0, 1, 2, 3], 3.182),
+        ([0, 1, 2, 3, 4], 2.776),
+        (list(range(10)), 2.262),
+        (list(range(31)), 2.042),
+    ],
+)
+def test_the_quantile_is_students(values: list[float], quantile: float) -> None:
+    found = interval(values)
+    assert found is not None and found.high is not None and found.sd is not None
+    assert (found.high - found.mean) / (found.sd / len(values) ** 0.5) == pytest.approx(quantile, abs=6e-4)
+
+
+def test_the_readmes_five_seeds() -> None:
+    """+0.35, +0.50, +1.25, +0.15, +0.55: mean 0.56, sd 0.4158, t 2.7764, so 0.5163 on either side."""
+    found = interval([0.35, 0.50, 1.25, 0.15, 0.55])
+    assert found is not None and found.mean == pytest.approx(0.56) and found.sd == pytest.approx(0.41593, abs=1e-4)
+    assert found.low == pytest.approx(0.0436, abs=2e-4) and found.is_clear
+
+
+def test_one_value_has_no_interval_and_none_has_nothing() -> None:
+    found = interval([3.0])
+    assert found is not None and found.n == 1 and found.sd is found.low is found.high is None and not found.is_clear
+    assert interval([]) is None
+
+
+def test_differences_are_of_the_seeds_that_both_have() -> None:
+    found = paired({0: 83.0, 1: 83.5, 7: 99.0}, {0: 82.0, 1: 83.0, 2: 81.5})
+    assert found is not None and found.n == 2 and found.mean == pytest.approx(0.75)
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+# ---- splice ranking -------------------------------------------------------------------------------------------------
+
+
+SPLICES = ["S1+T2-4", "S1-2+T3-4", "S1-3+T4", "T1-3+S4"]
+SEEDS = {0: [80.0, 81.0, 82.0, 83.0], 1: [80.0, 81.0, 83.0, 82.0], 2: [81.0, 80.0, 82.0, 83.0]}
+
+
+def splice_ranking_trial(splice: str, seed: int, **others: object) -> Trial:
+    top1 = {"student": SEEDS[seed][SPLICES.index(splice)]}
+    curve = [{"epoch": 1, "student": 10.0, "fusion": 50.0 + seed + SPLICES.index(splice)}]
+    return Trial("a_b", splice, seed, "", top1, "test", None, curve, None, "", "", {}, **others)  # type: ignore[arg-type]
+
+
+SPLICE_RANKING_TRIALS = [splice_ranking_trial(splice, seed) for splice in SPLICES for seed in SEEDS]
+
+
+def test_tau_is_kendalls() -> None:
+    """4 values have 6 pairs; with one swap 5 agree and 1 does not: 4 / 6."""
+    assert tau(SEEDS[0], SEEDS[1]) == pytest.approx(4 / 6) and tau(SEEDS[0], SEEDS[0]) == 1
+    assert tau(SEEDS[0], SEEDS[0][::-1]) == -1 and tau(SEEDS[0], [5.0] * 4) == 0
+
+
+def test_predictors_are_held_against_what_seeds_allow() -> None:
+    """Seeds 0 and 1, and 0 and 2, differ in one swap each, 1 and 2 in two: (4 + 4 + 2) / 18."""
+    good, bad = (dict(zip(SPLICES, values, strict=True)) for values in ([1, 2, 3, 4], [4, 3, 2, 1]))
+    ceiling, first, second = rank_correlations(
+        SPLICE_RANKING_TRIALS, {"good": good, "bad": {**bad, "another": 9.0}}, draws=50
+    )
+    assert ceiling.one_seed == pytest.approx(10 / 18) and ceiling.mean is ceiling.best is None
+    assert first.one_seed == pytest.approx((1 + 4 / 6 + 4 / 6) / 3) and second.one_seed == -first.one_seed
+    assert first.mean == 1.0 and second.mean == -1.0 and first.splices == 4  # means: 80.33, 80.67, 82.33, 82.67
+    assert first.best == pytest.approx((83 + 82 + 83) / 3) and second.best == pytest.approx((80 + 80 + 81) / 3)
+    (even,) = rank_correlations(SPLICE_RANKING_TRIALS, {"even": dict.fromkeys(SPLICES, 1.0)}, draws=10)[1:]
+    assert even.best == pytest.approx(sum(map(sum, SEEDS.values())) / 12) and even.one_seed == 0
+    assert -1 <= first.low <= first.one_seed <= first.high <= 1
+
+
+def test_splices_that_a_predictor_lacks_are_left_out_for_all() -> None:
+    some = {splice: 1.0 * i for i, splice in enumerate(SPLICES[:3])}
+    assert {a.splices for a in rank_correlations(SPLICE_RANKING_TRIALS, {"some": some}, draws=10)} == {3}
+    with pytest.raises(ValueError, match="2 splices that all predictors rank, 3 seeds with all 4 splices: 3 and 2 are"):
+        rank_correlations(SPLICE_RANKING_TRIALS, {"two": dict(list(some.items())[:2])})
+
+
+def test_a_seed_that_lacks_a_splice_does_not_count() -> None:
+    good = dict(zip(SPLICES, (1.0, 2.0, 3.0, 4.0), strict=True))
+    ceiling, _ = rank_correlations(
+        [t for t in SPLICE_RANKING_TRIALS if (t.method, t.seed) != ("S1-3+T4", 2)], {"good": good}, draws=10
+    )
+    assert ceiling.one_seed == pytest.approx(4 / 6) and ceiling.splices == 4
+    assert list(random_search([t for t in SPLICE_RANKING_TRIALS if (t.method, t.seed) != ("S1-3+T4", 2)], 1)) == [0, 1]
+
+
+def test_what_a_random_search_can_expect() -> None:
+    """Of 4 splices, 6 draws of 2; validation has them in this order: of 3 draws the first is chosen, of 2, of 1."""
+    validation = {"S1+T2-4": 4.0, "S1-2+T3-4": 1.0, "S1-3+T4": 3.0, "T1-3+S4": 2.0}
+    runs = [
+        replace(t, curve=[{"epoch": 1, "student": validation[t.method]}]) for t in SPLICE_RANKING_TRIALS if t.seed == 0
+    ]
+    assert random_search(runs, 2) == {0: pytest.approx((3 * 80 + 2 * 82 + 1 * 83) / 6)}
+    assert random_search(runs, 1) == {0: pytest.approx((80 + 81 + 82 + 83) / 4)} and random_search(runs, 4) == {0: 80}
+
+
+def test_predictors_that_a_run_leaves_behind() -> None:
+    assert first_epoch(SPLICE_RANKING_TRIALS) == {splice: 51.0 + i for i, splice in enumerate(SPLICES)}
+    found = dict(rows=["T1", "T2"], columns=["S1", "S2"], values=[[0.1, 0.2], [0.3, None]])
+    made = splice_ranking_trial(SPLICES[0], 0, cka=dict(images=8, maps=dict(teacher_student=found)))
+    junctions = {"one": [("S1", "T2")], "both": [("T1", "S2"), ("S1", "T1")], "nothing": [("S2", "T2")]}
+    assert junction_cka(made, junctions) == {"one": 0.3, "both": pytest.approx(0.15), "nothing": 0.0}
+    assert junction_cka(SPLICE_RANKING_TRIALS[0], junctions) == {}

@@ -1,14 +1,20 @@
-"""What holds for every loss, beside what the check for authors holds."""
+"""What losses do that the checks for authors do not look at; losses of stages, OFA's exits, DeiT's hard labels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from conftest import CNN, CONVNEXT, DEIT, RESMLP, SWIN, VIT
+from fbt_losses.ofa_exits import TokenExit, make_exit
 from torch import Tensor, nn
 
-from fbt_plugins import LOSSES, Batch, Knowledge
+from fbt_plugins import LOSSES, Batch, ConfigError, Knowledge, StageSpec
+from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.distill.loss_contract import ModelInfo, set_up
-from fbt_plugins.errors import ConfigError
 from fbt_plugins.testing.checks import EXTRA, MODELS, check_loss
 
 CONFIGS = [
@@ -182,3 +188,187 @@ def test_arguments_out_of_range_are_config_errors(config: dict, reason: str) -> 
 def test_missing_labels_are_named(name: str) -> None:
     with pytest.raises(ValueError, match="needs labels"):
         build(dict(type=name))(knowledge(0), knowledge(1), Batch(None))
+
+
+# ---- stage loss -----------------------------------------------------------------------------------------------------
+
+
+STAGE_LOSS_CONFIGS = [
+    dict(type="ATLoss"),
+    dict(type="FitNetLoss"),
+    dict(type="OFAExitsLoss"),
+    dict(type="SlicedWassersteinLoss", stages=(1, 2, 3, 4), projections=8),
+]
+stage_loss_every_loss = pytest.mark.parametrize("config", STAGE_LOSS_CONFIGS, ids=lambda c: c["type"])
+Specs = list[StageSpec]
+
+
+def built(config: dict, student: Specs, teacher: Specs) -> nn.Module:
+    torch.manual_seed(0)
+    loss = LOSSES.build(config)
+    set_up(loss, ModelInfo(student, 6), ModelInfo(teacher, 8), {"num_classes": 5})
+    return loss
+
+
+def stage_loss_knowledge(specs: Specs, seed: int) -> Knowledge:
+    torch.manual_seed(seed)
+    stages = {i: torch.randn(spec.sizes(3)) for i, spec in enumerate(specs, 1)}
+    return Knowledge(torch.randn(3, 6), torch.randn(3, 5), stages)
+
+
+def value(loss: nn.Module, student: Knowledge, teacher: Knowledge) -> Tensor:
+    torch.manual_seed(0)
+    return loss(student, teacher, Batch(torch.tensor([0, 1, 4])))
+
+
+@stage_loss_every_loss
+@pytest.mark.parametrize("teacher", MODELS)
+@pytest.mark.parametrize("student", MODELS)
+def test_any_layout_learns_from_any_other(config: dict, student: str, teacher: str) -> None:
+    loss = built(config, MODELS[student], MODELS[teacher])
+    known = stage_loss_knowledge(MODELS[student], 0)
+    for x in known.stages.values():
+        x.requires_grad_()
+    found = value(loss, known, stage_loss_knowledge(MODELS[teacher], 1))
+    found.backward()
+    assert found.isfinite() and found.ndim == 0
+    assert all(x.grad.isfinite().all() for x in (*known.stages.values(), *loss.parameters()))
+    reached = [x for n, x in known.stages.items() if x.grad.any()]
+    assert len(reached) >= (3 if config["type"] == "ATLoss" else 4)  # one position alone has one attention map
+
+
+@stage_loss_every_loss
+def test_tokens_of_another_order_are_brought_into_row(config: dict) -> None:
+    maps, tokens = MODELS["maps"], MODELS["tokens"]
+    student, teacher = stage_loss_knowledge(tokens, 0), stage_loss_knowledge(maps, 1)
+    expected = value(built(config, tokens, maps), student, teacher)
+    order = torch.randperm(24)
+    turned = [replace(spec, raster=False, order=order.argsort()) for spec in tokens]
+    shuffled = Knowledge(student.features, student.logits, {n: x[:, order] for n, x in student.stages.items()})
+    torch.testing.assert_close(value(built(config, turned, maps), shuffled, teacher), expected)
+
+
+@stage_loss_every_loss
+def test_an_order_that_nobody_knows_matters_to_all_but_sets(config: dict) -> None:
+    unknown = [replace(spec, raster=False) for spec in MODELS["tokens"]]
+    if config["type"] == "SlicedWassersteinLoss":
+        built(config, unknown, MODELS["maps"])
+    else:
+        with pytest.raises(ConfigError, match=r"Loss: stage 1: .*order"):
+            built(config, unknown, MODELS["maps"])
+
+
+@stage_loss_every_loss
+def test_its_stages_are_its_needs(config: dict) -> None:
+    loss = LOSSES.build(config | dict(stages=[4, 2, 2]))
+    key = "student_stages" if config["type"] == "OFAExitsLoss" else "stages"
+    assert loss.needs == {key: (4, 2)} and LOSSES.build(dict(config, stages=(3,))).needs == {key: (3,)}
+
+
+@stage_loss_every_loss
+def test_a_task_loss_it_is_not(make: Callable[..., Distiller], config: dict) -> None:
+    with pytest.raises(ConfigError, match="compares two models"):
+        make(task_loss=config)
+
+
+@pytest.mark.parametrize(
+    ("config", "student", "teacher"),
+    [
+        (config, *pair)
+        for config, pair in zip(
+            STAGE_LOSS_CONFIGS, [(RESMLP, CONVNEXT), (CNN, SWIN), (SWIN, VIT), (DEIT, CNN)], strict=True
+        )
+    ],
+    ids=lambda c: c.get("name", c["type"]),
+)
+def test_a_step_of_a_distiller(
+    make: Callable[..., Distiller],
+    images: Tensor,
+    labels: Tensor,
+    config: dict,
+    student: dict[str, Any],
+    teacher: dict[str, Any],
+) -> None:
+    options = dict(edges=["teacher_to_student"], splice=None, feature_loss=None, logit_loss=None)
+    model = make(student, teacher, **options, task_loss=None, stage_loss=config).train()
+    total, losses = model.parse_losses(model.losses(images, Batch(labels)))
+    total.backward()
+    assert losses.names == ("teacher_to_student/stage",) and total.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.edges.parameters())
+    assert next(model.student.stages[0].parameters()).grad.any()
+    with torch.device("meta"):  # as --check builds it
+        make(student, teacher, **options, stage_loss=config)
+
+
+# ---- exits -----------------------------------------------------------------------------------------------------------
+
+# ---- exits ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_exit_of_a_cnn_is_the_originals() -> None:
+    """Stage 1 of ResNet18 beside a teacher of width 768, 100 classes; two convolutions of two kinds per halving."""
+    branch = make_exit(StageSpec("NCHW", 64, (56, 56)), 3, 512, 768, 100)
+    halving = sum(9 * a + a * a + 2 * a + 9 * a + a * b + 2 * b for a, b in ((64, 128), (128, 256), (256, 768)))
+    assert sum(p.numel() for p in branch.parameters()) == halving + 768 * 100 + 100
+    assert branch[:3](torch.zeros(2, 64, 56, 56)).shape == (2, 768, 7, 7)
+    last = make_exit(StageSpec("NCHW", 512, (7, 7)), 0, 512, 768, 100)
+    assert [type(m).__name__ for m in last] == ["Conv2d", "AdaptiveAvgPool2d", "Flatten", "Linear"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "left", "width", "side", "blocks"),
+    [
+        (StageSpec("NLC", 24, (14, 14), 1), 3, 24, 7, 3),  # ViT, stage 1
+        (StageSpec("NLC", 24, (14, 14)), 0, 24, 7, 1),  # ResMLP, stage 4
+        (StageSpec("NHWC", 8, (56, 56)), 3, 64, 7, 3),  # Swin, stage 1
+        (StageSpec("NHWC", 64, (7, 7)), 0, 64, 7, 1),  # Swin, stage 4
+        (StageSpec("NLC", 24, (15, 15), 2), 1, 36, 8, 1),  # odd, and wider
+    ],
+)
+def test_an_exit_of_tokens_merges_to_seven(spec: StageSpec, left: int, width: int, side: int, blocks: int) -> None:
+    branch = TokenExit(spec, left, width, 5)
+    seen: list[Tensor] = []
+    branch.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x = torch.randn(spec.sizes(2))
+    assert branch(x).shape == (2, 5) and len(branch.blocks) == blocks
+    assert seen[0].shape == (2, spec.prefix_tokens + side**2, width)
+    assert bool(branch.merge) == (spec.grid[0] >= 14)
+
+
+def test_merging_keeps_neighbours_together() -> None:
+    branch = TokenExit(StageSpec("NHWC", 2, (14, 14)), 1, 4, 3)
+    x = torch.randn(1, 14, 14, 2, requires_grad=True)
+    branch.merge(x)[0, 2, 5].sum().backward()
+    assert {tuple(p) for p in x.grad.abs().sum(3)[0].nonzero().tolist()} == {(4, 10), (4, 11), (5, 10), (5, 11)}
+
+
+# ---- deit -----------------------------------------------------------------------------------------------------------
+
+
+OPTIONS = dict(edges=["teacher_to_student"], splice=None, feature_loss=None, task_loss=None)
+TYPES = pytest.mark.parametrize("kind", ["hard", "soft"])
+
+
+@TYPES
+def test_a_step_trains_each_head_with_its_own_target(
+    make: Callable[..., Distiller], images: Tensor, labels: Tensor, kind: str
+) -> None:
+    model = make(DEIT, CONVNEXT, **OPTIONS, logit_loss=dict(type="DeiTLoss", distillation_type=kind)).train()
+    total, _ = model.parse_losses(model.losses(images, Batch(labels)))
+    total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.student.parameters())
+    with torch.no_grad():
+        known = model.know(images, {"student", "teacher"})
+    ours, targets = known["student"].extra, known["teacher"].logits
+    taught = torch.nn.functional.one_hot(targets.argmax(1), 10) if kind == "hard" else targets.softmax(1)
+    told = {"head": torch.nn.functional.one_hot(labels, 10), "head_dist": taught}
+    for (name, target), logits in zip(told.items(), (ours["class_logits"], ours["distillation_logits"]), strict=True):
+        expected = 0.5 * (logits.softmax(1) - target).mean(0)  # of the cross-entropy, and of KL at tau 1
+        torch.testing.assert_close(model.student.net.get_submodule(name).bias.grad, expected)
+
+
+@pytest.mark.parametrize("student", [RESMLP, VIT])
+def test_another_student_is_refused_before_any_step(make: Callable[..., Distiller], student: dict) -> None:
+    line = "model.edges: teacher_to_student: DeiTLoss needs 'class_logits' of the student, which gives features and lo"
+    with pytest.raises(ConfigError, match=line):
+        make(student, CONVNEXT, **OPTIONS, logit_loss=dict(type="DeiTLoss"))
