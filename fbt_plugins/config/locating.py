@@ -42,11 +42,15 @@ def find_config(given: str | Path) -> Path:
     if (path := user_path(given)).is_file():
         return path
     name, shipped = path.as_posix().removeprefix("configs/").removesuffix(".py"), shipped_configs()
-    if name in shipped:
+    if name in shipped and not str(given).startswith((".", "~", "/")):  # those are paths, and no names
         return shipped[name]
-    folder = path.parent if path.parent.is_dir() else Path()
-    near = nearest(path.name, [other.name for other in folder.glob("*.py")], 0) or nearest(name, shipped, 0)
+    near = nearest(path.name, _beside(path), 0) or nearest(name, shipped, 0)
     raise ConfigError(f"config {str(given)!r}: no such file{near} (fbt configs lists the shipped ones)")
+
+
+def _beside(path: Path) -> list[str]:
+    """The Python files of a path's folder, or of this one where there is no such folder."""
+    return [other.name for other in (path.parent if path.parent.is_dir() else Path()).glob("*.py")]
 
 
 def typed_config(path: str | Path) -> str:

@@ -61,7 +61,10 @@ class PlainYamlHandler(YamlHandler):
     """mmengine's handler of YAML files, which executes nothing; mmengine's own calls whatever a file's tags name."""
 
     def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
-        return yaml.load(file, _PlainLoader)
+        found = yaml.load(file, _PlainLoader)
+        if not isinstance(found, dict):
+            raise yaml.YAMLError(f"its contents are {type(found).__name__}, not keys and values")
+        return found
 
 
 def is_lazy(path: Path) -> bool:

@@ -16,7 +16,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import event, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from ..errors import FBTError, is_name, one_line, short
 
@@ -142,17 +142,24 @@ class SharedStudy(Generic[J]):
         try:
             if sqlite:
                 Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self.storage = RDBStorage(
-                url,
-                engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
-                heartbeat_interval=heartbeat,
-                grace_period=grace,
-            )
-            if sqlite:
-                _lock_whole_transactions(self.storage.engine)
-            self.study = optuna.create_study(
-                study_name=name, storage=self.storage, directions=list(directions), load_if_exists=True
-            )
+            for attempt in range(3):
+                try:
+                    self.storage = RDBStorage(
+                        url,
+                        engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
+                        heartbeat_interval=heartbeat,
+                        grace_period=grace,
+                    )
+                    if sqlite:
+                        _lock_whole_transactions(self.storage.engine)
+                    self.study = optuna.create_study(
+                        study_name=name, storage=self.storage, directions=list(directions), load_if_exists=True
+                    )
+                    break
+                except (IntegrityError, OperationalError):  # another process makes the same tables at this moment
+                    if attempt == 2:
+                        raise
+                    time.sleep(0.5)
         except (*FAILURES, ImportError, OSError) as error:
             raise FBTError(f"--storage {hidden(url)}: {complaint(error)}") from error
 

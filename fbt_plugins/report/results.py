@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -176,7 +177,7 @@ def read_trials(path: Path, tell: Callable[[str], None]) -> list[Trial]:
         FBTError: if the file cannot be read, or for a line of JSON that is no trial.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:

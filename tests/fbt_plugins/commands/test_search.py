@@ -203,6 +203,7 @@ def test_a_grid_is_every_combination_once(search: Callable, tmp_path: Path) -> N
     assert len(tried) == len(set(tried)) == 4 * 2 * 2
 
 
+@pytest.mark.slow
 def test_the_front_of_two_objectives(search: Callable, tmp_path: Path) -> None:
     text = SEARCH.replace("trials=5", 'objectives=["student_top1", "extra_parameters"], sampler="random", trials=8')
     (tmp_path / "ratio.py").write_text(text)

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, str(ROOT / "tools" / "train.py"), str(ROOT / "configs" / "fbt_convnext_resmlp.py")]
 
 
+@pytest.mark.slow
 def test_a_shortened_flagship_from_another_folder(tmp_path: Path) -> None:
     """One epoch of two batches: what is shown and what is left behind, found by name and not by the current folder."""
     short = [

@@ -267,3 +267,20 @@ def test_a_tilde_is_ones_home_in_every_path(path: Path, tmp_path: Path, monkeypa
     assert config.work_dir == f"{tmp_path}/x" and config.resume == f"{tmp_path}/r"
     assert config.load_from == f"{tmp_path}/w.pth" and config.publish == f"{tmp_path}/t.safetensors"
     assert user_path("~/o") == tmp_path / "o" and user_path("a~/b") == Path("a~/b")
+
+
+@pytest.mark.parametrize("given", ["./tiny", "/nowhere/tiny.py", "../tiny.py"])
+def test_a_path_that_is_not_there_is_no_shipped_config(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match="no such file"):
+        find_config(given)
+
+
+@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- 1\n", "list")])
+def test_a_yaml_file_without_keys_is_one_line(text: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"its contents are {kind}, not keys and values"):
+        load_config(tmp_path / "c.yaml")

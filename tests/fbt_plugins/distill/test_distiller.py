@@ -232,6 +232,7 @@ def test_a_stage_loss_is_a_third_loss_of_an_edge(make: Make, images: torch.Tenso
     assert [name.partition("/")[2] for name in losses] == ["", "feature", "logit", "stage"]
 
 
+@pytest.mark.slow
 def test_the_losses_of_a_step_compile_to_one_graph(make: Make, images: torch.Tensor, labels: torch.Tensor) -> None:
     """Of a traced cut and of a declared one; a graph per stage would undo most of what compiling is for."""
     graphs: list[int] = []

@@ -198,7 +198,7 @@ def test_a_disk_that_takes_no_more(
     assert_same(whole, run(config("run", resume=True)), "epoch_3.pth")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_image_that_disappears(config: Build, tmp_path: Path, workers: int) -> None:
     for split, count in (("train", 8), ("val", 2)):
         for label in range(2):

@@ -149,7 +149,7 @@ def test_a_run_whose_owner_died_is_free_again(url: str, monkeypatch: pytest.Monk
     assert not dead.trials([TrialState.COMPLETE])
 
 
-@pytest.mark.parametrize("jump", [-7200, 91, 7200])
+@pytest.mark.parametrize("jump", [91, *(pytest.param(jump, marks=pytest.mark.slow) for jump in (-7200, 7200))])
 def test_clocks_that_jump_make_nobody_dead(jump: int, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     owner, other = (SharedStudy("grid", url, Run) for _ in range(2))

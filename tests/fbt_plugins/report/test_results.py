@@ -54,6 +54,14 @@ def test_trials_come_back_as_they_were_whatever_the_order_of_lines(tmp_path: Pat
     assert read(tmp_path / "nowhere.jsonl") == ([], [])
 
 
+def test_a_mark_of_the_encoding_at_the_start_loses_no_run(tmp_path: Path) -> None:
+    """Some editors put one there."""
+    whole, marked = tmp_path / "whole.jsonl", tmp_path / "marked.jsonl"
+    whole.write_bytes("".join(f"{trial.line()}\n" for trial in TRIALS).encode())
+    marked.write_bytes(b"\xef\xbb\xbf" + whole.read_bytes())
+    assert read_trials(marked, pytest.fail) == read_trials(whole, pytest.fail)
+
+
 def test_a_run_counts_once_and_its_first_line_stands(tmp_path: Path) -> None:
     first, again, other = trial("kd", 0), trial("kd", 0, top1={"student": 1.0}), trial("kd", 0, config="another")
     path = written(tmp_path / "trials.jsonl", [first, first, again, other, again, first])
