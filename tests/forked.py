@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Forked:
-    """As ``subprocess.Popen`` of ``[sys.executable, "script.py", ...]`` or ``[sys.executable, "-m", "module", ...]``.
+    """As ``subprocess.Popen`` of ``[sys.executable, "script.py", ...]``, or of ``"-m", "module"`` or ``"-c", "code"``.
 
     Args:
         command: what the process runs.
@@ -105,6 +105,9 @@ def _run(arguments: list[str]) -> int:
             sys.argv = arguments[1:]
             sys.path.insert(0, "")
             _run_module(arguments[1])
+        elif arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv = arguments
             runpy.run_path(arguments[0], run_name="__main__")

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 
-def tool(name: str, *args: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def process(name: str, *args: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Runs a tool, with a folder on the path as if it were site-packages."""
     env = dict(os.environ)
     if path is not None:
@@ -31,21 +32,25 @@ def install(folder: Path, distribution: str, module: str) -> None:
     (info / "entry_points.txt").write_text(f"[fbt_plugins]\n{distribution} = {module}\n")
 
 
+def test_a_package_has_its_files_and_its_own_names(tool: Callable, tmp_path: Path) -> None:
+    done = tool("new_plugin", "Acme.Parts", "--into", tmp_path)
+    assert done.code == 0 and "--check" in done.out, done.err
+    folder = tmp_path / "acme-parts"
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    parts = {f"src/acme_parts/{part}.py" for part in ("__init__", "backbone", "fusion", "loss")}
+    assert files == parts | {"README.md", "pyproject.toml", "configs/acme_parts.py", "tests/test_acme_parts.py"}
+    assert not [f for f in files if re.search("my.?parts", (folder / f).read_text(), re.IGNORECASE)]
+
+
 @pytest.mark.slow
-def test_two_generated_packages_live_side_by_side(tmp_path: Path) -> None:
+def test_two_generated_packages_live_side_by_side(tool: Callable, tmp_path: Path) -> None:
     for name in ("acme-parts", "Other.Parts"):
-        done = tool("new_plugin", name, "--into", tmp_path)
-        assert done.returncode == 0 and "--check" in done.stdout, done.stderr
+        assert tool("new_plugin", name, "--into", tmp_path).code == 0
     for name in ("acme-parts", "other-parts"):
         folder, module = tmp_path / name, name.replace("-", "_")
-        files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-        parts = {f"src/{module}/{part}.py" for part in ("__init__", "backbone", "fusion", "loss")}
-        rest = {"README.md", "pyproject.toml", f"configs/{module}.py", f"tests/test_{module}.py"}
-        assert files == parts | rest
-        assert not [f for f in files if re.search("my.?parts", (folder / f).read_text(), re.IGNORECASE)]
         install(folder / "src", name, module)
     both = Path(os.pathsep.join(str(tmp_path / name / "src") for name in ("acme-parts", "other-parts")))
-    found = json.loads(tool("list_plugins", "--json", path=both).stdout)
+    found = json.loads(process("list_plugins", "--json", path=both).stdout)
     named = {(r["name"], r["distribution"]) for r in found["registered"]}
     assert {
         ("acme_parts_net", "acme-parts"),
@@ -53,7 +58,7 @@ def test_two_generated_packages_live_side_by_side(tmp_path: Path) -> None:
         ("AcmePartsLoss", "acme-parts"),
     } < named
     assert {("other_parts_net", "other-parts"), ("OtherPartsLoss", "other-parts")} < named and not found["failed"]
-    done = tool("train", tmp_path / "acme-parts" / "configs" / "acme_parts.py", "--check", path=both)
+    done = process("train", tmp_path / "acme-parts" / "configs" / "acme_parts.py", "--check", path=both)
     assert done.returncode == 0, done.stderr
     assert "nothing wrong" in done.stdout and "student acme_parts_net" in done.stdout
 
@@ -71,16 +76,16 @@ def test_two_generated_packages_live_side_by_side(tmp_path: Path) -> None:
         ("taken", "is there already; choose another name or folder"),
     ],
 )
-def test_a_name_that_will_not_do_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+def test_a_name_that_will_not_do_is_refused(tool: Callable, tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "taken").mkdir()
     done = tool("new_plugin", name, "--into", tmp_path)
-    assert done.returncode == 2 and reason in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.code == 2 and reason in done.err and done.err.count("\n") == 1, done.err
     assert [p.name for p in tmp_path.rglob("*")] == ["taken"]
 
 
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tool: Callable, tmp_path: Path) -> None:
     done = tool("new_plugin", "acme-parts", "--into", tmp_path / "nowhere")
-    assert done.returncode == 2 and "no such folder" in done.stderr
+    assert done.code == 2 and "no such folder" in done.err
 
 
 @pytest.mark.slow
@@ -91,12 +96,12 @@ def test_a_broken_plugin_that_is_installed_disturbs_nobody(tmp_path: Path) -> No
         "plugin 'acme-parts' (acme-parts 0.3) failed to load: ModuleNotFoundError: No module named 'acme_core'; "
         "pip install acme_core, which acme-parts needs"
     )
-    listed = tool("list_plugins", path=tmp_path)
+    listed = process("list_plugins", path=tmp_path)
     assert listed.returncode == 0 and not listed.stderr
     assert f"failed: {line}" in listed.stdout and "InfoNCELoss" in listed.stdout
     flagship = ROOT / "configs" / "fbt_convnext_resmlp.py"
-    good = tool("train", flagship, "--check", path=tmp_path)
+    good = process("train", flagship, "--check", path=tmp_path)
     assert good.returncode == 0 and not good.stderr and "acme" not in good.stdout
-    missed = tool("train", flagship, "--check", "--cfg-options", "model.logit_loss.type=AcmeLoss", path=tmp_path)
+    missed = process("train", flagship, "--check", "--cfg-options", "model.logit_loss.type=AcmeLoss", path=tmp_path)
     assert missed.returncode == 2 and missed.stderr.count("\n") == 1 and "Traceback" not in missed.stderr
     assert "'AcmeLoss' is not a registered loss" in missed.stderr and line in missed.stderr

@@ -158,11 +158,12 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_values(
 def test_a_trial_whose_owner_died_keeps_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ratio.py").write_text(SEARCH)
     config = load_config(tmp_path / "ratio.py")
+    space = space_of(config)
     url = f"sqlite:///{tmp_path / 'study.db'}"
 
     def make() -> Search:
         study = SharedStudy("ratio", url, Slot, heartbeat=1, grace=1)
-        return Search(study, config, space_of(config), tmp_path / "trials")
+        return Search(study, config, space, tmp_path / "trials")
 
     dead = make()
     claim = dead.study.claim({Slot(0)})
@@ -184,10 +185,11 @@ def test_a_trial_whose_owner_died_keeps_its_values(tmp_path: Path, monkeypatch: 
 def test_the_same_search_proposes_the_same_whoever_asks(tmp_path: Path) -> None:
     (tmp_path / "ratio.py").write_text(SEARCH)
     config = load_config(tmp_path / "ratio.py")
+    space = space_of(config)
     chosen = []
     for name in ("one", "two"):
         study = SharedStudy("ratio", f"sqlite:///{tmp_path / name}.db", Slot)
-        search = Search(study, config, space_of(config), tmp_path / name)
+        search = Search(study, config, space, tmp_path / name)
         claims = [study.claim({Slot(i)}) for i in range(2)]
         for claim in claims:
             assert claim is not None

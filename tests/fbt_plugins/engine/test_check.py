@@ -154,6 +154,23 @@ SEVERAL: list[dict[str, tuple[Any, str]]] = [
             "model.logit_loss: weight must be a finite number, not 'abc'",
         ),
     },
+    {  # what is not there, or of another form
+        "train_dataloader.dataset": (None, "train_dataloader.dataset is missing"),
+        "train_dataloader.sampler": (
+            None,
+            "train_dataloader.sampler is missing: dict(type='SeededSampler', shuffle=True)",
+        ),
+        "val_dataloader.sampler": (
+            None,
+            "val_dataloader.sampler is missing: dict(type='SeededSampler', shuffle=False)",
+        ),
+        "train_cfg": (dict(max_epochs=3), "train_cfg: 'by_epoch' is missing: True (with max_epochs) or False (with"),
+        "optim_wrapper.optimizer": (
+            None,
+            "optim_wrapper.optimizer is missing: dict(type='AdamW', lr=0.001)",
+        ),
+        "param_scheduler": (5, "param_scheduler: expected a dict with a 'type', got 5"),
+    },
     {"model.fusion.splice": ("S1-4", "model.fusion: splice 'S1-4': it never switches: all of it is student")},
     {"model.logit_loss.gamma": (-1, "model.logit_loss: OFALoss: gamma must be above 0, not -1")},
     {"model.student.input_size": (0, "model.student: timm: input_size must be 1 or more, not 0")},
@@ -178,9 +195,10 @@ def test_what_is_wrong_is_said(faults: dict[str, tuple[Any, str]]) -> None:
 
 
 def test_a_config_that_lacks_everything(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("model = dict(type='Distiller')\n")
+    (tmp_path / "mine.py").write_text("model = dict(type='Distill')\n")
     lines = problems({}, tmp_path / "mine.py")
     assert lines[0] == "train_dataloader is missing" and "model: 'student' is missing" in lines
+    assert "model.type: 'Distill' is not 'Distiller'" in lines
 
 
 def test_what_cannot_be_held_in_memory_is_refused() -> None:

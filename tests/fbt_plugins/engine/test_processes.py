@@ -65,19 +65,20 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path: Path)
     """InfoNCE compares with the other process's images; unreached parameters are left out; splices and edges change."""
     for done in two("check_gradients", tmp_path):
         assert done.code == 0, done.err[-2000:]
-    for name, options, draw, progress in (
-        ("gradients", {}, None, None),
-        ("unreached", {"model.edges": ["teacher_to_student", "fusion_to_student"]}, None, None),
-        ("drawn", DRAWN, 1, None),
-        ("drawn_next", DRAWN, 2, None),
-        ("off", SCHEDULED, None, 0.1),
-        ("rising", SCHEDULED, None, 0.5),
+    unreached = {"model.edges": ["teacher_to_student", "fusion_to_student"]}
+    for options, steps in (
+        ({}, {"gradients": (None, None)}),
+        (unreached, {"unreached": (None, None)}),
+        (DRAWN, {"drawn": (1, None), "drawn_next": (2, None)}),
+        (SCHEDULED, {"off": (None, 0.1), "rising": (None, 0.5)}),
     ):
-        expected = gradients(build(tmp_path, "one", **{"train_dataloader.batch_size": 8}, **options), draw, progress)
-        for found in saved(tmp_path, name):
-            assert found.keys() == expected.keys() and len(found) > 20
-            for key, value in expected.items():
-                assert (found[key] - value).norm() <= 1e-6 * max(float(value.norm()), 1.0), key
+        runner = build(tmp_path, "one", **{"train_dataloader.batch_size": 8}, **options)
+        for name, (draw, progress) in steps.items():
+            expected = gradients(runner, draw, progress)
+            for found in saved(tmp_path, name):
+                assert found.keys() == expected.keys() and len(found) > 20
+                for key, value in expected.items():
+                    assert (found[key] - value).norm() <= 1e-6 * max(float(value.norm()), 1.0), key
 
 
 @pytest.mark.slow
@@ -252,23 +253,23 @@ with locked(Path(sys.argv[1]), "taken", wait=False):
 
 def test_a_killed_process_has_no_lock_even_where_its_workers_live_on(tmp_path: Path) -> None:
     path = tmp_path / LOCK
-    command = [sys.executable, "-c", _HOLDER, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        worker = int(holder.stdout.readline())
-        try:
-            with (
-                pytest.raises(FBTError, match=rf"^taken \(process {holder.pid} on "),
-                locked(path, "taken", wait=False),
-            ):
-                pass
-            holder.kill()
-            holder.wait()
-            os.kill(worker, 0)
-            with locked(path, "taken", wait=False):
-                assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
-        finally:
-            os.kill(worker, signal.SIGKILL)
+    holder = Typed("-c", _HOLDER, path, cwd=tmp_path)
+    while not (worker := (holder.folder / "out").read_text()).endswith("\n"):
+        assert holder.poll() is None
+        time.sleep(0.01)
+    try:
+        with (
+            pytest.raises(FBTError, match=rf"^taken \(process {holder.pid} on "),
+            locked(path, "taken", wait=False),
+        ):
+            pass
+        holder.kill()
+        holder.done()
+        os.kill(int(worker), 0)
+        with locked(path, "taken", wait=False):
+            assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+    finally:
+        os.kill(int(worker), signal.SIGKILL)
 
 
 def test_a_file_system_without_locks_is_told_and_used(

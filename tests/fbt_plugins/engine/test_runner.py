@@ -261,11 +261,15 @@ def test_what_is_no_students_file_is_one_line(tmp_path: Path) -> None:
 SCRATCH = {f"model.{key}": None for key in ("teacher", "fusion", "feature_loss", "logit_loss")} | {"model.edges": []}
 CASES = {
     "fbt": {},
-    "splice that starts in the teacher": {"model.fusion.splice": "T1-3+S4"},
-    "a splice drawn in each step": {"model.fusion.splice": ["S1-3+T4", "S1-2+T3-4"]},
+    "splice that starts in the teacher, bf16": {
+        "model.fusion.splice": "T1-3+S4",
+        "optim_wrapper.precision": "bf16",
+    },
+    "a splice drawn in each step, mixup": {
+        "model.fusion.splice": ["S1-3+T4", "S1-2+T3-4"],
+        "data_preprocessor": dict(mixup_alpha=0.8),
+    },
     "no teacher": SCRATCH,
-    "bf16": {"optim_wrapper.precision": "bf16"},
-    "mixup": {"data_preprocessor": dict(mixup_alpha=0.8)},
     "teacher cache": {"teacher_cache.views": 2},
 }
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forked import Typed
 from optuna.trial import TrialState
 from sqlalchemy import text
 
@@ -56,14 +57,11 @@ def take_all(study: SharedStudy[Run], wanted: list[Run]) -> list[Run]:
 
 def check_workers(url: str, workers: int, count: int) -> None:
     """Several processes begin at once, add the same runs and take them: each run is taken by exactly one."""
-    command = [sys.executable, "-c", WORKER, url, str(count)]
     SharedStudy("grid", url, Run)  # so that they race for runs, not for tables
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(workers)
-    ]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert not any(process.returncode for process in processes), [err for _, err in outputs]
-    taken = Counter(int(seed) for out, _ in outputs for seed in out.split())
+    processes = [Typed("-c", WORKER, url, count, cwd=Path.cwd()) for _ in range(workers)]
+    outputs = [process.done() for process in processes]
+    assert not any(done.code for done in outputs), [done.err for done in outputs]
+    taken = Counter(int(seed) for done in outputs for seed in done.out.split())
     assert taken == Counter(range(count))
 
 
@@ -117,10 +115,10 @@ class Clock:
         monkeypatch.setattr("fbt_plugins.jobs.study.time", SimpleNamespace(monotonic=lambda: self.now))
 
     def pass_by(self, study: SharedStudy[Run], seconds: int, beating: Claim[Run] | None = None) -> list[Claim[Run]]:
-        """What a study that looks each 2 seconds takes in the meantime."""
+        """What a study that looks each 5 seconds takes in the meantime."""
         taken = []
-        for _ in range(0, seconds, 2):
-            self.now += 2
+        for _ in range(0, seconds, 5):
+            self.now += 5
             if beating is not None:
                 beat_at(study, beating, self.now)
             taken += [claim for _ in range(2) if (claim := study.claim(set(RUNS)))]

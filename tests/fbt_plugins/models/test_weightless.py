@@ -151,11 +151,8 @@ KNOWN = {
         "tiny_vit_5m_224 caformer_s18 mobilenetv4_hybrid_medium fastvit_sa12 swiftformer_xs "
     ),
 }
-DEFAULT = {
-    *("coatnet_0_rw_224", "levit_128s", "mobilevit_s", "vit_tiny_r_s16_p8_224", "nest_tiny", "pvt_v2_b0"),
-    *("xcit_nano_12_p16_224", "poolformer_s12", "regnety_002", "seresnet50"),
-}
-"""Plain CNNs, transformers and mixers are in test_timm_models.py; the others run with ``-m slow``."""
+DEFAULT = {"mobilevit_s", "nest_tiny", "poolformer_s12", "seresnet50", "vit_tiny_r_s16_p8_224"}
+"""Plain CNNs, transformers and mixers are in test_timm_models.py, small hybrids and others in test_traced.py."""
 CASES = [
     pytest.param(family, name, marks=() if name in DEFAULT else pytest.mark.slow)
     for family, names in KNOWN.items()

@@ -258,9 +258,15 @@ def test_a_vit_is_cut_two_two_six_two_and_a_resnet_at_its_layers() -> None:
             "encoder.layers.encoder_layer_9",
         )
         assert [s.grid for s in torchvision_models_build("resnet18").specs] == [(56, 56), (28, 28), (14, 14), (7, 7)]
-        assert torchvision_models_build("swin_v2_t").specs[0].layout == "NHWC" and torchvision_models_build(
-            "swin_v2_t"
-        ).image_size == (256, 256)
+        swin = torchvision_models_build("swin_v2_t")
+        assert swin.specs[0].layout == "NHWC" and swin.image_size == (256, 256)
+
+
+@pytest.mark.filterwarnings("error")
+def test_networks_are_built_without_auxiliary_heads_and_without_torchvisions_warning() -> None:
+    with on_meta():
+        model = torchvision_models_build("googlenet")
+    assert model.net.aux1 is model.net.aux2 is None and model.family == "cnn"
 
 
 def test_a_vit_takes_images_of_its_own_size_only() -> None:

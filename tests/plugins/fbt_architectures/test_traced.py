@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fbt_architectures.cut_points import from_feature_info
 from fbt_architectures.traced_cut import cut_by_trace
 from torch import Tensor, nn
 
@@ -72,6 +73,27 @@ def test_cuts_can_be_named_and_counted() -> None:
         cut(Net(), ["block.1", "blocks.2"])
     with pytest.raises(ConfigError, match=r"'stem' does not run behind 'blocks\.1'"):
         cut(Net(), ["blocks.1", "stem"])
+
+
+def test_where_there_are_fewer_resolutions_than_stages_the_longest_is_shared_out() -> None:
+    class Flat(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, 2 if i == 1 else 1, 1) for i in range(5))
+            self.fc = nn.Linear(8, 5)
+
+    model = cut(Flat())
+    assert [s.grid for s in model.specs] == [(16, 16), (16, 16), (8, 8), (8, 8)]
+    model.verify()
+
+
+def test_feature_info_of_four_modules_names_the_stages_whatever_their_resolutions() -> None:
+    net = Net()
+    names = ("stem", "blocks.0", "blocks.1", "blocks.2")
+    net.feature_info = [dict(module=name, reduction=r) for name, r in zip(names, (2, 4, 4, 4), strict=True)]  # type: ignore[assignment]
+    assert from_feature_info(net) == list(names)
+    net.feature_info[1:] = [dict(module="elsewhere", reduction=4)]  # type: ignore[index]
+    assert from_feature_info(net) is None
 
 
 def test_another_image_size_is_traced_when_it_comes_and_others_share_the_code() -> None:

@@ -2,8 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import typed
 
 from fbt_plugins.engine.hooks.teacher_cache_files import UNFINISHED, open_cache, take, write_cache
 from fbt_plugins.errors import FBTError
@@ -85,7 +85,7 @@ write_cache(Path(sys.argv[1]), {}, dict(features=(1, 4, 3), logits=(1, 4, 2)), k
 @pytest.mark.slow
 def test_what_a_killed_builder_leaves_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "caches" / "mine"
-    subprocess.run([sys.executable, "-c", _KILLED, str(folder)], check=False)
+    assert typed("-c", _KILLED, folder, cwd=tmp_path).code == -signal.SIGKILL
     (dead,) = folder.parent.iterdir()
 
     def living() -> Any:
