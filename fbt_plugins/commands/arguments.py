@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import typed, user_path
+from ..errors import FBTError, typed, user_path
 
 USER_ERROR = 2
 """Exit code where the user can mend it."""
@@ -23,6 +24,22 @@ def as_table(rows: dict[str, str]) -> str:
     """Names and what each is, a line each."""
     width = max(map(len, rows))
     return "\n".join(f"  {name:{width}}  {about}" for name, about in rows.items())
+
+
+@contextmanager
+def extras(names: str) -> Iterator[None]:
+    """Stands around imports that need some of the distribution's extras.
+
+    Args:
+        names: of the extras, "search,report".
+
+    Raises:
+        FBTError: for the first package that is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[{names}]'") from None
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FBTError, user_path
+from ..errors import user_path
 from .arguments import Parser
 
 EXAMPLES = """\
@@ -35,15 +35,11 @@ def main(argv: Sequence[str]) -> None:
     args = parse().parse_args(argv)
     from .. import load_plugins
     from ..compare.tuning import as_base, as_table, choose
+    from ..config.hashing import config_hash
     from ..config.loading import complete, load_matrix
     from ..console import relative, say
     from ..files import write_atomic
     from ..report import read_trials, trials_file
-
-    try:
-        from ..config.hashing import config_hash
-    except ModuleNotFoundError as error:
-        raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
 
     load_plugins()
     matrix = load_matrix(args.config)

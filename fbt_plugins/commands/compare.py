@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import FBTError, typed, user_path
-from .arguments import Parser
+from .arguments import Parser, extras
 
 EXAMPLES = """\
 examples:
@@ -42,7 +42,7 @@ def parse() -> Parser:
 def main(argv: Sequence[str]) -> int:
     parser = parse()
     args = parser.parse_args(argv)
-    try:  # imported late: --help and usage errors must not wait for the engine
+    with extras("search,report"):  # imported late: --help and usage errors must not wait for the engine
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401
 
@@ -51,8 +51,6 @@ def main(argv: Sequence[str]) -> int:
         from ..config.hashing import config_hash
         from ..engine.loaders import open_all
         from ..jobs.study import FAILURES, Run, SharedStudy, complaint, hidden
-    except ModuleNotFoundError as error:
-        raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
     from .. import load_plugins
     from ..config.loading import complete, load_matrix
     from ..console import relative, say

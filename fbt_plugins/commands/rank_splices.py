@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ..errors import FBTError, user_path
-from .arguments import Parser
+from .arguments import Parser, extras
 
 RANDOM = (1, 2, 3)
 """Trainings of a random search beside the rankings."""
@@ -49,11 +49,9 @@ def main(argv: Sequence[str]) -> None:
     from ..errors import ConfigError
     from ..files import write_atomic
 
-    try:
+    with extras("report"):
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[report]'") from None
     from ..report.figures import rankings
     from ..report.results import read_trials, trials_file
     from ..report.splice_ranking import as_json, first_epoch, junction_cka, random_search, rank_correlations

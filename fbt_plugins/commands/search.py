@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import FBTError, typed, user_path
-from .arguments import Parser
+from .arguments import Parser, extras
 
 EXAMPLES = """\
 examples:
@@ -37,7 +37,7 @@ def parse() -> Parser:
 def main(argv: Sequence[str]) -> int:
     parser = parse()
     args = parser.parse_args(argv)
-    try:  # imported late: --help and usage errors must not wait for the engine
+    with extras("search,report"):  # imported late: --help and usage errors must not wait for the engine
         import matplotlib  # noqa: F401
 
         from ..config.hashing import config_hash
@@ -48,8 +48,6 @@ def main(argv: Sequence[str]) -> int:
         from ..search.results import write_results
         from ..search.search import Search, space_of
         from ..search.settings import Settings
-    except ModuleNotFoundError as error:
-        raise FBTError(f"{error.name} is not installed: pip install 'fbt-plugins[search,report]'") from None
     from ..config.loading import Arguments, load_config
     from ..console import relative, say
 

@@ -135,33 +135,35 @@ class SharedStudy(Generic[J]):
         self._mine: set[int] = set()
         self._silent: dict[int, tuple[object, float]] = {}
         self._looked = time.monotonic()
-        sqlite = url.startswith("sqlite:")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._retry = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
         try:
-            if sqlite:
+            if url.startswith("sqlite:"):
                 Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            for attempt in range(3):
-                try:
-                    self.storage = RDBStorage(
-                        url,
-                        engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
-                        heartbeat_interval=heartbeat,
-                        grace_period=grace,
-                    )
-                    if sqlite:
-                        _lock_whole_transactions(self.storage.engine)
-                    self.study = optuna.create_study(
-                        study_name=name, storage=self.storage, directions=list(directions), load_if_exists=True
-                    )
-                    break
-                except (IntegrityError, OperationalError):  # another process makes the same tables at this moment
-                    if attempt == 2:
-                        raise
-                    time.sleep(0.5)
+            for _ in range(2):
+                with suppress(IntegrityError, OperationalError):  # another process makes the same tables at this moment
+                    self._open(directions)
+                    return
+                time.sleep(0.5)
+            self._open(directions)
         except (*FAILURES, ImportError, OSError) as error:
             raise FBTError(f"--storage {hidden(url)}: {complaint(error)}") from error
+
+    def _open(self, directions: Sequence[Direction]) -> None:
+        """Opens the study, and makes its tables where there are none."""
+        sqlite = self.url.startswith("sqlite:")
+        self.storage = RDBStorage(
+            self.url,
+            engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
+            heartbeat_interval=self.heartbeat,
+            grace_period=self.grace,
+        )
+        if sqlite:
+            _lock_whole_transactions(self.storage.engine)
+        self.study = optuna.create_study(
+            study_name=self.name, storage=self.storage, directions=list(directions), load_if_exists=True
+        )
 
     def trials(self, states: Iterable[TrialState] | None = None) -> list[FrozenTrial]:
         """All trials, or those in some states, in the order in which they were added."""

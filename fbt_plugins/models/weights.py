@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import FBTError, nearest, one_line, short
-from ..files import damage
+from ..files import damage, signed, write_atomic
 
 EMBEDDED = "embedded:"
 SUFFIX = ".safetensors"
@@ -185,6 +186,13 @@ def _metadata(text: str, source: str) -> dict[str, Any]:
         return found
     except (ValueError, TypeError) as error:
         raise FBTError(f"checkpoint {source!r}: what it says about its model is damaged ({one_line(error)})") from error
+
+
+def save_plain(path: Path, contents: Mapping[str, Any]) -> None:
+    """Writes tensors and plain types as a file that is whole and signed, for :func:`load_plain`."""
+    buffer = io.BytesIO()
+    torch.save(dict(contents), buffer)
+    write_atomic(path, *signed(buffer.getvalue()))
 
 
 def load_plain(path: Path) -> Any:

@@ -7,7 +7,6 @@ each splice's fusion model is validated, and the students of the best few train 
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
@@ -18,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from tabulate import tabulate
@@ -39,6 +37,7 @@ from ..errors import ConfigError, FBTError, run
 from ..files import locked, write_atomic
 from ..jobs.study import SharedStudy, Slot
 from ..jobs.workers import die_with_parent
+from ..models.weights import save_plain
 from .search import NO_TEST, Search, space_of
 from .settings import Settings
 from .space import Fusions, Space
@@ -93,11 +92,10 @@ class RankingHook(Hook):
         folder = Path(runner.work_dir)
         starts = {}
         for place, splice in enumerate(order[: self.best]):
-            buffer = io.BytesIO()
             state = state_of(distiller, self.fusion, splices.index(splice))
-            torch.save({"meta": {"splice": splice}, "state_dict": state, "message_hub": {}}, buffer)
             starts[splice] = f"start_{place + 1}.pth"
-            write_atomic(folder / starts[splice], buffer.getvalue())
+            contents = {"meta": {"splice": splice}, "state_dict": state, "message_hub": {}}
+            save_plain(folder / starts[splice], contents)
         ranking = Ranking({s: top1[s] for s in order}, starts, round(time.perf_counter() - self._started, 1))
         write_atomic(folder / RANKING, json.dumps(asdict(ranking), indent=1) + "\n")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -19,7 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 from ...errors import ConfigError, FBTError, nearest
 from ...files import write_atomic
 from ...models.staged import StagedModel
-from ...models.weights import METADATA_KEY, SIGNATURE_KEY, is_state, load_plain, signature_of
+from ...models.weights import METADATA_KEY, SIGNATURE_KEY, is_state, load_plain, save_plain, signature_of
 from ..training_run import TrainingRun
 from .batchnorm import gather_statistics
 from .checkpoint_identity import identity
@@ -230,9 +229,7 @@ class AtomicCheckpointHook(Hook):
             write_atomic(own, path.read_bytes())
         if best is not None and not (target := Path(runner.message_hub.runtime_info["best_ckpt"])).is_file():
             left_out = ("optimizer", "param_schedulers", MEMORIES)
-            buffer = io.BytesIO()
-            torch.save({k: v for k, v in read_checkpoint(best).items() if k not in left_out}, buffer)
-            write_atomic(target, buffer.getvalue())
+            save_plain(target, {k: v for k, v in read_checkpoint(best).items() if k not in left_out})
 
 
 def not_finite(distiller: Any) -> str | None:

@@ -186,6 +186,7 @@ def test_best_weights_that_are_gone_are_refused_or_found_in_a_checkpoint(tmp_pat
         Run(tmp_path / "run").begin(last)
     torch.save(content | dict(optimizer={}), tmp_path / "run" / "epoch_0_iter_21.pth")  # the same iteration
     Run(tmp_path / "run").begin(last)
+    assert b"fbt sha256:" in best.read_bytes()  # signed, as whatever else a run writes
     assert "optimizer" not in read_checkpoint(best) and read_checkpoint(best)["state_dict"] == {"at": 3 * LENGTH}
     for other in (dict(save_best=None), dict(save_best="student_top5")):  # another best is looked for from here on
         assert "best_score" not in Run(tmp_path / "run", **other).begin(last).message_hub.runtime_info
