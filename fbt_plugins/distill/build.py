@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, FBTError, nearest
+from ..models.census import of_model
 from ..models.staged import StagedModel, StageSpec
 from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES
 from .edge import SLOTS, STUDENT, TASK, TEACHER, Edge, parse_edges, split_name
 from .edge_schedule import TIMES, Schedule, checked_weight, gap
 from .fusion import BORROWED, TAILS, FusionModel, NoJunctionsError
 from .loss_contract import ModelInfo
-from .splice import AUTO, parse_all
+from .splice import AUTO, more_local, parse_all
 
 FUSION = "fusion"
 Config = Mapping[str, Any]
@@ -141,7 +142,8 @@ class _Builder:
         if tail not in TAILS:
             problems.append(f"tail {tail!r}{nearest(tail, TAILS)}")
         student, teacher = parts.models[STUDENT], parts.models[TEACHER]
-        splices = _collect(problems, "", parse_all, texts, len(student.stages), len(teacher.stages))
+        first = more_local(*(of_model(spec.family for spec in parts.specs(role)) for role in (STUDENT, TEACHER)))
+        splices = _collect(problems, "", parse_all, texts, len(student.stages), len(teacher.stages), first)
         strategy = _collect(problems, "", lambda: FUSIONS.build(options, also=("splice", "tail")))
         if problems:
             raise ConfigError(problems)

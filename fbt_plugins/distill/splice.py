@@ -1,4 +1,4 @@
-"""Splices: which stages of a fusion model come from whom, written as in ``S1-3+T4``."""
+"""Splices: which stages of a fusion model come from whom, written as in ``S1-3+T4`` or, by role, ``C1-3+M4``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,23 @@ from ..errors import ConfigError
 
 AUTO = "auto"
 _OWNERS = {"S": "student", "T": "teacher"}
-_PIECE = re.compile(r"([ST])(?:(\d+)(?:-(\d+))?|(head))")
+_PIECE = re.compile(r"([STCM])(?:(\d+)(?:-(\d+))?|(head))")
+_LOCALITY = {"cnn": 0, "hybrid": 1, "attention": 2, "mlp": 2}
+
+
+def more_local(student: str, teacher: str) -> str:
+    """Which of two models gives the first stages of a fusion model, by their families.
+
+    FBT's fusion models begin with the CNN, whoever of the two it is (arXiv 2410.12342). A hybrid lies between a CNN and
+    the others; of two equal ones, and of attention with an MLP, the student begins. Both are our choice.
+
+    Args:
+        student, teacher: "cnn", "hybrid", "attention" or "mlp".
+
+    Returns:
+        "S" or "T".
+    """
+    return "T" if _LOCALITY[teacher] < _LOCALITY[student] else "S"
 
 
 @dataclass(frozen=True)
@@ -81,40 +97,55 @@ class Splice:
         return [Junction(a.owner, a.last, b.owner, b.first) for a, b in pairs]
 
     @classmethod
-    def parse(cls, text: str, student_stages: int = 4, teacher_stages: int = 4) -> Splice:
-        """Reads ``S1-3+T4``, ``T1-3+S4``, ``S1-2+T3-4``, ``S1+T2+S3-4``, ``S1-3+Thead`` or ``auto``.
+    def parse(cls, text: str, student_stages: int = 4, teacher_stages: int = 4, first: str = "S") -> Splice:
+        """Reads ``S1-3+T4``, ``S1-2+T3-4``, ``S1+T2+S3-4``, ``S1-3+Thead``; ``C1-3+M4``, ``C1-3+Mhead``; ``auto``.
+
+        S is the student and T the teacher. C is the one that ``first`` names, the more local of the two (the paper's
+        CNN), and M the other.
 
         Args:
-            text: the splice; "auto" is all stages of the student but the last, then the teacher's last.
+            text: the splice; "auto" is all stages of C but the last, then M's last: ``C1-3+M4``.
             student_stages, teacher_stages: how many stages the two models have.
+            first: "S" or "T": which of them C is (:func:`more_local`).
+
+        Returns:
+            The splice by owner: its pieces are S's and T's, whatever the text says.
 
         Raises:
             ConfigError: if it cannot be read, names a stage that is not there, or never switches.
         """
         count = {"S": student_stages, "T": teacher_stages}
+        roles = {"S": "S", "T": "T", "C": first, "M": "T" if first == "S" else "S"}
         if text == AUTO:
-            text = default(count)
+            text = default(count, first)
 
         def wrong(why: str) -> ConfigError:
             return ConfigError(f"splice {text!r}: {why}")
 
         pieces: list[Piece] = []
+        letters: set[str] = set()
         for part in str(text).split("+"):
             match = _PIECE.fullmatch(part)
             if match is None:
                 raise wrong(
-                    f"{part!r} is not a piece; write S or T and stage numbers, as in 'S1-3+T4', or 'Thead' at the end"
+                    f"{part!r} is not a piece; write S or T and stage numbers, as in 'S1-3+T4', or 'Thead' at the end; "
+                    "or by role C and M, as in 'C1-3+M4'"
                 )
-            owner, n = match[1], count[match[1]]
-            first = int(match[2]) if match[2] else n + 1
+            letters.add(match[1])
+            owner = roles[match[1]]
+            n = count[owner]
+            start = int(match[2]) if match[2] else n + 1
             last = int(match[3] or match[2]) if match[2] else n
-            if match[2] and not 1 <= first <= last <= n:
+            if match[2] and not 1 <= start <= last <= n:
                 who = _OWNERS[owner]
                 raise wrong(f"{part!r} is out of range: the {who} has stages 1 to {n}")
-            pieces.append(Piece(owner, first, last))
+            pieces.append(Piece(owner, start, last))
+        if letters & set("ST") and letters & set("CM"):
+            raise wrong(f"S and T, or C and M, not both in one; C is the {_OWNERS[first]} here")
         owners = [p.owner for p in pieces]
         if len(set(owners)) < 2:
-            raise wrong(f"it never switches: all of it is {_OWNERS[owners[0]]}; for example {default(count)!r} does")
+            example = default(count, first)
+            raise wrong(f"it never switches: all of it is {_OWNERS[owners[0]]}; for example {example!r} does")
         if any(a == b for a, b in pairwise(owners)):
             raise wrong("two pieces of one model stand side by side; write them as one, as in 'S1-3'")
         if any(not p.stages for p in pieces[:-1]):
@@ -133,8 +164,10 @@ class Splice:
         return cls(tuple(pieces))
 
 
-def parse_all(texts: str | Sequence[str], student_stages: int = 4, teacher_stages: int = 4) -> list[Splice]:
-    """Reads one splice, or a list of different ones.
+def parse_all(
+    texts: str | Sequence[str], student_stages: int = 4, teacher_stages: int = 4, first: str = "S"
+) -> list[Splice]:
+    """Reads one splice, or a list of different ones; the arguments are those of :meth:`Splice.parse`.
 
     Raises:
         ConfigError: with a line for each that :meth:`Splice.parse` refuses; if there is none, or one is there twice; if
@@ -146,7 +179,7 @@ def parse_all(texts: str | Sequence[str], student_stages: int = 4, teacher_stage
     problems: list[str] = []
     for text in [texts] if isinstance(texts, str) else texts:
         try:
-            splice = Splice.parse(text, student_stages, teacher_stages)
+            splice = Splice.parse(text, student_stages, teacher_stages, first)
         except ConfigError as error:
             problems += error.problems
             continue
@@ -160,10 +193,11 @@ def parse_all(texts: str | Sequence[str], student_stages: int = 4, teacher_stage
     return found
 
 
-def default(count: dict[str, int]) -> str:
-    """What "auto" stands for, written out."""
-    student, teacher = count["S"], count["T"]
-    return f"{Piece('S', 1, max(student - 1, 1))}+{Piece('T', teacher, teacher) if teacher > 1 else 'Thead'}"
+def default(count: dict[str, int], first: str = "S") -> str:
+    """What "auto" stands for, written out by owner."""
+    second = "T" if first == "S" else "S"
+    most, last = max(count[first] - 1, 1), count[second]
+    return f"{Piece(first, 1, most)}+{Piece(second, last, last) if last > 1 else second + 'head'}"
 
 
 def enumerate_splices(student_stages: int = 4, teacher_stages: int = 4, switches: int = 1) -> Iterator[Splice]:
