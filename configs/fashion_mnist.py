@@ -27,12 +27,22 @@ _made_by = dict(
     mixer=dict(config="{{ fileDirname }}/teachers/mixer_fashion_mnist.py"),
 )
 _everywhere = ("scratch", "kd", "ofa", "t_s", "t_s_x2", "fbt")
-_ablations = (*(f"fbt_{letter}" for letter in "abcdefg"), "fbt_warm", "fbt_ramp", "fbt_gate")
-_first_pair = ("crd", "fbt_t1-3_s4", *_ablations)
-_for = {"fitnet": "convnext_*", **dict.fromkeys(_first_pair, "convnext_resmlp*")}
+_ablations = tuple(f"fbt_{letter}" for letter in "abcdefg")
+_for = {
+    "fitnet": "convnext_*",
+    "fbt_s1-3_t4": ["convnext_resmlp*", "convnext_swin"],  # on the other pairs it is fbt
+    **dict.fromkeys(("crd", *_ablations), "convnext_resmlp*"),
+}
+_methods = {
+    **_base_.methods,
+    "fbt_s1-3_t4": dict(  # the form that this study was first made with
+        about="FBT, S1-3+T4 though T is the CNN",
+        model=dict(_base_.methods["fbt"]["model"], fusion=dict(type="L2GFusion", splice="S1-3+T4")),
+    ),
+}
 methods = dict(
     _delete_=True,
-    **{name: dict(_base_.methods[name], pairs=_for.get(name, "*")) for name in (*_everywhere, *_for)},
+    **{name: dict(_methods[name], pairs=_for.get(name, "*")) for name in (*_everywhere, *_for)},
 )
 # tools/choose.py's; what differs from a tuned method in one thing has that method's setting
 _like = dict(t_s_x2="t_s", **dict.fromkeys(_ablations, "fbt"))

@@ -1,10 +1,13 @@
 # Every method as what it changes in one distiller: edges, losses, fusion; with the settings of its authors.
-# Ablations (A) to (C), (F) and (G) are FBT's own; (D) and (E) are ours, by their pattern.
+# Ablations (A) to (C), (F) and (G) are FBT's own; (D) and (E) are ours, by their pattern. In a splice C is the more
+# local of the two models, the CNN where there is one, and M the other.
 _to_student = ["teacher_to_student"]
 _triangle = ["teacher_to_student", "teacher_to_fusion", "fusion_to_student"]
 _infonce = dict(type="InfoNCELoss")
 _ofa = dict(type="OFALoss", gamma=1.0)
-_fbt = dict(fusion=dict(type="L2GFusion", splice="auto"), edges=_triangle, feature_loss=_infonce, logit_loss=_ofa)
+_fbt = dict(
+    fusion=dict(type="L2GFusion", splice="C1-3+M4"), edges=_triangle, feature_loss=_infonce, logit_loss=_ofa
+)
 
 _late = dict(begin=0.13)  # fraction of training
 
@@ -73,18 +76,18 @@ methods = {
             logit_loss=dict(type="KDLoss", temperature=1.0),
         ),
     ),
-    "fbt": dict(about="FBT (arXiv 2410.12342), S1-3+T4", model=_fbt),
-    "fbt_t1-3_s4": dict(
-        about="FBT, the other direction: T1-3+S4",
-        model=dict(_fbt, fusion=dict(type="L2GFusion", splice="T1-3+S4")),
+    "fbt": dict(about="FBT (arXiv 2410.12342), C1-3+M4", model=_fbt),
+    "fbt_m1-3_c4": dict(
+        about="FBT, the other way round: M1-3+C4 (ours)",
+        model=dict(_fbt, fusion=dict(type="L2GFusion", splice="M1-3+C4")),
     ),
     "fbt_a": dict(
         about="FBT (A) without MSA and stage 4",
-        model=dict(_fbt, fusion=dict(type="PatchEmbedOnly", splice="S1-3+Thead")),
+        model=dict(_fbt, fusion=dict(type="PatchEmbedOnly", splice="C1-3+Mhead")),
     ),
     "fbt_b": dict(
         about="FBT (B) without stage 4",
-        model=dict(_fbt, fusion=dict(type="L2GFusion", splice="S1-3+Thead")),
+        model=dict(_fbt, fusion=dict(type="L2GFusion", splice="C1-3+Mhead")),
     ),
     "fbt_c": dict(about="FBT (C) without L(T, F)", model=dict(_fbt, edges=[_triangle[0], _triangle[2]])),
     "fbt_d": dict(about="FBT (D, ours) without L(F, S)", model=dict(_fbt, edges=[_triangle[0], _triangle[1]])),
