@@ -13,16 +13,18 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import nearest
+from ..models.census import of_model
 from ..models.knowledge import Batch, Knowledge
 from ..models.net_part import Unowned
 from ..models.staged import StagedModel, StageSpec, resized
 from ..randomness import derive_seed
 from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry
 from .blame import blaming
-from .build import Config, build
+from .build import FUSION, Config, build
 from .edge import STUDENT, TEACHER, Edge
 from .fusion import FusionModel
 from .loss_contract import StepLosses, out_of_reach, value_fault
+from .splice import in_words
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,23 @@ class Distiller(BaseModel):
         """Stage outputs of student or teacher for the images that it is given."""
         model = self.models[role]
         return model.specs_at(model.input_size or self.image_size)
+
+    @property
+    def families(self) -> dict[str, str]:
+        """ "cnn", "attention", "mlp" or "hybrid", of each role's stages for the images that it is given."""
+        return {role: of_model(spec.family for spec in self.specs(role)) for role in self.models}
+
+    @property
+    def splices(self) -> dict[str, list[str]]:
+        """Those of each fusion model, by owner, whatever way the config writes them."""
+        return {name: list(map(str, fusion.splices)) for name, fusion in self.fusions.items()}
+
+    def splices_in_words(self) -> list[str]:
+        """What each fusion model's splices are with these models, for people to read: "auto is T1-3+S4: ..."."""
+        families, alone = self.families, list(self.fusions) == [FUSION]
+        return [
+            ("" if alone else f"{name}: ") + in_words(fusion.splices, families) for name, fusion in self.fusions.items()
+        ]
 
     def train(self, mode: bool = True) -> Distiller:
         super().train(mode)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 
 AUTO = "auto"
 _OWNERS = {"S": "student", "T": "teacher"}
 _PIECE = re.compile(r"([STCM])(?:(\d+)(?:-(\d+))?|(head))")
 _LOCALITY = {"cnn": 0, "hybrid": 1, "attention": 2, "mlp": 2}
+_LETTERS = "S is the student, T the teacher, C the more local of the two, M the other"
 
 
 def more_local(student: str, teacher: str) -> str:
@@ -79,9 +80,11 @@ class Splice:
 
     Attributes:
         pieces: at least two, owners alternating; the first starts at stage 1, the last owns the head.
+        written: how it was asked for, "auto" or "C1-3+M4"; splices of the same pieces are equal all the same.
     """
 
     pieces: tuple[Piece, ...]
+    written: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return "+".join(map(str, self.pieces))
@@ -116,6 +119,7 @@ class Splice:
         """
         count = {"S": student_stages, "T": teacher_stages}
         roles = {"S": "S", "T": "T", "C": first, "M": "T" if first == "S" else "S"}
+        written = str(text)
         if text == AUTO:
             text = default(count, first)
 
@@ -124,13 +128,11 @@ class Splice:
 
         pieces: list[Piece] = []
         letters: set[str] = set()
-        for part in str(text).split("+"):
+        parts = str(text).split("+")
+        for part in parts:
             match = _PIECE.fullmatch(part)
             if match is None:
-                raise wrong(
-                    f"{part!r} is not a piece; write S or T and stage numbers, as in 'S1-3+T4', or 'Thead' at the end; "
-                    "or by role C and M, as in 'C1-3+M4'"
-                )
+                raise wrong(_not_a_piece(written, part))
             letters.add(match[1])
             owner = roles[match[1]]
             n = count[owner]
@@ -141,7 +143,10 @@ class Splice:
                 raise wrong(f"{part!r} is out of range: the {who} has stages 1 to {n}")
             pieces.append(Piece(owner, start, last))
         if letters & set("ST") and letters & set("CM"):
-            raise wrong(f"S and T, or C and M, not both in one; C is the {_OWNERS[first]} here")
+            example = "+".join(f"{piece.owner}{part[1:]}" for piece, part in zip(pieces, parts, strict=True))
+            raise wrong(
+                f"either S and T or C and M, not both in one; C is the {_OWNERS[first]} here: write {example!r}"
+            )
         owners = [p.owner for p in pieces]
         if len(set(owners)) < 2:
             example = default(count, first)
@@ -151,17 +156,32 @@ class Splice:
         if any(not p.stages for p in pieces[:-1]):
             raise wrong("a head can only be the last piece")
         if pieces[0].first != 1:
-            raise wrong(f"it must begin with stage 1, which takes images, not with {pieces[0]}")
+            raise wrong(f"it must begin with stage 1, which takes images, not with {parts[0]}")
         if pieces[-1].last != count[owners[-1]]:
             raise wrong(
                 f"it must end with the {_OWNERS[owners[-1]]}'s last stage, {count[owners[-1]]}, which its head follows"
             )
         reached = {"S": 0, "T": 0}
-        for piece in pieces:
+        for piece, part in zip(pieces, parts, strict=True):
             if piece.first <= reached[piece.owner] or (piece.first == 1 and piece is not pieces[0]):
-                raise wrong(f"{piece} would go back: a model's stages can only run forward, and stage 1 takes images")
+                raise wrong(f"{part} would go back: a model's stages can only run forward, and stage 1 takes images")
             reached[piece.owner] = piece.last
-        return cls(tuple(pieces))
+        return cls(tuple(pieces), written)
+
+
+def _not_a_piece(text: str, part: str) -> str:
+    """What to write in place of something that no splice has."""
+    mended = re.sub("HEAD", "head", text.replace(" ", "").upper())
+    if mended != text and all(map(_PIECE.fullmatch, mended.split("+"))):
+        return f"{part!r} is not a piece; did you mean {mended!r}?"
+    if part == text and (near := nearest(text, [AUTO])).startswith("; did"):
+        return f"{part!r} is not a piece{near}"
+    if re.fullmatch(r"[A-Za-z](\d+(-\d+)?|head)", part):
+        return f"{part!r} is not a piece: there is no model {part[0]!r}; {_LETTERS}"
+    return (
+        f"{part!r} is not a piece; write S or T and stage numbers, as in 'S1-3+T4', or 'Thead' at the end; by role C "
+        "and M, as in 'C1-3+M4'"
+    )
 
 
 def parse_all(
@@ -184,13 +204,47 @@ def parse_all(
             problems += error.problems
             continue
         if splice in found:
-            problems.append(f"splice {str(text)!r} is there twice")
+            other = found[found.index(splice)].written
+            same = "" if other == text else f": {other!r} is the same with these models"
+            problems.append(f"splice {text!r} is there twice{same}")
         found.append(splice)
     if not found and not problems:
         problems.append("splice: the list is empty; 'auto' is the usual one")
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def in_words(splices: Sequence[Splice], families: Mapping[str, str]) -> str:
+    """What the splices of a fusion model are with these models, who gives what, and why where nobody can see it.
+
+    Args:
+        splices: of one fusion model, as they were read.
+        families: of the two models, by "student" and "teacher".
+
+    Returns:
+        "auto is T1-3+S4: the teacher (cnn) gives the first stages, the student (mlp) the rest".
+    """
+    who = {owner: f"the {role} ({families[role]})" for owner, role in _OWNERS.items()}
+    shown = [str(s) if s.written in ("", str(s)) else f"{s.written} is {s}" for s in splices]
+    text = ", ".join(shown) if len(splices) == 1 else f"one per step: {', '.join(shown)}"
+    if len(splices) == 1 and len(splices[0].pieces) == 2:
+        first, second = splices[0].pieces
+        gives = ("the first stages", "the rest") if second.stages else ("the stages", "the head")
+        text += f": {who[first.owner]} gives {gives[0]}, {who[second.owner]} {gives[1]}"
+    roles = [s for s in splices if s.written == AUTO or set(s.written) & set("CM")]
+    if not roles:
+        return text
+    c = more_local(families["student"], families["teacher"])
+    if len(splices) > 1 or len(splices[0].pieces) > 2:
+        text += f"; C is {who[c]}, M {who['T' if c == 'S' else 'S']}"
+    if _LOCALITY[families["student"]] == _LOCALITY[families["teacher"]]:
+        text += "; neither is more local than the other, so the student is first"
+    elif "hybrid" in families.values():
+        text += "; a hybrid counts as less local than a CNN and more than attention or an MLP"
+    else:
+        return text
+    return f"{text} (a model's family=... says otherwise)"
 
 
 def default(count: dict[str, int], first: str = "S") -> str:

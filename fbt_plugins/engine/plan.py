@@ -74,7 +74,8 @@ class Plan:
             stages = ", ".join(map(str, self.distiller.specs(role)))
             about = f"features {model.num_features}, classes {model.num_classes}"
             lines.append(f"{role} {model.name}: {stages}; {about}")
-        return lines + [f"{name}: {fusion.title}" for name, fusion in self.distiller.fusions.items()]
+        lines += [f"{name}: {fusion.title}" for name, fusion in self.distiller.fusions.items()]
+        return lines + [f"splice {line}" for line in self.distiller.splices_in_words()]
 
     def run(self, hooks: Sequence[Hook] = (), on_the_way: bool = False) -> None:
         """Trains; before that its teacher, where that is missing and the config says so.

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from ...console import console, count, describe_device, millions, relative, say, warn
 from ...distill.fusion import BORROWED
-from ...models.census import of_model
 from ..device import slowdown
 from ..optim.wrapper import PRECISIONS
 from ..training_run import TrainingRun
@@ -27,11 +26,11 @@ def header(runner: TrainingRun) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("", "model", "family", "parameters", "trained", "input"):
         table.add_column(column, justify="right" if column in ("parameters", "trained") else "left")
+    families = distiller.families  # model.family is of its own image size
     for role, model in distiller.models.items():
         size = model.input_size or distiller.image_size
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        family = of_model(spec.family for spec in distiller.specs(role))  # model.family is of its own image size
-        row = (role, model.name, family, millions(count(model)), millions(trained) if trained else "frozen")
+        row = (role, model.name, families[role], millions(count(model)), millions(trained) if trained else "frozen")
         table.add_row(*row, f"{size[0]}x{size[1]}")
     for name, fusion in distiller.fusions.items():
         trained = sum(p.numel() for p in fusion.parameters())
@@ -41,6 +40,8 @@ def header(runner: TrainingRun) -> None:
     if own:
         table.add_row("losses", "projectors and temperatures", "", "", f"+{millions(own)}", "")
     console.print(table)
+    for line in distiller.splices_in_words():
+        say(f"splice  {line}")
     for role, model in distiller.models.items():
         if runner.cfg.model[role].get("head") == "new":
             say(f"head    {role} {model.name}: a new one of {model.num_classes} classes, not that of its weights")

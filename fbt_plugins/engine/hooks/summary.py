@@ -80,6 +80,7 @@ class SummaryHook(Hook):
             "seconds": round(seconds, 1),
             "config": runner.cfg.filename,
             "command": runner.cfg.get("command"),
+            "splices": distiller.splices,
             "cell": runner.cfg.get("cell"),
             "reference": runner.cfg.get("reference"),
             "seed": runner.seed,
