@@ -5,9 +5,7 @@ _to_student = ["teacher_to_student"]
 _triangle = ["teacher_to_student", "teacher_to_fusion", "fusion_to_student"]
 _infonce = dict(type="InfoNCELoss")
 _ofa = dict(type="OFALoss", gamma=1.0)
-_fbt = dict(
-    fusion=dict(type="L2GFusion", splice="C1-3+M4"), edges=_triangle, feature_loss=_infonce, logit_loss=_ofa
-)
+_fbt = dict(fusion=dict(type="L2GFusion", splice="C1-3+M4"), edges=_triangle, feature_loss=_infonce, logit_loss=_ofa)
 
 _late = dict(begin=0.13)  # fraction of training
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..distill.fusion import FusionStrategy, build_junctions, ends
-from ..distill.splice import Splice, enumerate_splices
+from ..distill.splice import AUTO, Splice, enumerate_splices, more_local
 from ..errors import FBTError, one_line
-from ..models.census import take_census
+from ..models.census import of_model, take_census
 from ..models.staged import StagedModel
 from ..models.weightless import on_meta
 
@@ -53,18 +53,27 @@ def splice_rows(
         student, teacher: the models.
         strategy: builds the junctions.
         image_size: (height, width) of the images that a model without an ``input_size`` is given.
-        switches: how often a splice may switch models.
+        switches: how often a splice may switch models; with 1 among them "auto" is always there.
 
     Returns:
-        Rows of "splice", "junctions" (their trained parameters), "macs" (what the fusion model computes for one image
-        besides what student or teacher have computed anyway) and "refused" (why it does not fit, or "").
+        Rows of "splice", "auto" (whether the config's "auto" is this one), "junctions" (their trained parameters),
+        "macs" (what the fusion model computes for one image besides what student or teacher have computed anyway) and
+        "refused" (why it does not fit, or "").
     """
     models = {"S": student, "T": teacher}
     sizes = {owner: model.input_size or image_size for owner, model in models.items()}
+    counts = len(student.stages), len(teacher.stages)
+    families = [of_model(spec.family for spec in model.specs_at(sizes[owner])) for owner, model in models.items()]
+    usual = Splice.parse(AUTO, *counts, more_local(*families))
     rows = []
     for count in switches:
-        for splice in enumerate_splices(len(student.stages), len(teacher.stages), count):
-            row: Row = {"splice": str(splice), "junctions": None, "macs": None, "refused": ""}
+        found = list(enumerate_splices(*counts, count))
+        if (
+            count == len(usual.junctions) and usual not in found
+        ):  # with unequal numbers of stages it may go back a little
+            found.append(usual)
+        for splice in found:
+            row: Row = {"splice": str(splice), "auto": splice == usual, "junctions": None, "macs": None, "refused": ""}
             try:
                 row |= _cost(splice, models, strategy, sizes)
             except FBTError as error:

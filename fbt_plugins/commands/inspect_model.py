@@ -101,12 +101,12 @@ def inspect(args: Any) -> None:
             teacher.input_size = other
         splices = splice_rows(model, teacher, FUSIONS.build({"type": args.fusion}), size)
         print(f"\nsplices with {model.name} as student and {teacher.name} as teacher ({args.fusion})")
-        shown = [(r["splice"], thousands(r["junctions"]), millions(r["macs"]), r["refused"]) for r in splices]
-        print(
-            tabulate(
-                shown, ("splice", "new parameters", "M MACs added", "refused"), colalign=("left", "right", "right")
-            )
-        )
+        shown = [
+            (r["splice"], "auto" if r["auto"] else "", thousands(r["junctions"]), millions(r["macs"]), r["refused"])
+            for r in splices
+        ]
+        head = ("splice", "", "new parameters", "M MACs added", "refused")
+        print(tabulate(shown, head, colalign=("left", "left", "right", "right")))
         found["splices"] = splices
     if args.json:
         write_atomic(args.json, json.dumps(found, indent=2) + "\n")

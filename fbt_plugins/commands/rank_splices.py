@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 
@@ -59,11 +60,15 @@ def main(argv: Sequence[str]) -> None:
     results = trials_file(args.results)
     found = read_trials(results, say)
     splices: dict[str, Splice] = {}
-    for method in dict.fromkeys(trial.method for trial in found):
-        try:
-            splices[method] = Splice.parse(method)
-        except ConfigError:
-            continue
+    for trial in found:
+        with suppress(ConfigError):  # methods that are not named after a splice
+            splice = Splice.parse(trial.method)
+            if str(splice) != trial.method:  # by role: what it is, only the run with its models knows
+                if not trial.splices:
+                    why = f"{trial.name} does not say which splice it is; name the method after that, as in {splice}"
+                    raise FBTError(f"{results}: {why}")
+                splice = Splice.parse(next(iter(trial.splices.values()))[0])
+            splices.setdefault(trial.method, splice)
     trials = [trial for trial in found if trial.method in splices]
     if len(pairs := {trial.pair for trial in trials}) != 1:
         raise FBTError(f"{args.results}: trainings of one pair, not of {', '.join(sorted(pairs)) or 'none'}")

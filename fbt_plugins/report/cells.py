@@ -50,7 +50,7 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
     """A row's cells, as many as ``columns``."""
     return [
         row.method,
-        row.about,
+        row.what,
         mean_sd(row.top1),
         str(row.top1.n),
         *(difference(row.differences.get(control)) for control in comparison.controls),

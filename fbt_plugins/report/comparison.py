@@ -24,6 +24,7 @@ class Row:
         cost: of a training step relative to the first control's on the same hardware; None where that is not known.
         configs: how many different configs its seeds were run with; more than 1 is a mistake.
         cka: the first seed that has maps (see :class:`Trial`), and these; None where no seed has.
+        splices: of its fusion models (see :class:`Trial`), of the first run that says it; None where none does.
     """
 
     method: str
@@ -35,6 +36,15 @@ class Row:
     cost: float | None
     configs: int
     cka: dict[str, Any] | None
+    splices: dict[str, Any] | None = None
+
+    @property
+    def what(self) -> str:
+        """The method in words, with the splices of its fusion models where these words leave them open."""
+        found = dict.fromkeys(splice for splices in (self.splices or {}).values() for splice in splices)
+        if not found or any(splice in self.about for splice in found):
+            return self.about
+        return f"{self.about}: {', '.join(found)}"
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,7 @@ def _row(method: str, trials: Sequence[Trial], controls: Sequence[str]) -> Row:
         cost=_cost(own, [t for t in trials if t.method in controls[:1]]),
         configs=len({trial.config for trial in own}),
         cka={"seed": mapped.seed, **(mapped.cka or {})} if mapped else None,
+        splices=next((dict(trial.splices) for trial in own if trial.splices), None),
     )
 
 

@@ -34,6 +34,8 @@ class Trial:
         about_run: best epoch, seconds, versions, git state.
         cka: how many images, and by pair of models ("teacher_student") a map with the names of its rows and columns;
             None where the run made none.
+        splices: of each fusion model, by owner ("T1-3+S4"), whatever way the config writes them; None where the run did
+            not say it.
     """
 
     pair: str
@@ -49,6 +51,7 @@ class Trial:
     hardware: str
     about_run: Mapping[str, Any]
     cka: Mapping[str, Any] | None = None
+    splices: Mapping[str, Sequence[str]] | None = None
 
     @property
     def student(self) -> float:
@@ -71,7 +74,10 @@ class Trial:
 
     def line(self) -> str:
         """The run as one line of JSON, fields in the order above, without the line's end."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        values = asdict(self)
+        if self.splices is None:  # a line of before stays what it is
+            del values["splices"]
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_line(cls, line: str) -> Trial:
@@ -142,6 +148,7 @@ def _trial(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], con
         hardware=hardware,
         about_run={key: summary.get(key) for key in kept},
         cka=summary.get("cka"),
+        splices=summary.get("splices"),
     )
 
 
@@ -221,7 +228,9 @@ def best_of(trials: Sequence[Trial], method: str, about: str, by_seed: Mapping[i
             if own and all(own):
                 best = max((trial for trial in own if trial), key=lambda trial: trial.validated or 0.0)
                 found.append(
-                    replace(best, method=method, about=about, images=None, reference=None, config="", cka=None)
+                    replace(
+                        best, method=method, about=about, images=None, reference=None, config="", cka=None, splices=None
+                    )
                 )
     return found
 
@@ -235,6 +244,8 @@ def problem_of(values: Mapping[str, Any]) -> str | None:
             return f"{key}: expected {expected}, got {short(values[key])}"
     if not _maps(values.get("cka")):
         return "cka: expected maps of numbers with the names of their rows and columns"
+    if not _splices(values.get("splices")):
+        return "splices: expected lists of splices by fusion model"
     return None
 
 
@@ -267,6 +278,13 @@ def _about_run(value: Any) -> bool:
         return False
     versions, git = value.get("versions") or {}, value.get("git") or {}
     return isinstance(versions, dict) and isinstance(git, dict) and (not git or "commit" in git)
+
+
+def _splices(value: Any) -> bool:
+    if value is None:
+        return True
+    lists = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(texts, list) and all(map(_text, texts)) for texts in lists)
 
 
 def _maps(value: Any) -> bool:

@@ -58,7 +58,7 @@ class SearchScreen:
                 f"{name} {tried.figures.get(name, float('nan')):g}" for name in search.settings.objectives
             )
             pruned = "" if tried.epoch is None else f", pruned after epoch {tried.epoch}"
-            say(f"{where}: {in_words(tried.options)}: {figures}{pruned}")
+            say(f"{where}: {in_words(tried.options, search.space)}: {figures}{pruned}")
         self._bar.update(self._task, completed=len(ended))
         if self._live is not None:
             self._live.update(self._all())

@@ -241,7 +241,7 @@ class Finish(Search):
         one_shot: Path,
         workers: int = 1,
     ) -> None:
-        self.one_shot, self.ranking = one_shot, Ranking.read(one_shot)
+        self.one_shot, self.ranking, self.fusion = one_shot, Ranking.read(one_shot), fusion
         best = list(self.ranking.starts)
         finish = finish_config(config, fusion, best)
         super().__init__(study, finish, space_of(finish), folder, workers)
@@ -261,7 +261,8 @@ class Finish(Search):
 
     def lines(self) -> list[str]:
         """The same as Markdown."""
-        rows = [(place, splice, top1) for place, (splice, top1) in enumerate(self.ranking.top1.items(), start=1)]
+        ranked = enumerate(self.ranking.top1.items(), start=1)
+        rows = [(place, self.fusion.marked(splice), top1) for place, (splice, top1) in ranked]
         table = tabulate(rows, ("place", "splice", "fusion_top1, one shot"), tablefmt="github", floatfmt=".2f")
         return ["All splices, as the one-shot run has trained them:", "", *table.splitlines(), ""]
 

@@ -15,6 +15,7 @@ from tabulate import tabulate
 from ..config.options import as_file
 from ..files import write_atomic
 from .search import Search, Tried
+from .space import Fusions, Space
 
 
 def write_results(search: Search, out: Path, command: str) -> list[Path]:
@@ -74,16 +75,18 @@ def rows(search: Search, limit: int) -> Iterator[Mapping[str, Any]]:
     for tried in sorted(search.tried.values(), key=rank)[:limit]:
         figures = {name: tried.figures.get(name) for name in names}
         state = "best" if tried in best else "" if tried.epoch is None else f"pruned, epoch {tried.epoch}"
-        yield {"trial": tried.number, "tried": in_words(tried.options), **figures, "": state}
+        yield {"trial": tried.number, "tried": in_words(tried.options, search.space), **figures, "": state}
 
 
-def in_words(options: Mapping[str, Any]) -> str:
-    """ "S1-3+T4 L2GFusion, logit_loss.gamma=1.2"."""
+def in_words(options: Mapping[str, Any], space: Space) -> str:
+    """ "T1-3+S4 (auto) L2GFusion, logit_loss.gamma=1.2"."""
     parts = []
     for key, value in options.items():
         if isinstance(value, Mapping) and "splice" in value:
             rest = [f"{k}={v}" for k, v in value.items() if k not in ("type", "splice")]
-            parts.append(" ".join([value["splice"], value["type"], *rest]))
+            parameter = space.parameters.get(key)
+            splice = parameter.marked(value["splice"]) if isinstance(parameter, Fusions) else value["splice"]
+            parts.append(" ".join([splice, value["type"], *rest]))
         else:
             shown = f"{value:.4g}" if isinstance(value, float) else json.dumps(value) if value is None else str(value)
             parts.append(f"{key.removeprefix('model.')}={shown}")

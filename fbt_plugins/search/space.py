@@ -105,12 +105,18 @@ class Fusions:
         base: what the config says about its fusion; kept but for type, arguments and splice.
         strategies: config of each, by its label.
         fitting: by splice, the labels of the strategies that can build it; no splice is without one.
+        auto: the splice that "auto" is with these models; "" where it is none of these.
     """
 
     key: str
     base: Mapping[str, Any]
     strategies: Mapping[str, Mapping[str, Any]]
     fitting: Mapping[str, Sequence[str]]
+    auto: str = ""
+
+    def marked(self, splice: str) -> str:
+        """ "T1-3+S4 (auto)" where the splice is that, for people to read."""
+        return f"{splice} (auto)" if splice == self.auto else splice
 
     def _projector(self, splice: str) -> str:
         """Name of the parameter that chooses a splice's strategy.
@@ -193,7 +199,7 @@ class Space:
             if isinstance(p, Fusions):
                 yield f"{key}: {len(p.fitting)} splices, {sum(map(len, p.fitting.values()))} with their projectors"
                 for splice, labels in p.fitting.items():
-                    yield f"  {splice}: {', '.join(labels)}"
+                    yield f"  {p.marked(splice)}: {', '.join(labels)}"
             elif isinstance(p, Range):
                 yield f"{key}: {p.low} to {p.high}{f' by {p.step}' if p.step else ''}{', logarithmic' if p.log else ''}"
             elif isinstance(p, Choice):
@@ -238,6 +244,7 @@ def _fusions(key: str, options: Mapping[str, Any], distiller: Distiller, model: 
     configs = [{"type": name} for name in sorted(FUSIONS.module_dict)] if given == ALL else list(given)
     fitting: dict[str, list[str]] = {}
     strategies: dict[str, Mapping[str, Any]] = {}
+    auto = ""
     for config in configs:
         try:
             strategy = FUSIONS.build(config)
@@ -253,9 +260,10 @@ def _fusions(key: str, options: Mapping[str, Any], distiller: Distiller, model: 
         for row in rows:
             if not row["refused"]:
                 fitting.setdefault(row["splice"], []).append(label)
+                auto = row["splice"] if row["auto"] else auto
     if not fitting:
         raise ConfigError(f"{key}: none of {', '.join(map(_label, configs))} can build a splice of these two models")
-    return Fusions(key, base, strategies, fitting)
+    return Fusions(key, base, strategies, fitting, auto)
 
 
 def _label(config: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from ..models.staged import LAYOUTS, StagedModel, StageSpec, pixels
 from ..registry.loading import Plugins, load_plugins
 from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry, Registries
 
-SPLICES = ("S1-3+T4", "S1-2+T3-4", "S1+T2+S3-4", "S1-4+Thead")
+SPLICES = ("S1-3+T4", "T1-3+S4", "S1-2+T3-4", "S1+T2+S3-4", "S1-4+Thead")
 CLASSES = 5
 EXTRA = ("class_logits", "distillation_logits")
 

@@ -47,12 +47,29 @@ def test_every_splice_of_a_pair_is_there_with_what_it_adds() -> None:
     student, teacher = ARCHITECTURES.build(RESMLP), ARCHITECTURES.build(VIT)
     rows = splice_rows(student, teacher, FUSIONS.build(dict(type="L2GFusion")), (32, 32))
     assert len(rows) == 20 and not any(r["refused"] for r in rows)
+    assert [r["splice"] for r in rows if r["auto"]] == ["S1-3+T4"]  # an MLP with attention
     by_name = {r["splice"]: r for r in rows}
     assert by_name["S1-3+T4"]["macs"] > teacher.macs_at((32, 32))[3] + teacher.macs_at((32, 32))[4]
     assert by_name["S1-3+T4"]["junctions"] < by_name["T1+S2-3+T4"]["junctions"]
     assert [r["splice"] for r in rows[:8]] == [
         "S1+T2-4", "S1-2+T3-4", "S1-3+T4", "S1-4+Thead", "T1+S2-4", "T1-2+S3-4", "T1-3+S4", "T1-4+Shead",
     ]  # fmt: skip
+
+
+def test_auto_is_among_the_splices_whoever_is_the_cnn_and_however_many_stages_they_have() -> None:
+    models = [
+        ARCHITECTURES.build(config) for config in (RESMLP, CONVNEXT, dict(CONVNEXT, depths=(1, 2, 2, 1), stages=6))
+    ]
+    strategy = FUSIONS.build(dict(type="L2GFusion"))
+    for (student, teacher), auto in {
+        (0, 1): "T1-3+S4",
+        (1, 0): "S1-3+T4",
+        (0, 2): "T1-5+S4",
+        (2, 0): "S1-5+T4",
+    }.items():
+        rows = splice_rows(models[student], models[teacher], strategy, (32, 32), [1])
+        assert [r["splice"] for r in rows if r["auto"]] == [auto]
+        assert len({r["splice"] for r in rows}) == len(rows)
 
 
 def test_a_strategy_that_does_not_fit_is_a_reason_not_a_crash() -> None:
@@ -262,13 +279,13 @@ def test_a_fusion_models_stages_are_those_that_it_runs(
 
 
 def test_the_maps_of_a_run(config: Build) -> None:
-    """Of the best weights, on validation images; the stages that F shares with S are 1 with themselves."""
+    """Of the best weights, on validation images; the stages that F shares with T are 1 with themselves."""
     options = {"cka.images": 40, "cka.batch_size": 15, "train_cfg.max_epochs": 2, "val_dataloader.batch_size": 50}
     runner = run(config(**options))
     found = json.loads((Path(runner.work_dir) / "summary.json").read_text())["cka"]
     assert found["images"] == 30 and list(found["maps"]) == ["teacher_student", "teacher_fusion", "fusion_student"]
-    shared = found["maps"]["fusion_student"]
-    assert shared["rows"] == ["S1", "S2", "S3", "S3_T4", "T4"] and shared["columns"] == ["S1", "S2", "S3", "S4"]
+    shared = found["maps"]["teacher_fusion"]
+    assert shared["columns"] == ["T1", "T2", "T3", "T3_S4", "S4"] and shared["rows"] == ["T1", "T2", "T3", "T4"]
     assert [shared["values"][i][i] for i in range(3)] == [1, 1, 1] and shared["values"][0][1] < 1
     again = StageSimilarity(40, 15).maps(runner.model, runner.val_dataloader.dataset)
     assert again == found

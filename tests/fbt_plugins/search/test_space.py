@@ -61,9 +61,12 @@ def test_models_of_other_numbers_of_stages_are_joined_at_the_same_depth(tmp_path
     assert splices == [
         *("S1+T3-6", "S1-2+T4-6", "S1-3+T6", "S1-4+Thead"),
         *("T1+S2-4", "T1-2+S3-4", "T1-3+S3-4", "T1-4+S4", "T1-5+Shead", "T1-6+Shead"),
+        "T1-5+S4",  # "auto", though it goes back a little
     ]
-    config.model.fusion = dict(type="L2GFusion", splice="T1-4+S4")
-    assert check_config(config) is not None
+    assert "  T1-5+S4 (auto): L2GFusion" in found.lines()
+    for splice in ("T1-4+S4", "T1-5+S4"):
+        config.model.fusion = dict(type="L2GFusion", splice=splice)
+        assert check_config(config) is not None
 
 
 class Narrow:
