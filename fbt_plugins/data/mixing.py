@@ -100,7 +100,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """``inputs`` (N, C, H, W) uint8 or float -> float in [0, 1]; labels become soft where images are mixed."""
-        data = {key: value.to(self.device, non_blocking=True) for key, value in data.items()}
+        data = self._moved(data)
         images = data["inputs"]
         stored = images.dtype == torch.uint8
         images = images.to(dtype=torch.float32 if stored else images.dtype, memory_format=self.memory_format)
@@ -109,3 +109,8 @@ class ImagePreprocessor(BaseDataPreprocessor):
         if training and self.mixing is not None:
             images, labels = self.mixing(images, labels, self.step_seed)
         return {**data, "inputs": images, "labels": labels}
+
+    def _moved(self, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {key: self._moved(value) for key, value in data.items()}
+        return data.to(self.device, non_blocking=True)

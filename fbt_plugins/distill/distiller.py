@@ -193,6 +193,7 @@ class Distiller(BaseModel):
         view: Tensor | None = None,
         teacher_features: Tensor | None = None,
         teacher_logits: Tensor | None = None,
+        teacher_stages: Mapping[int, Tensor] | None = None,
     ) -> dict[str, Tensor] | dict[str, Knowledge] | Tensor:
         """Runs the models that are needed.
 
@@ -205,11 +206,13 @@ class Distiller(BaseModel):
             view: (N,) which view of its image each input is, where the data set has fixed ones; only passed through.
             teacher_features, teacher_logits: (N, D) and (N, C), what the teacher knows about these very inputs; losses
                 then take them, in float32, and the teacher is not run on the images.
+            teacher_stages: with them, outputs of the teacher's stages by number, all of :meth:`asked_of_teacher`.
         """
         if mode == "loss":
             given = None
             if teacher_features is not None and teacher_logits is not None:
-                given = Knowledge(teacher_features.float(), teacher_logits.float())
+                stages = {number: output.float() for number, output in (teacher_stages or {}).items()}
+                given = Knowledge(teacher_features.float(), teacher_logits.float(), stages)
             return self.losses(inputs, Batch(labels, index), given)
         if mode == "predict":
             return self.predict(inputs, self.names)
@@ -272,14 +275,14 @@ class Distiller(BaseModel):
             images: (N, C, H, W) in [0, 1].
             wanted: names of models, or of single splices.
             teacher: what the teacher knows about these images, where that is known already: it is not run on them.
-                Features and logits are all there is then, so no splice may start in the teacher.
+                It has the outputs of the stages that losses take and splices start from.
             splices: number of the splice that each fusion model runs; None is the first of each.
 
         Raises:
             PluginError: for what a plugin's model or junction raises.
         """
         known: dict[str, Knowledge] = {TEACHER: teacher} if teacher else {}
-        starts: dict[str, Mapping[int, Tensor]] = {}
+        starts: dict[str, Mapping[int, Tensor]] = {TEACHER: teacher.stages} if teacher else {}
         splices = splices or (0,) * len(self.fusions)
         needs = self.needs(frozenset(wanted), splices)
         for role, model in self.models.items():
@@ -296,6 +299,23 @@ class Distiller(BaseModel):
             role, last = start_of(fusion, number)
             known[name] = fusion(starts[role][last], number)
         return known
+
+    def asked_of_teacher(self) -> set[int]:
+        """Numbers of the teacher's stages that some step needs: those that losses take, and that splices start from."""
+        asked = set().union(*(edge.needs.get(TEACHER, ()) for edge in self.edges.values()))
+        starts = (start_of(fusion, i) for fusion in self.fusions.values() for i in range(len(fusion.splices)))
+        return asked | {last for role, last in starts if role == TEACHER}
+
+    @torch.no_grad()
+    def ask_teacher(self, images: Tensor, stages: Collection[int] = ()) -> Knowledge:
+        """What the teacher knows about images (N, C, H, W) in [0, 1], with the outputs of some stages, by number.
+
+        Raises:
+            PluginError: for what a plugin's model raises.
+        """
+        assert self.teacher is not None
+        with blaming(ARCHITECTURES, self._types[TEACHER]):
+            return self.teacher.knowledge(self.prepare(images, TEACHER), stages)
 
     def needs(self, wanted: frozenset[str], splices: tuple[int, ...]) -> dict[str, set[int]]:
         """The models to run, and which of their stages' outputs are needed, for the knowledge of the wanted models.

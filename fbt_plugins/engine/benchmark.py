@@ -91,7 +91,9 @@ class BareLoop:
         with self.precision():
             if "teacher_logits" in batch:
                 features, logits = (batch[f"teacher_{part}"].to(self.device) for part in ("features", "logits"))
-                known[TEACHER] = Knowledge(features.float(), logits.float())
+                stored: Any = batch.get("teacher_stages") or {}
+                starts[TEACHER] = {number: output.to(self.device).float() for number, output in stored.items()}
+                known[TEACHER] = Knowledge(features.float(), logits.float(), starts[TEACHER])
             elif teacher is not None:
                 with torch.no_grad():
                     x = distiller.prepare(images, TEACHER)

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,29 +32,43 @@ from ...models.weights import weights_sha256
 from ..loaders import worker_context
 from ..provenance import versions
 from ..training_run import TrainingRun
-from .teacher_cache_files import UNFINISHED, Shapes, open_cache, take, write_cache
+from .teacher_cache_files import (
+    STAGE,
+    UNFINISHED,
+    Shapes,
+    bytes_of,
+    in_batch,
+    in_bytes,
+    open_cache,
+    room_for,
+    take,
+    write_cache,
+)
 
 FORMAT = 1
 _BATCH = 128
 
 
 class TeacherCacheHook(Hook):
-    """Gives the losses the teacher's features and logits from files instead of running it on every batch.
+    """Gives losses and fusion models what the teacher knows from files instead of running it on every batch.
 
+    Stored are its features and logits, and the outputs of the stages that splices start from and that losses take.
     Images are augmented in ``views`` ways, the same in every run, and epoch n shows view n modulo ``views``; the price
     of the time saved is that no augmentation is fresh. The files are built before the first step where there are none.
     The hook has no state: what a step gets depends on its images' views and positions only. The runner registers it
     where the config has ``teacher_cache``; as one of ``custom_hooks`` it would come too late.
 
-    In a comparison all methods should see the same images, also those whose teacher's outputs files cannot hold. For
-    that there is ``required=False``: every run shows the fixed views, and runs its teacher on them where it must.
+    In a comparison all methods should see the same images, also those that have no teacher, or that want more of it
+    than is worth a file. For that there is ``required=False``: every run shows the fixed views, files hold features and
+    logits, and a run that wants outputs of stages runs its teacher on the views.
 
     Args:
         views: augmented versions of each image.
         seed: of their augmentation, in place of the run's, so that runs of other seeds share the files.
         path: the cache's folder; None is one under ``teacher_cache`` beside the run's, named after what it holds. All
             runs of a matrix share it: it is beside their pairs' folders.
-        required: whether a run that cannot take the teacher's outputs from files is refused.
+        required: whether all that the run wants of the teacher comes from files, outputs of stages too; a run for which
+            that cannot be is refused.
 
     Raises:
         ConfigError: if there is no view at all.
@@ -75,7 +89,7 @@ class TeacherCacheHook(Hook):
         Raises:
             ConfigError: if the run cannot have a cache.
         """
-        self._unread = refusals(runner.distiller, runner.cfg.get("data_preprocessor"))
+        self._unread = refusals(runner.distiller, runner.cfg.get("data_preprocessor"), stages=self.required)
         problems = list(self._unread) if self.required else []
         dataset = runner.train_data
         if not hasattr(dataset, "fix_views"):  # mmengine's wrapper of a part is no ImageDataset, but has its methods
@@ -92,35 +106,39 @@ class TeacherCacheHook(Hook):
             return
         assert teacher is not None  # without one the cache is unread
         dataset = runner.train_dataloader.dataset
-        key = cache_key(runner, dataset, teacher)
+        stages = sorted(runner.distiller.asked_of_teacher())
+        key = cache_key(runner, dataset, teacher, stages)
         folder = Path(self.path).expanduser() if self.path else default_folder(runner, key)
-        widths = {"features": teacher.num_features, "logits": teacher.num_classes}
-        shapes = {part: (self.views, len(dataset), width) for part, width in widths.items()}
+        specs = runner.distiller.specs(TEACHER)
+        sizes: dict[str, tuple[int, ...]] = {"features": (teacher.num_features,), "logits": (teacher.num_classes,)}
+        sizes |= {f"{STAGE}{number}": specs[number - 1].sizes(1)[1:] for number in stages}
+        shapes = {part: (self.views, len(dataset), *size) for part, size in sizes.items()}
         note = "reused"
         if is_main_process():
             remove_dead_folders(folder, UNFINISHED)
         if not folder.exists():
             start = time.perf_counter()
+            parts = ["features", "logits", *(f"stage {number} ({specs[number - 1]})" for number in stages)]
+            say(f"teacher cache: {in_bytes(bytes_of(shapes))} for {', '.join(parts)}")
             _build_once(runner, folder, key, shapes)
             note = f"built in {time.perf_counter() - start:.0f} s"
         self._arrays, self._folder = open_cache(folder, key, shapes), folder
-        size = sum(array.nbytes for array in self._arrays.values()) / 1e6
-        say(f"teacher cache: {what} ({relative(folder)}, {size:.1f} MB, {note})")
+        say(f"teacher cache: {what} ({relative(folder)}, {in_bytes(bytes_of(shapes))}, {note})")
 
     def before_train_iter(self, runner: TrainingRun, batch_idx: int, data_batch: Any = None) -> None:
         if not self._arrays:
             return
         where = data_batch["view"].cpu().numpy(), data_batch["index"].cpu().numpy()
-        for part, rows in take(self._folder, self._arrays, where).items():
-            data_batch[f"teacher_{part}"] = rows
+        data_batch.update(in_batch(take(self._folder, self._arrays, where)))
 
 
-def refusals(distiller: Distiller | None, preprocessor: Mapping[str, Any] | None) -> list[str]:
+def refusals(distiller: Distiller | None, preprocessor: Mapping[str, Any] | None, stages: bool = True) -> list[str]:
     """Why a run cannot have a cache, one line each.
 
     Args:
         distiller: the models, with or without weights; None where they could not be built.
         preprocessor: the config's ``data_preprocessor``.
+        stages: whether the cache may hold outputs of stages.
     """
     where, off = "teacher_cache", "or set teacher_cache=None"
     problems = []
@@ -132,21 +150,17 @@ def refusals(distiller: Distiller | None, preprocessor: Mapping[str, Any] | None
         return problems
     if distiller.teacher is None:
         return [*problems, f"{where}: there is no teacher; set model.teacher, {off}"]
-    for name, fusion in distiller.fusions.items():
-        for splice in fusion.splices:
-            if splice.start.owner == "T":
-                why = f"model.fusion {name!r} ({splice}) starts in the teacher, which must run on the images"
-                problems.append(f"{where}: {why}; let its splice start in the student, {off}")
-    for name, edge in distiller.edges.items():
-        if stages := edge.needs.get(TEACHER):
-            why = f"{name} needs the teacher's stages {sorted(stages)}, and only features and logits are stored"
-            problems.append(f"{where}: {why}; choose other losses, {off}")
-    if not any(TEACHER in edge.ends for edge in distiller.edges.values()):
+    asked = distiller.asked_of_teacher()
+    if asked and not stages:
+        problems.append(f"{where}: losses or splices take the teacher's stages {sorted(asked)}, {off}")
+    if not asked and not any(TEACHER in edge.ends for edge in distiller.edges.values()):
         problems.append(f"{where}: no edge takes anything from the teacher itself; add 'teacher_to_student', {off}")
     return problems
 
 
-def cache_key(runner: TrainingRun, dataset: ImageDataset, teacher: StagedModel) -> dict[str, Any]:
+def cache_key(
+    runner: TrainingRun, dataset: ImageDataset, teacher: StagedModel, stages: Sequence[int] = ()
+) -> dict[str, Any]:
     """Everything that the stored numbers depend on, by the names that an error line uses."""
     names = ("name", "arguments", "mean", "std", "input_size")
     with runner.optim_wrapper.optim_context(runner.model):
@@ -165,6 +179,8 @@ def cache_key(runner: TrainingRun, dataset: ImageDataset, teacher: StagedModel) 
         "precision": str(dtype).removeprefix("torch."),
         "versions": versions(),  # another library's release may draw other augmentations
     }
+    if stages:  # a cache of outputs alone is called what it was before
+        key["set of stages"] = list(stages)
     return json.loads(json.dumps(key, default=str))
 
 
@@ -186,6 +202,7 @@ def _build_once(runner: TrainingRun, folder: Path, key: Mapping[str, Any], shape
             parents=True, exist_ok=True
         )  # in all processes, so that none waits for a folder that cannot be made
         if is_main_process():
+            room_for(folder, shapes)
             write_cache(folder, key, shapes, _knowledge(runner))
         while not folder.exists():
             if failed.exists():
@@ -204,7 +221,7 @@ def _build_once(runner: TrainingRun, folder: Path, key: Mapping[str, Any], shape
 def _knowledge(runner: TrainingRun) -> Iterator[Knowledge]:
     """The teacher's, batch by batch, of every view of the training images, in the precision of training."""
     distiller = runner.distiller
-    dataset = runner.train_dataloader.dataset
+    dataset, stages = runner.train_dataloader.dataset, runner.distiller.asked_of_teacher()
     everything: Any = itertools.product(range(dataset.views), range(len(dataset)))
     loader: Any
     if isinstance(runner.train_dataloader, InMemoryLoader):
@@ -218,5 +235,5 @@ def _knowledge(runner: TrainingRun) -> Iterator[Knowledge]:
     for batch in track(loader, "teacher cache", batches, console=console, disable=not console.is_terminal):
         inputs = distiller.data_preprocessor(batch, False)["inputs"]
         with runner.optim_wrapper.optim_context(distiller):
-            known = distiller.know(inputs, {TEACHER})[TEACHER]
+            known = distiller.ask_teacher(inputs, stages)
         yield known

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,8 +27,45 @@ DIGESTS = "sha256"
 UNFINISHED = ".tmp"
 """End of the name of a folder that is still being filled."""
 
-Shapes = Mapping[str, tuple[int, int, int]]
-"""Of "features" and "logits": (views, images, width)."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of "features" and "logits": (views, images, width); of "stage_3": (views, images, ...), as the stage gives it."""
+
+STAGE = "stage_"
+
+
+def bytes_of(shapes: Shapes) -> int:
+    """How large the arrays' files are."""
+    return sum(2 * math.prod(shape) for shape in shapes.values())
+
+
+def room_for(folder: Path, shapes: Shapes) -> None:
+    """Holds what files would take against what their disk has left.
+
+    Args:
+        folder: where they will be; the one above it is there.
+        shapes: of the arrays.
+
+    Raises:
+        FBTError: if they would not fit.
+    """
+    needed, left = bytes_of(shapes), shutil.disk_usage(folder.parent).free
+    if needed > left:
+        stages = bytes_of({part: shape for part, shape in shapes.items() if part.startswith(STAGE)})
+        found = f"its files would take {in_bytes(needed)}, {in_bytes(stages)} of it outputs of stages"
+        mend = "set fewer teacher_cache.views, teacher_cache.path on a larger disk, or teacher_cache=None"
+        raise FBTError(f"teacher cache {folder}: {found}, and the disk has {in_bytes(left)} left; {mend}")
+
+
+def in_bytes(count: int) -> str:
+    """ "61.4 MB" or "12.3 GB"."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def in_batch(rows: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Rows of the arrays as a batch has them: "teacher_features", "teacher_logits", "teacher_stages" by number."""
+    stages = {int(part.removeprefix(STAGE)): values for part, values in rows.items() if part.startswith(STAGE)}
+    found: dict[str, Any] = {f"teacher_{part}": values for part, values in rows.items() if not part.startswith(STAGE)}
+    return found | ({"teacher_stages": stages} if stages else {})
 
 
 def open_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes) -> dict[str, np.ndarray]:
@@ -61,7 +100,7 @@ def open_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes) -> dict[str
 
 
 def take(folder: Path, arrays: Mapping[str, np.ndarray], where: tuple[np.ndarray, np.ndarray]) -> dict[str, Tensor]:
-    """What the teacher knows about some images: by part the rows of the arrays, (batch, width).
+    """What the teacher knows about some images: by part the rows of the arrays, (batch, ...).
 
     Args:
         folder: of the cache.
@@ -99,7 +138,7 @@ def write_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes, batches: I
                 np.lib.format.write_array_header_1_0(file, header)
             for known in batches:
                 for part, file in files.items():
-                    file.write(_half(getattr(known, part), part))
+                    file.write(_half(known, part))
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
@@ -113,9 +152,12 @@ def write_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes, batches: I
             # Another run was faster; open_cache compares its key with this one.
 
 
-def _half(values: Tensor, part: str) -> bytes:
+def _half(known: Knowledge, part: str) -> bytes:
+    stage = part.startswith(STAGE)
+    values = known.stages[int(part.removeprefix(STAGE))] if stage else getattr(known, part)
     half = values.to("cpu", torch.float16)
     if not half.isfinite().all():
-        found = f"the teacher's {part} reach {values.abs().max().item():.6g}, and half precision ends at 65504"
+        what = f"stage {part.removeprefix(STAGE)} reaches" if stage else f"{part} reach"
+        found = f"the teacher's {what} {values.abs().max().item():.6g}, and half precision ends at 65504"
         raise FBTError(f"teacher cache: {found}; set teacher_cache=None")
     return half.numpy().tobytes()

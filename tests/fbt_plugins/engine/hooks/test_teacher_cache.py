@@ -1,6 +1,7 @@
 """The teacher cache: what it holds, when it is refused, and that a run with it is a run."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,6 @@ import torch
 from conftest import CONVNEXT, RESMLP
 from mmengine.config import Config
 from mmengine.registry import DATASETS
-from torch import nn
 
 from fbt_plugins.config.loading import load_config
 from fbt_plugins.data.image_dataset import InMemoryDataset
@@ -51,10 +51,6 @@ class SmallImages(InMemoryDataset):
         images = torch.randint(256, (24, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         images[0, 0, 0] = pixel
         super().__init__([str(n) for n in range(10)], images, torch.arange(24) % 10, transforms, seed)
-
-
-class StageLoss(nn.Module):
-    needs = {"stages": (2,)}  # noqa: RUF012
 
 
 Make = Callable[..., Config]
@@ -96,10 +92,11 @@ def test_it_holds_what_the_teacher_knows_about_each_view(config: Make, tmp_path:
     data.fix_views(2, seed=0)
     for view in (0, 1):
         images = torch.stack([data[view, position]["inputs"] for position in range(24)]) / 255
-        known = runner.model.know(images, {"teacher"})["teacher"]
-        for part in ("features", "logits"):
+        known = runner.model.ask_teacher(images, {3})
+        for part, expected in dict(features=known.features, logits=known.logits, stage_3=known.stages[3]).items():
             stored = torch.from_numpy(np.load(folder / f"{part}.npy")[view])
-            torch.testing.assert_close(stored.float(), getattr(known, part), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(stored.float(), expected, rtol=1e-3, atol=1e-3)
+    assert len(list(folder.glob("*.npy"))) == 3
     key = json.loads((folder / "key.json").read_text())
     assert key["views"] == 2 and key["precision"] == "float32" and key["teacher"]["name"] == "convnext_atto"
 
@@ -115,6 +112,7 @@ def test_the_teacher_never_sees_an_image_of_training_and_each_step_gets_its_own(
         fresh = model.know(data["inputs"] / 255, {"teacher"})["teacher"]
         torch.testing.assert_close(data["teacher_logits"].float(), fresh.logits, rtol=1e-3, atol=1e-3)
         assert data["teacher_features"].dtype == torch.float16 and data["teacher_features"].shape == (8, 32)
+        assert {n: (x.dtype, x.shape) for n, x in data["teacher_stages"].items()} == {3: (torch.float16, (8, 24, 2, 2))}
         training = True
         outputs = step(data, **kwargs)
         training = False
@@ -124,7 +122,7 @@ def test_the_teacher_never_sees_an_image_of_training_and_each_step_gets_its_own(
         stage.register_forward_hook(lambda *_, i=i: ran.__setitem__(i, ran[i] + training))
     model.train_step = train_step
     runner.train()
-    assert ran == [0, 9]  # the last stage is the fusion model's
+    assert ran == [0, 0]
     assert views == [{0}] * 3 + [{1}] * 3 + [{0}] * 3
 
 
@@ -179,10 +177,10 @@ def test_it_is_of_the_runs_precision(config: Make, tmp_path: Path) -> None:
     [
         ({"data_preprocessor": dict(mixup_alpha=0.8)}, r"no image is itself with data_preprocessor.mixup_alpha=0.8"),
         ({"data_preprocessor": dict(cutmix_alpha=1.0)}, r"no image is itself with data_preprocessor.cutmix_alpha=1.0"),
-        ({"model.fusion.splice": "T1-3+S4"}, r"model.fusion 'fusion' \(T1-3\+S4\) starts in the teacher"),
-        ({"model.fusion.splice": ["S1-3+T4", "T1+S2+T3-4"]}, r"model.fusion 'fusion' \(T1\+S2\+T3-4\) starts in the"),
-        ({"model.logit_loss": dict(type="StageLoss"), **dict.fromkeys(("model.fusion", "model.feature_loss"))}, "[2]"),
-        ({"model.edges": ["fusion_to_student"]}, "no edge takes anything from the teacher itself"),
+        (
+            {"model.edges": ["fusion_to_student"], "model.fusion.splice": "S1-3+T4"},
+            "no edge takes anything from the teacher itself",
+        ),
         (
             dict.fromkeys(f"model.{k}" for k in ("teacher", "fusion", "feature_loss", "logit_loss")),
             "there is no teacher",
@@ -190,31 +188,84 @@ def test_it_is_of_the_runs_precision(config: Make, tmp_path: Path) -> None:
         ({"teacher_cache.views": 0}, "views must be 1 or more, not 0"),
     ],
 )
-def test_what_cannot_be_cached_is_refused(
-    config: Make,
-    options: dict[str, Any],
-    reason: str,
-    plugins,  # type: ignore[no-untyped-def]
+def test_what_cannot_be_cached_is_refused(config: Make, options: dict[str, Any], reason: str) -> None:
+    settings = config(**{k: v for k, v in options.items() if k != "model.teacher"})
+    if "model.teacher" in options:
+        settings.model.update(teacher=None, edges=[])
+    with pytest.raises(ConfigError, match=reason) as error:
+        check_config(settings)
+    assert len(error.value.problems) == 1 and "teacher_cache: " in error.value.problems[0]
+    with pytest.raises(ConfigError, match=reason):
+        DistillRunner.from_cfg(settings)
+
+
+NO_FUSION: dict[str, Any] = dict.fromkeys(("model.fusion", "model.feature_loss", "model.logit_loss"))
+NO_FUSION |= {"model.edges": ["teacher_to_student"], "model.stage_loss": dict(type="FitNetLoss")}
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"model.fusion.splice": "T1-3+S4"}, {"stage_3"}),
+        ({"model.fusion.splice": "S1-3+T4"}, set()),
+        ({"model.fusion.splice": ["S1-3+T4", "T1+S2+T3-4", "T1-2+S3-4"]}, {"stage_1", "stage_2"}),
+        ({"model.fusion.splice": "T1-3+S4", "model.edges": ["fusion_to_student"]}, {"stage_3"}),
+        (NO_FUSION, {"stage_1", "stage_2", "stage_3", "stage_4"}),
+    ],
+)
+def test_a_step_with_it_is_the_step_without_it_in_half_precision(
+    config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], parts: set[str]
 ) -> None:
-    losses = plugins.registries.losses
-    losses.register_module(name="StageLoss", module=StageLoss)
-    try:
-        if "model.logit_loss" in options:
-            options = {"model.edges": ["teacher_to_student"], **options}
-        settings = config(**{k: v for k, v in options.items() if k != "model.teacher"})
-        if "model.teacher" in options:
-            settings.model.update(teacher=None, edges=[])
-        with pytest.raises(ConfigError, match=reason) as error:
-            check_config(settings)
-        assert len(error.value.problems) == 1 and "teacher_cache: " in error.value.problems[0]
-        with pytest.raises(ConfigError, match=reason):
-            DistillRunner.from_cfg(settings)
-    finally:
-        losses.module_dict.pop("StageLoss")
+    settings = config(**{"train_cfg.max_epochs": 2}, **options)
+    check_config(settings)
+    runner = DistillRunner.from_cfg(settings)
+    model, step, ran, differences = runner.distiller, runner.model.train_step, [0], []
+    training = False
+
+    def train_step(data: dict[str, Any], **kwargs: Any) -> Any:
+        nonlocal training
+        with torch.no_grad():
+            inputs = model.data_preprocessor(data)
+            given = {key: value for key, value in inputs.items() if not key.startswith("teacher_")}
+            fresh, cached = model(**given, mode="loss"), model(**inputs, mode="loss")
+        differences.extend(abs(cached[name] - fresh[name]).item() for name in fresh)
+        torch.testing.assert_close(cached, fresh, rtol=2e-3, atol=2e-3)
+        training = True
+        outputs = step(data, **kwargs)
+        training = False
+        return outputs
+
+    model.teacher.stages[0].register_forward_hook(lambda *_: ran.__setitem__(0, ran[0] + training))
+    runner.model.train_step = train_step
+    runner.train()
+    assert ran == [0] and len(differences) >= 6 and max(differences) > 0  # the numbers are those of the files
+    (folder,) = caches(tmp_path)
+    assert {path.stem for path in folder.glob("*.npy")} == {"features", "logits", *parts}
+    out = " ".join(capsys.readouterr().out.split())
+    size = sum(path.stat().st_size - 128 for path in folder.glob("*.npy"))
+    assert f"teacher cache: {size / 1e6:.1f} MB for features, logits" in out
+    assert ("stage 3 (NCHW 24 x 2x2)" in out) == ("stage_3" in parts)
+
+
+def test_files_larger_than_the_disk_are_refused_before_they_are_begun(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+    line = (
+        r"its files would take 0.0 MB, 0.0 MB of it outputs of stages, and the disk has 0.0 MB left; set fewer teacher_"
+    )
+    with pytest.raises(FBTError, match=line):
+        run(config(**{"model.fusion.splice": "T1-3+S4"}))
+    assert caches(tmp_path) == []
+    run(config("small", **{"model.fusion.splice": "S1-3+T4", "train_cfg.max_epochs": 1}))
 
 
 def scratch(settings: Config) -> None:
     settings.model.update(teacher=None, fusion=None, edges=[], feature_loss=None, logit_loss=None)
+
+
+def starts_in_the_student(settings: Config) -> None:
+    settings.model.fusion.splice = "S1-3+T4"
 
 
 def starts_in_the_teacher(settings: Config) -> None:
@@ -225,7 +276,7 @@ def test_where_it_is_not_required_all_runs_show_the_same_views(
     config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = {
-        "cached": (lambda settings: None, "built in"),
+        "cached": (starts_in_the_student, "built in"),
         "scratch": (scratch, "instead of fresh augmentation (no teacher)"),
         "T1-3+S4": (starts_in_the_teacher, "instead of fresh augmentation (the teacher runs on them)"),
     }
