@@ -131,7 +131,9 @@ def test_nothing_is_wrong_with_a_cell_of_each_recipe(
     assert ("data_preprocessor" in config) == ("clip_grad" in config.optim_wrapper) == mlp_or_attention
     processes = 8
     assert config.auto_scale_lr == dict(base_batch_size=processes * batch, enable=True)
-    assert (config.ema or {}).get("decay") == (0.99996 if name == "imagenet1k" and mlp_or_attention else None)
+    assert (config.ema or {}).get("decay") == (0.99996 if mlp_or_attention else None)
+    if name != "sakd" and mlp_or_attention:
+        assert config.param_scheduler[1].eta_min == 1e-6
     assert config.model.task_loss.label_smoothing == (0.0 if name == "sakd" else 0.1)
 
 
@@ -198,7 +200,63 @@ def test_figures_stand_where_they_belong() -> None:
 def test_the_papers_pair_is_spliced_as_its_sentence_says() -> None:
     config = cell_config("cifar100", "convnext-t_resmlp-s12", "fbt")
     model = Distiller(**small(config.model.to_dict()), image_size=(IMAGE, IMAGE))
-    assert str(model.fusions["fusion"].splices[0]) == "S1-3+T4"
+    assert model.splices == {"fusion": ["T1-3+S4"]}
+    words = "C1-3+M4 is T1-3+S4: the teacher (cnn) gives the first stages, the student (mlp) the rest"
+    assert model.splices_in_words() == [words]
+
+
+def _splice(name: str, pair: str, method: str) -> str:
+    model = Distiller(**small(cell_config(name, pair, method).model.to_dict()), image_size=(IMAGE, IMAGE))
+    return model.splices["fusion"][0]
+
+
+CNN_STUDENTS = ("resnet18", "mobilenetv2")
+PAPERS = [(name, pair) for name in ("cifar100", "imagenet1k") for pair in matrix(name).pairs]
+FEW = [("cifar100", pair) for pair in ("swin-t_resnet18", "convnext-t_swin-p", "mixer-b16_deit-t")]
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"), [*FEW, *(pytest.param(*cell, marks=pytest.mark.slow) for cell in PAPERS if cell not in FEW)]
+)
+def test_the_cnn_of_a_pair_gives_the_first_stages_whoever_teaches(name: str, pair: str) -> None:
+    teacher, student = pair.split("_")
+    cnn_teaches = teacher in ("convnext-t", "resnet50") and student not in CNN_STUDENTS
+    first, last = "TS" if cnn_teaches else "ST"
+    assert _splice(name, pair, "fbt") == f"{first}1-3+{last}4"
+    assert _splice(name, pair, "fbt_m1-3_c4") == f"{last}1-3+{first}4"
+    for method in ("fbt_a", "fbt_b"):
+        assert _splice(name, pair, method) == f"{first}1-3+{last}head"
+    for letter in "cdefg":
+        assert _splice(name, pair, f"fbt_{letter}") == f"{first}1-3+{last}4"
+
+
+@pytest.mark.parametrize("pair", list(matrix("sakd").pairs))
+def test_models_of_one_architecture_are_student_teacher(pair: str) -> None:
+    assert _splice("sakd", pair, "fbt") == "S1-3+T4"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", list(matrix("cifar100").pairs))
+def test_the_papers_own_models_say_which_is_the_cnn(pair: str) -> None:
+    """Whole models, without weights."""
+    model = check_config(cell_config("cifar100", pair, "fbt"))
+    teacher, student = pair.split("_")
+    family = {"swin": "attention", "vit": "attention", "deit": "attention", "mixer": "mlp", "resmlp": "mlp"}
+    expected = [family.get(name.partition("-")[0], "cnn") for name in (teacher, student)]
+    assert [model.families[role] for role in ("teacher", "student")] == expected
+    cnn_teaches = expected[0] == "cnn" != expected[1]
+    assert model.splices["fusion"] == ["T1-3+S4" if cnn_teaches else "S1-3+T4"]
+    (words,) = model.splices_in_words()
+    assert ("neither is more local" in words) == ("cnn" not in expected)
+
+
+def test_a_familys_name_by_hand_decides_a_splice() -> None:
+    options = small(cell_config("cifar100", "mixer-b16_deit-t", "fbt").model.to_dict())
+    options["teacher"]["family"] = "cnn"
+    model = Distiller(**options, image_size=(IMAGE, IMAGE))
+    assert model.splices_in_words() == [
+        "C1-3+M4 is T1-3+S4: the teacher (cnn) gives the first stages, the student (attention) the rest"
+    ]
 
 
 TEACHERS = [
@@ -232,7 +290,7 @@ def test_teachers_are_made_as_their_students_want_them(name: str, teachers: int)
     """By a config that trains the same model, and to the file that is looked for."""
     made: dict[str, dict] = {}
     for pair in matrix(name).pairs:
-        student = cell_config(name, pair, "fbt", weights=True)
+        student = cell_config(name, pair, "t_s", weights=True)
         teacher = student.model.teacher.to_dict()
         if not str(teacher.pop("checkpoint")).startswith("embedded:"):
             run = TeacherRun(**student.teacher_run)

@@ -13,6 +13,7 @@ _schedule = {recipe: _base_._recipes[recipe]["param_scheduler"] for recipe in ("
 _tenth = {
     recipe: dict(
         optim_wrapper=dict(optimizer=dict(lr=rate)),
+        ema=None,  # nobody says that teachers were averaged
         param_scheduler=[_schedule[recipe][0], dict(_schedule[recipe][1], eta_min=end)],
     )
     for recipe, rate, end in (("cifar100_cnn", 5e-3, 1e-4), ("cifar100_token", 5e-5, 1e-6))

@@ -96,7 +96,7 @@ OPTIONS: Mapping[str, Option] = {
     ),
     "publish": Option("the file, NAME.safetensors, that the student becomes a teacher in", None, affects_results=False),
     "teacher_cache": Option(
-        "the teacher's outputs for fixed views of each image, from files",
+        "what the teacher knows about fixed views of each image, from files",
         None,
         "fbt_plugins.engine.hooks.teacher_cache:TeacherCacheHook",
     ),

@@ -57,16 +57,10 @@ def test_every_splice_of_a_pair_is_there_with_what_it_adds() -> None:
 
 
 def test_auto_is_among_the_splices_whoever_is_the_cnn_and_however_many_stages_they_have() -> None:
-    models = [
-        ARCHITECTURES.build(config) for config in (RESMLP, CONVNEXT, dict(CONVNEXT, depths=(1, 2, 2, 1), stages=6))
-    ]
+    six = dict(CONVNEXT, depths=(1, 2, 2, 1), stages=6)
+    models = [ARCHITECTURES.build(config) for config in (RESMLP, CONVNEXT, six)]
     strategy = FUSIONS.build(dict(type="L2GFusion"))
-    for (student, teacher), auto in {
-        (0, 1): "T1-3+S4",
-        (1, 0): "S1-3+T4",
-        (0, 2): "T1-5+S4",
-        (2, 0): "S1-5+T4",
-    }.items():
+    for student, teacher, auto in (0, 1, "T1-3+S4"), (1, 0, "S1-3+T4"), (0, 2, "T1-5+S4"), (2, 0, "S1-5+T4"):
         rows = splice_rows(models[student], models[teacher], strategy, (32, 32), [1])
         assert [r["splice"] for r in rows if r["auto"]] == [auto]
         assert len({r["splice"] for r in rows}) == len(rows)
