@@ -136,23 +136,41 @@ KNOWN = {
         "resnet50 seresnet50 convnext_tiny efficientnet_b0 mobilenetv2_100 regnety_002 poolformer_s12 "
         "resnext50_32x4d ecaresnet26t gcresnet50t skresnet18 resnest14d convnextv2_atto mobilenetv3_small_100 "
         "mobilenetv4_conv_small densenet121 vgg11 inception_v3 xception41 convmixer_768_32 resnet50_clip "
-        "convformer_s18 focalnet_tiny_srf repvgg_a0 ghostnet_100 mambaout_tiny "
+        "convformer_s18 focalnet_tiny_srf repvgg_a0 ghostnet_100 mambaout_tiny resnet18 resnet34 mobilenetv1_100 "
+        "repvit_m0_9 fastvit_t8 hgnetv2_b0 "
     ),
     "attention": (
         "vit_small_patch16_224 swin_tiny_patch4_window7_224 pvt_v2_b0 xcit_nano_12_p16_224 nest_tiny "
         "deit_tiny_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 cait_xxs24_224 "
         "swinv2_tiny_window8_256 pvt_v2_b2 twins_svt_small volo_d1_224 convit_tiny davit_tiny mvitv2_tiny "
-        "eva02_tiny_patch14_224 hiera_tiny_224 swin_pico_patch4_window7_224 "
+        "eva02_tiny_patch14_224 hiera_tiny_224 swin_pico_patch4_window7_224 swin_nano_patch4_window7_224 "
+        "gcvit_xxtiny "
     ),
     "mlp": ("mixer_b16_224 resmlp_12_224 gmlp_s16_224 resmlp_s4_patch4_32 gmixer_12_224 "),
     "hybrid": (
         "coatnet_0_rw_224 mobilevit_s levit_128s vit_tiny_r_s16_p8_224 maxvit_tiny_tf_224 mobilevitv2_100 "
         "efficientformer_l1 edgenext_small botnet26t_256 halonet26t lambda_resnet26t visformer_tiny "
-        "tiny_vit_5m_224 caformer_s18 mobilenetv4_hybrid_medium fastvit_sa12 swiftformer_xs "
+        "tiny_vit_5m_224 caformer_s18 mobilenetv4_hybrid_medium fastvit_sa12 swiftformer_xs vit_small_r26_s32_224 "
+        "levit_conv_128s coatnext_nano_rw_224 maxxvit_rmlp_nano_rw_256 efficientformerv2_s0 efficientvit_b0 "
+        "efficientvit_m0 eca_botnext26ts_256 sebotnet33ts_256 bat_resnext26ts nextvit_small shvit_s1 "
     ),
 }
-DEFAULT = {"mobilevit_s", "nest_tiny", "poolformer_s12", "seresnet50", "vit_tiny_r_s16_p8_224"}
-"""Plain CNNs, transformers and mixers are in test_timm_models.py, small hybrids and others in test_traced.py."""
+PAPERS = {  # FBT's own: what is read off them decides its splices
+    *("resnet18", "resnet50", "mobilenetv2_100", "convnext_tiny", "swin_tiny_patch4_window7_224"),
+    *("swin_nano_patch4_window7_224", "swin_pico_patch4_window7_224", "vit_small_patch16_224"),
+    *("deit_tiny_patch16_224", "mixer_b16_224", "resmlp_12_224"),
+}
+DEFAULT = {
+    "mobilevit_s",
+    "nest_tiny",
+    "poolformer_s12",
+    "seresnet50",
+    "vit_tiny_r_s16_p8_224",
+    "levit_conv_128s",
+    *PAPERS,
+}
+"""Small hybrids and others are in test_traced.py."""
+assert set(" ".join(KNOWN.values()).split()) >= DEFAULT
 CASES = [
     pytest.param(family, name, marks=() if name in DEFAULT else pytest.mark.slow)
     for family, names in KNOWN.items()
