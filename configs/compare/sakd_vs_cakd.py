@@ -68,4 +68,5 @@ pairs = dict(
     },
 )
 seeds = [0, 1, 2, 3, 4]
-controls = dict(fbt="3+1", random="a random search")  # besides T->S only and the same doubled
+# Besides T->S only and the same doubled. 3+1 is S1-3+T4 with all four teachers: the student is a CNN, and begins.
+controls = dict(fbt="3+1", random="a random search")
