@@ -51,7 +51,7 @@ class PatchEmbedOnly(ProjectorFusion):
 
     Positions see no others than those of their own patch.
 
-    With the splice ``S1-3+Thead`` it is what we take row A of the paper's ablations to be ("without MSA and S_m^4").
+    With the splice ``C1-3+Mhead`` it is what we take row A of the paper's ablations to be ("without MSA and S_m^4").
     """
 
     def block(self, target: StageSpec, number: int) -> nn.Module:
