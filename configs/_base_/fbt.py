@@ -1,4 +1,5 @@
-# FBT's splice (the CNN gives the first stages, whoever teaches) and losses: InfoNCE on features and OFA on logits along T->S, T->F and F->S (arXiv 2410.12342).
+# FBT's splice: the CNN gives the first stages, whoever teaches.
+# Its losses: InfoNCE on features and OFA on logits along T->S, T->F and F->S (arXiv 2410.12342).
 model = dict(
     type="Distiller",
     fusion=dict(type="L2GFusion", splice="auto"),

@@ -324,6 +324,15 @@ def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path, monkeypatch: p
     several.write_text("\n".join([search.read_text()] * 2))
     code, out, err = tool("rank_splices", folder, "--one-shot", several)
     assert code == 0 and "one shot 2" in out and "one shot, mean" in out, err
+    by_role = replace(made, method="C1-3+M4", seed=0)
+    append_line(folder / "trials.jsonl", by_role.line())
+    code, _, err = tool("rank_splices", folder)
+    assert code == 2 and "a_b/C1-3+M4/seed 0 does not say which splice it is; name the method after that" in err
+    rest = (folder / "trials.jsonl").read_text().splitlines()[:-1]
+    lines = [*rest, *(replace(by_role, seed=seed, splices={"fusion": ["T1-2+S3-4"]}).line() for seed in (0, 1))]
+    (folder / "trials.jsonl").write_text("\n".join(lines) + "\n")
+    code, out, err = tool("rank_splices", folder)
+    assert code == 0, err
     search.write_text("{}")
     code, _, err = tool("rank_splices", folder, "--one-shot", search)
     assert code == 2 and "not the search.json of a one-shot search" in err

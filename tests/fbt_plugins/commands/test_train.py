@@ -41,12 +41,18 @@ def test_a_shortened_flagship_from_another_folder(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for shown in ("splice S1-3+T4", "before the first step", "validation top-1", "ms / image", "student.safetensors"):
+    for shown in (
+        "splice  auto is T1-3+S4: the teacher (cnn) gives",
+        "before the first step",
+        "validation top-1",
+        "ms / image",
+        "student.safetensors",
+    ):
         assert shown in done.stdout, done.stdout
     assert "WARNING" not in done.stdout
     folder = tmp_path / "work_dirs" / "fbt_convnext_resmlp"
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["teacher_top1"] > 85 > summary["student_top1"]
+    assert summary["teacher_top1"] > 85 > summary["student_top1"] and summary["splices"] == {"fusion": ["T1-3+S4"]}
     student = timm.create_model(
         "resmlp_s4_patch4_32", num_classes=10, checkpoint_path=str(folder / "student.safetensors")
     )

@@ -156,6 +156,20 @@ def test_the_pages_say_the_same_and_need_nothing_else(tmp_path: Path) -> None:
     assert page.count("data:image/svg+xml;base64,") == 2 and "CKA" not in page
 
 
+def test_a_row_says_which_splice_its_runs_had_where_its_words_do_not(tmp_path: Path) -> None:
+    def row(about: str, splices: dict | None) -> str:
+        trials = [replace(t, about=about, splices=splices) for t in TRIALS if t.method == "fbt"]
+        comparison = compare("grid", trials, ORDER, [], CONTROLS)
+        write_report(tmp_path, comparison, "x")
+        assert comparison.as_json()["pairs"][0]["rows"][0]["splices"] == splices
+        return (tmp_path / "report.md").read_text()
+
+    assert "| FBT, C1-3+M4: T1-3+S4 |" in row("FBT, C1-3+M4", {"fusion": ["T1-3+S4"]})
+    assert "| two of them: T1-3+S4, S1-3+T4 |" in row("two of them", {"a": ["T1-3+S4"], "b": ["T1-3+S4", "S1-3+T4"]})
+    assert "| FBT, S1-3+T4 |" in row("FBT, S1-3+T4", {"fusion": ["S1-3+T4"]})
+    assert "| FBT, C1-3+M4 |" in row("FBT, C1-3+M4", None)  # a run of before
+
+
 def cka(shift: float, **others: object) -> dict:
     """A map of two by three stages."""
     values = [[0.11 + shift, 0.22 + shift, None], [0.33 + shift, 0.44 + shift, -0.01]]

@@ -51,6 +51,11 @@ def test_trials_come_back_as_they_were_whatever_the_order_of_lines(tmp_path: Pat
     assert read(written(tmp_path / "two.jsonl", [*reversed(TRIALS), odd])) == ([*TRIALS, odd], [])
     again = [made.line() for made in read(tmp_path / "one.jsonl")[0]]
     assert again == [made.line() for made in [*TRIALS, odd]]  # and the same bytes, order of keys included
+    spliced = trial("fbt", 5, splices={"fusion": ["T1-3+S4"]})
+    assert read(written(tmp_path / "spliced.jsonl", [spliced])) == ([spliced], [])
+    assert "splices" not in TRIALS[0].line() and Trial.from_line(TRIALS[0].line()).splices is None  # a run of before
+    with pytest.raises(TypeError, match="splices: expected lists of splices by fusion model"):
+        Trial.from_line(spliced.line().replace('["T1-3+S4"]', '"T1-3+S4"'))
     assert read(tmp_path / "nowhere.jsonl") == ([], [])
 
 
