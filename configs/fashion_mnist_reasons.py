@@ -1,4 +1,4 @@
-# Why a fusion model S1-3+T4 adds little in the study: likely reasons, one at a time.
+# Why a fusion model S1-3+T4 adds little: likely reasons, one at a time.
 # Each is beside its own T->S only. All of it is S1-3+T4, the form that the study was first made with.
 #   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/compare.py configs/fashion_mnist_reasons.py \
 #     --out docs/results/fashion_mnist_reasons --results docs/results/fashion_mnist --workers 2

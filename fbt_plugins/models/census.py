@@ -89,8 +89,13 @@ def of_stages(found: Sequence[str | None]) -> list[str]:
 
 
 def of_model(stages: Iterable[str]) -> str:
-    """The family of a model, by those of its stages: one for all, or a hybrid."""
+    """The family of a model, by those of its stages: one for all, or a hybrid.
+
+    Attention beside layers alone is attention: on a grid of one position a transformer's stage has nothing to attend to.
+    """
     found = set(stages)
+    if found == {"attention", "mlp"}:
+        return "attention"
     return found.pop() if len(found) == 1 else "hybrid"
 
 

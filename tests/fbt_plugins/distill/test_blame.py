@@ -108,24 +108,24 @@ BUILT = {
     ),
     "no strategy": (dict(fusion=dict(type="NoStrategy")), "fusion 'NoStrategy' * made dict {}, which has no 'build'"),
     "no ModuleDict": (
-        dict(fusion=dict(type="Junctions", junctions=None)),
+        dict(fusion=dict(type="Junctions", splice="S1-3+T4", junctions=None)),
         "fusion 'Junctions' * built NoneType for the splice S1-3+T4, not a torch.nn.ModuleDict of S3_T4",
     ),
     "other junctions": (
-        dict(fusion=dict(type="Junctions", junctions=nn.ModuleDict({"T3_S4": nn.Identity()}))),
+        dict(fusion=dict(type="Junctions", splice="S1-3+T4", junctions=nn.ModuleDict({"T3_S4": nn.Identity()}))),
         "fusion 'Junctions' * built T3_S4 for the splice S1-3+T4, which has S3_T4",
     ),
     "another shape": (
-        dict(fusion=dict(type="Junctions", junctions=nn.ModuleDict({"S3_T4": nn.Identity()}))),
+        dict(fusion=dict(type="Junctions", splice="S1-3+T4", junctions=nn.ModuleDict({"S3_T4": nn.Identity()}))),
         "built a junction S3_T4 from NLC 16 x 8x8 to NCHW 24 x 2x2 that gives (2, 64, 16) for a batch of 2; the next "
         "stage takes (2, 24, 2, 2)",
     ),
     "a junction that raises": (
-        dict(fusion=dict(type="Junctions", junctions=nn.ModuleDict({"S3_T4": nn.Linear(7, 7)}))),
+        dict(fusion=dict(type="Junctions", splice="S1-3+T4", junctions=nn.ModuleDict({"S3_T4": nn.Linear(7, 7)}))),
         "fusion 'Junctions' * built a junction S3_T4 from NLC 16 x 8x8 to NCHW 24 x 2x2 that raises RuntimeError",
     ),
     "a strategy that raises": (
-        dict(fusion=dict(type="Junctions", junctions=lambda: 1 // 0)),
+        dict(fusion=dict(type="Junctions", splice="S1-3+T4", junctions=lambda: 1 // 0)),
         "fusion 'Junctions' * raised ZeroDivisionError",
     ),
     "no loss": (dict(logit_loss=dict(type="NoModule")), "loss 'NoModule' * made dict {}, which has no 'forward'"),

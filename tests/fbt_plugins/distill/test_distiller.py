@@ -54,7 +54,7 @@ def test_the_giver_is_constant_unless_the_config_says_otherwise(
 
 
 def test_widths_that_differ_get_a_projector_and_equal_ones_none(make: Make) -> None:
-    model = make()
+    model = make(splice="S1-3+T4")
     (projector,) = model.edges["teacher_to_student"].projectors["feature"].maps.values()
     assert (projector.in_features, projector.out_features) == (model.student.num_features, model.teacher.num_features)
     assert not len(model.edges["teacher_to_fusion"].projectors)  # the fusion model ends in the teacher
@@ -159,7 +159,8 @@ def test_a_gate_weighs_an_edge_by_its_givers_agreement_with_the_teacher(
 ) -> None:
     """The teacher runs for it even where no edge that is on starts there."""
     edges = [dict(name="teacher_to_fusion", end=0.5), dict(name="fusion_to_student", gate="agreement", weight=3.0)]
-    gated, free = make(edges=edges), make(edges=["teacher_to_fusion", dict(name="fusion_to_student", weight=3.0)])
+    free_edges = ["teacher_to_fusion", dict(name="fusion_to_student", weight=3.0)]
+    gated, free = (make(splice="S1-3+T4", edges=own) for own in (edges, free_edges))
     known = gated.know(images, {"teacher", "fusion"})
     same = (known["teacher"].logits.argmax(1) == known["fusion"].logits.argmax(1)).float().mean()
     given = dict(teacher_features=known["teacher"].features)
@@ -206,7 +207,7 @@ def test_every_model_gets_its_own_normalisation_and_size(make: Make, images: tor
 def test_losses_take_what_the_teacher_knows_already_and_do_not_run_it(
     make: Make, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    model = make()
+    model = make(splice="S1-3+T4")
     expected = model(images, labels, mode="loss")
     known = model.know(images, {"teacher"})["teacher"]
     stored = dict(teacher_features=known.features.half(), teacher_logits=known.logits.half())

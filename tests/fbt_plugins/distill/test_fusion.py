@@ -378,7 +378,7 @@ def test_a_strategy_that_forgets_a_junction_is_told_so(make: Make, plugins) -> N
     registry.register_module(name="Forgetful", module=Forgetful)
     try:
         with pytest.raises(
-            ConfigError, match=r"'Forgetful' built no junctions for the splice S1-3\+T4, which has S3_T4"
+            ConfigError, match=r"'Forgetful' built no junctions for the splice T1-3\+S4, which has T3_S4"
         ):
             make(fusion=dict(type="Forgetful"))
     finally:

@@ -210,4 +210,5 @@ def test_operations_are_counted_and_weights_are_told_from_activations() -> None:
 
 def test_models_of_several_kinds_of_stages_are_hybrids() -> None:
     assert of_stages([None, None, "attention"]) == ["attention"] * 3 and of_stages(["cnn", None]) == ["cnn", "mlp"]
+    assert of_model(["attention", "mlp"]) == "attention" and of_model(["cnn", "mlp"]) == "hybrid"
     assert of_model(["cnn", "attention"]) == "hybrid" and of_model(["cnn", "cnn"]) == "cnn"
