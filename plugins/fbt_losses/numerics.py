@@ -130,8 +130,8 @@ def all_ranks(rows: Tensor) -> Tensor:
 def gathered(rows: Tensor) -> Tensor:
     """All ranks' rows in the order of ranks, as :func:`all_ranks`; backward sums what every rank wants of its rows.
 
-    DDP averages the ranks' gradients. So the loss of one process over the whole batch is what every rank computes of all
-    rows, or the mean over ranks of what each computes of its own.
+    DDP averages the ranks' gradients: they are those of one process with all images where each rank computes the loss
+    of all rows, or the mean over its own rows against all.
     """
     return rows if ranks() == 1 else _Gather.apply(rows)
 
