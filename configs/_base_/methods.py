@@ -69,6 +69,14 @@ methods = {
         about="RSD, and OFA on logits (ours): fbt_rsd without a fusion model",
         model=dict(edges=_to_student, feature_loss=_rsd, logit_loss=_ofa),
     ),
+    "hcd": dict(
+        about="HCD (arXiv 2511.10942), by a port's formulas",
+        model=dict(edges=_to_student, stage_loss=dict(type="HCDLoss", label_smoothing=0.1)),
+    ),
+    "scalekd": dict(
+        about="ScaleKD's losses of stages 3 and 4 (arXiv 2411.06786), without its path through the teacher",
+        model=dict(edges=_to_student, stage_loss=dict(type="ScaleKDLoss")),
+    ),
     "fitnet_rsd": dict(
         about="FitNet and RSD (ours)",
         model=dict(edges=_to_student, stage_loss=dict(type="FitNetLoss"), feature_loss=_rsd),

@@ -10,12 +10,14 @@ from .cross_entropy import CrossEntropyLoss
 from .deit import DeiTLoss
 from .dist import DISTLoss
 from .fitnet import FitNetLoss
+from .hcd import HCDLoss
 from .infonce import InfoNCELoss, MSELoss
 from .kd import BKDLoss, DKDLoss, KDLoss
 from .ofa import OFALoss
 from .ofa_exits import OFAExitsLoss
 from .relations import CCLoss, RKDLoss
 from .rsd import RSDLoss
+from .scalekd import ScaleKDLoss
 from .sliced_wasserstein import SlicedWassersteinLoss
 
 LOSSES = (
@@ -28,6 +30,7 @@ LOSSES = (
     DISTLoss,
     DKDLoss,
     FitNetLoss,
+    HCDLoss,
     InfoNCELoss,
     KDLoss,
     MSELoss,
@@ -35,6 +38,7 @@ LOSSES = (
     OFALoss,
     RKDLoss,
     RSDLoss,
+    ScaleKDLoss,
     SlicedWassersteinLoss,
 )
 
