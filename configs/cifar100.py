@@ -34,6 +34,7 @@ _columns = ("scratch", "kd", "fitnet", "crd", "ofa", "fbt", "fbt_a", "fbt_b", "f
 _teacher = {n: dict(m, checkpoint=_base_._teacher_file[n]) for n, m in _base_._teacher.items()}
 _made_by = dict(config="{{ fileDirname }}/teachers/cifar100.py", method="finetune")
 
+methods = {"ofa_0.1": dict(pairs=[])}  # what ofa is here
 pairs = {
     pair: dict(
         _base_._recipes["cifar100_cnn" if pair.split("_")[1] in _base_._cnns else "cifar100_token"],
@@ -51,4 +52,3 @@ pairs = {
     for pair, row in _figures.items()
 }
 pairs["convnext-t_resmlp-s12"]["reference"]["ofa"].update(source=_rival)
-methods = {"ofa_0.1": dict(pairs=[])}  # what ofa is here

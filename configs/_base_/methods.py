@@ -4,10 +4,10 @@ _to_student = ["teacher_to_student"]
 _triangle = ["teacher_to_student", "teacher_to_fusion", "fusion_to_student"]
 _infonce = dict(type="InfoNCELoss")
 _ofa = dict(type="OFALoss", gamma=1.0)
-_rsd = dict(type="RSDLoss", kappa=0.01, weight=0.1)
 _fbt = dict(fusion=dict(type="L2GFusion", splice="auto"), edges=_triangle, feature_loss=_infonce, logit_loss=_ofa)
 
 _late = dict(begin=0.13)  # fraction of training
+_rsd = dict(type="RSDLoss", kappa=0.01, weight=0.1)
 
 controls = dict(scratch="the student alone", t_s="T→S only", t_s_x2="T→S only, doubled")
 model = dict(type="Distiller", task_loss=dict(type="CrossEntropyLoss", label_smoothing=0.1))
