@@ -198,6 +198,16 @@ def test_figures_stand_where_they_belong() -> None:
         assert matrix(name).cell(pair, method)["reference"]["top1"] == top1
 
 
+def test_ofas_exits_have_their_authors_weight_on_cifar100() -> None:
+    tables = matrix("cifar100")
+    for pair in tables.pairs:
+        assert tables.cell(pair, "ofa")["model"]["stage_loss"] == dict(type="OFAExitsLoss", weight=0.1)
+    assert "ofa_0.1" not in {method for _, method in tables.cells()}  # it would be the same
+    imagenet = matrix("imagenet1k")
+    weights = [imagenet.cell("swin-t_resnet18", m)["model"]["stage_loss"].get("weight") for m in ("ofa", "ofa_0.1")]
+    assert weights == [None, 0.1]
+
+
 def test_the_papers_pair_is_spliced_as_its_sentence_says() -> None:
     config = cell_config("cifar100", "convnext-t_resmlp-s12", "fbt")
     model = Distiller(**small(config.model.to_dict()), image_size=(IMAGE, IMAGE))
