@@ -8,6 +8,7 @@ _ofa = dict(type="OFALoss", gamma=1.0)
 _fbt = dict(fusion=dict(type="L2GFusion", splice="C1-3+M4"), edges=_triangle, feature_loss=_infonce, logit_loss=_ofa)
 
 _late = dict(begin=0.13)  # fraction of training
+_rsd = dict(type="RSDLoss", kappa=0.01, weight=0.1)
 
 controls = dict(scratch="the student alone", t_s="T→S only", t_s_x2="T→S only, doubled")
 model = dict(type="Distiller", task_loss=dict(type="CrossEntropyLoss", label_smoothing=0.1))
@@ -56,6 +57,35 @@ methods = {
         about="OFA-KD (arXiv 2310.19444): exits of stages 1 to 4, and logits",
         model=dict(edges=_to_student, stage_loss=dict(type="OFAExitsLoss"), logit_loss=_ofa),
     ),
+    "ofa_0.1": dict(
+        about="OFA-KD, its exits at a tenth: its authors' arguments for CIFAR-100",
+        model=dict(edges=_to_student, stage_loss=dict(type="OFAExitsLoss", weight=0.1), logit_loss=_ofa),
+    ),
+    "rsd": dict(about="RSD (arXiv 2507.21844)", model=dict(edges=_to_student, feature_loss=_rsd)),
+    "rsd_logits": dict(
+        about="RSD (arXiv 2507.21844), of logits",
+        model=dict(edges=_to_student, logit_loss=dict(_rsd, of="logits")),
+    ),
+    "rsd_ofa": dict(
+        about="RSD, and OFA on logits (ours): fbt_rsd without a fusion model",
+        model=dict(edges=_to_student, feature_loss=_rsd, logit_loss=_ofa),
+    ),
+    "hcd": dict(
+        about="HCD (arXiv 2511.10942), by a port's formulas",
+        model=dict(edges=_to_student, stage_loss=dict(type="HCDLoss", label_smoothing=0.1)),
+    ),
+    "scalekd": dict(
+        about="ScaleKD's losses of stages 3 and 4 (arXiv 2411.06786), without its path through the teacher",
+        model=dict(edges=_to_student, stage_loss=dict(type="ScaleKDLoss")),
+    ),
+    "fitnet_rsd": dict(
+        about="FitNet and RSD (ours)",
+        model=dict(edges=_to_student, stage_loss=dict(type="FitNetLoss"), feature_loss=_rsd),
+    ),
+    "fitnet_rsd_ofa": dict(
+        about="FitNet, RSD, and OFA on logits (ours)",
+        model=dict(edges=_to_student, stage_loss=dict(type="FitNetLoss"), feature_loss=_rsd, logit_loss=_ofa),
+    ),
     # the controls of every claim about the fusion model
     "t_s": dict(
         about="T->S only: FBT's losses without a fusion model",
@@ -95,6 +125,12 @@ methods = {
     "fbt_sw": dict(
         about="FBT, and sliced Wasserstein between stages 4 of T and S (ours)",
         model=dict(_fbt, stage_loss=dict(type="SlicedWassersteinLoss")),
+    ),
+    # FBT with another loss of features
+    "fbt_rsd": dict(about="FBT, RSD in the place of InfoNCE (ours)", model=dict(_fbt, feature_loss=_rsd)),
+    "fbt_tau": dict(
+        about="FBT, InfoNCE's temperature held at 0.1 (ours)",
+        model=dict(_fbt, feature_loss=dict(_infonce, temperature=0.1, learnable=False)),
     ),
     # when and how far the fusion model is listened to
     "fbt_warm": dict(

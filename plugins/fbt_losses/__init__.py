@@ -10,11 +10,14 @@ from .cross_entropy import CrossEntropyLoss
 from .deit import DeiTLoss
 from .dist import DISTLoss
 from .fitnet import FitNetLoss
+from .hcd import HCDLoss
 from .infonce import InfoNCELoss, MSELoss
 from .kd import BKDLoss, DKDLoss, KDLoss
 from .ofa import OFALoss
 from .ofa_exits import OFAExitsLoss
 from .relations import CCLoss, RKDLoss
+from .rsd import RSDLoss
+from .scalekd import ScaleKDLoss
 from .sliced_wasserstein import SlicedWassersteinLoss
 
 LOSSES = (
@@ -27,12 +30,15 @@ LOSSES = (
     DISTLoss,
     DKDLoss,
     FitNetLoss,
+    HCDLoss,
     InfoNCELoss,
     KDLoss,
     MSELoss,
     OFAExitsLoss,
     OFALoss,
     RKDLoss,
+    RSDLoss,
+    ScaleKDLoss,
     SlicedWassersteinLoss,
 )
 

@@ -37,7 +37,7 @@ class ATLoss(StageLoss):
             raise ValueError(f"p must be at least 1, not {p}")
         self.beta, self.p = positive("beta", beta), float(p)
 
-    def compare(self, student: StageSpec, teacher: StageSpec) -> nn.Module:
+    def compare(self, student: StageSpec, teacher: StageSpec, number: int) -> nn.Module:
         return _Attention(student, teacher, self.beta, self.p)
 
 

@@ -30,7 +30,7 @@ class FitNetLoss(StageLoss):
     def __init__(self, stages: Sequence[int] = (1, 2, 3, 4)) -> None:
         super().__init__(stages)
 
-    def compare(self, student: StageSpec, teacher: StageSpec) -> nn.Module:
+    def compare(self, student: StageSpec, teacher: StageSpec, number: int) -> nn.Module:
         return _Hint(student, teacher)
 
 

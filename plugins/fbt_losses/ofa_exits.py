@@ -37,9 +37,15 @@ def make_exit(spec: StageSpec, left: int, student: int, teacher: int, num_classe
         ConfigError: if the stage has tokens of which nobody says where they stand.
     """
     if spec.layout == "NCHW":
-        branch: nn.Module = _convolutions(spec.channels, left, max(student, teacher), num_classes)
+        width = max(student, teacher)
+        branch: nn.Module = nn.Sequential(*pooled(spec.channels, left, width), nn.Linear(width, num_classes))
     else:
         branch = TokenExit(spec, left, student, num_classes)
+    return started(branch)
+
+
+def started(branch: nn.Module) -> nn.Module:
+    """The module, initialised as the authors' code does it, but that biases begin at 0."""
     for module in branch.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -50,12 +56,14 @@ def make_exit(spec: StageSpec, left: int, student: int, teacher: int, num_classe
     return branch
 
 
-def _convolutions(channels: int, left: int, width: int, num_classes: int) -> nn.Sequential:
-    """(N, channels, H, W) -> (N, num_classes): the width doubles with each halving, the last has ``width``."""
+def pooled(channels: int, left: int, width: int) -> list[nn.Module]:
+    """Modules that map (N, channels, H, W) to (N, width): one halving for each stage that is left, then the mean.
+
+    The width doubles with each halving, the last has ``width``; where no stage is left, it is a 1x1 convolution.
+    """
     widths = [channels * 2**i for i in range(left)] + [width]
     blocks: list[nn.Module] = [_separable(a, b) for a, b in pairwise(widths)]
-    last = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)]
-    return nn.Sequential(*(blocks or [nn.Conv2d(channels, width, 1)]), *last)
+    return [*(blocks or [nn.Conv2d(channels, width, 1)]), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
 def _separable(inputs: int, outputs: int) -> nn.Sequential:

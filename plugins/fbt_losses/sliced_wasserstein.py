@@ -41,7 +41,7 @@ class SlicedWassersteinLoss(StageLoss):
             raise ValueError(f"projections must be at least 1, not {projections}")
         self.projections = int(projections)
 
-    def compare(self, student: StageSpec, teacher: StageSpec) -> nn.Module:
+    def compare(self, student: StageSpec, teacher: StageSpec, number: int) -> nn.Module:
         return _Slices(student, teacher, self.projections)
 
 

@@ -31,8 +31,8 @@ class StageLoss(nn.Module):
         self.comparisons = nn.ModuleDict()
 
     @abstractmethod
-    def compare(self, student: StageSpec, teacher: StageSpec) -> nn.Module:
-        """A module that maps what the two stages give, each in its own layout, to a scalar."""
+    def compare(self, student: StageSpec, teacher: StageSpec, number: int) -> nn.Module:
+        """A module that maps what the two stages of a number give, each in its own layout, to a scalar."""
 
     def setup(
         self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], data_info: Mapping[str, int]
@@ -47,7 +47,7 @@ class StageLoss(nn.Module):
             raise ConfigError(f"{name} compares two models; as a task loss use CrossEntropyLoss")
         for n in self.stages:
             try:
-                self.comparisons[str(n)] = self.compare(student_specs[n - 1], teacher_specs[n - 1])
+                self.comparisons[str(n)] = self.compare(student_specs[n - 1], teacher_specs[n - 1], n)
             except ConfigError as error:
                 raise ConfigError(f"{name}: stage {n}: {error}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from ...errors import ConfigError, nearest
 from ..training_run import unwrapped
 
-OPTIONS = ("decay_vectors", "layer_decay")
+OPTIONS = ("decay_vectors", "layer_decay", "custom_keys")
 _OTHER_KERNELS = ("fused", "foreach", "capturable", "differentiable")
 
 
@@ -31,10 +31,11 @@ class MergedGroupConstructor:
         optim_wrapper_cfg: config of the wrapper, with its ``optimizer``.
         paramwise_cfg: ``decay_vectors=True`` lets vectors and scalars decay too; ``layer_decay=0.75`` multiplies the
             learning rate by that for each layer of the student below its last (BEiT, arXiv 2106.08254; layers as timm
-            numbers them).
+            numbers them); ``custom_keys=dict(log_temperature=dict(lr_mult=0.1))`` multiplies that of all parameters
+            whose name contains the key, as mmengine's option does; of several keys the longest counts.
 
     Raises:
-        ConfigError: for an unknown option, or a layer decay that this student cannot have.
+        ConfigError: for an unknown option, a layer decay that this student cannot have, or a key that is in no name.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -42,6 +43,7 @@ class MergedGroupConstructor:
         options = dict(paramwise_cfg or {})
         self.decay_vectors = options.pop("decay_vectors", False)
         self.layer_decay = options.pop("layer_decay", None)
+        self.factors = _factors(options.pop("custom_keys", {}))
         if options:
             name = next(iter(options))
             raise ConfigError(f"optim_wrapper.paramwise_cfg: no option {name!r}{nearest(name, OPTIONS)}")
@@ -53,8 +55,9 @@ class MergedGroupConstructor:
         config = dict(self.config)
         optimizer = dict(config.pop("optimizer"))
         rate: Any = optimizer.get("lr")
-        if self.layer_decay is not None and not isinstance(rate, int | float):
-            raise ConfigError("optim_wrapper.paramwise_cfg.layer_decay: set optim_wrapper.optimizer.lr")
+        needs_rate = "layer_decay" if self.layer_decay is not None else "custom_keys" if self.factors else None
+        if needs_rate and not isinstance(rate, int | float):
+            raise ConfigError(f"optim_wrapper.paramwise_cfg.{needs_rate}: set optim_wrapper.optimizer.lr")
         scales, exempt = self._scales(model), set(_exempt(model))
         # Groups in the order that a reader expects: top layers first, and of a layer those that decay.
         merged: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -79,9 +82,16 @@ class MergedGroupConstructor:
         return OPTIM_WRAPPERS.build(config, default_args={"optimizer": built})
 
     def _scales(self, model: nn.Module) -> dict[str, float]:
-        """Factor of the learning rate of each of the student's parameters."""
-        if self.layer_decay is None:
-            return {}
+        """Factor of the learning rate of each parameter that has one."""
+        scales = self._of_layers(model) if self.layer_decay is not None else {}
+        names = [name for name, _ in model.named_parameters()]
+        for key in sorted(self.factors, key=len):
+            if not (own := [name for name in names if key in name]):
+                raise ConfigError(f"optim_wrapper.paramwise_cfg.custom_keys: {key!r} is in no parameter's name")
+            scales |= dict.fromkeys(own, self.factors[key])
+        return scales
+
+    def _of_layers(self, model: nn.Module) -> dict[str, float]:
         from timm.models import group_parameters
 
         net: Any = model.get_submodule("student.net")
@@ -92,7 +102,19 @@ class MergedGroupConstructor:
             )
         layers = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
         last = max(layers.values())
-        return {f"student.net.{name}": self.layer_decay ** (last - layer) for name, layer in layers.items()}
+        return {f"student.net.{name}": self.layer_decay ** (last - layer) for name, layer in layers.items()}  # type: ignore[operator]
+
+
+def _factors(custom_keys: Any) -> dict[str, float]:
+    """By key, what the learning rate is multiplied by."""
+    where = "optim_wrapper.paramwise_cfg.custom_keys"
+    if not isinstance(custom_keys, Mapping):
+        raise ConfigError(f"{where}: write dict(log_temperature=dict(lr_mult=0.1)), not {custom_keys!r}")
+    for key, options in custom_keys.items():
+        factor = options.get("lr_mult") if isinstance(options, Mapping) and len(options) == 1 else None
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor < float("inf"):
+            raise ConfigError(f"{where}.{key}: write dict(lr_mult=FACTOR), FACTOR at least 0, not {options!r}")
+    return {key: options["lr_mult"] for key, options in custom_keys.items()}
 
 
 def _exempt(model: nn.Module) -> Iterator[str]:

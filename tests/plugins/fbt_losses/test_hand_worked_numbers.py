@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
+from fbt_losses.hcd import HCDLoss
+from fbt_losses.rsd import RSDLoss
+from fbt_losses.scalekd import ScaleKDLoss
 from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge, StageSpec
@@ -89,6 +93,23 @@ def test_rkd() -> None:
     assert value(dict(type="RKDLoss"), student, teacher) == pytest.approx(25 * distance + 50 * angle)
     only = dict(type="RKDLoss", distance_weight=2.0, angle_weight=0.0)
     assert value(only, student, teacher) == pytest.approx(2 * distance)
+
+
+def test_rsd() -> None:
+    a, b = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])  # of mean 0, uncorrelated
+
+    def rsd(student: Sequence[Tensor], teacher: Sequence[Tensor], kappa: float = 0.01) -> float:
+        loss = RSDLoss(kappa)
+        loss.projector = nn.Identity()
+        known = [Knowledge(torch.stack(list(columns), 1), torch.zeros(4, 3)) for columns in (student, teacher)]
+        return loss(*known, FIRST).item()
+
+    # P = 1; an offset and a scale of a dimension change nothing
+    assert rsd((7 + 2 * a, b), (a, 3 * b - 1)) == pytest.approx(0, abs=1e-6)
+    # P = (0, 1; 1, 0): twice (0 - 1)^2, and twice kappa
+    assert rsd((b, a), (a, b)) == pytest.approx(2 + 2 * 0.01, rel=1e-4)
+    # P = (-1, sqrt(3)/2; 0, 1/2), for b + sqrt(3) a has the standard deviation 2
+    assert rsd((-a, b + math.sqrt(3) * a), (a, b), 0.1) == pytest.approx(4 + 0.25 + 0.1 * 0.75, rel=1e-4)
 
 
 def test_cc_kernel() -> None:
@@ -237,6 +258,65 @@ def test_attention_transfer() -> None:
     # a student's one position is interpolated to (1, 1) / sqrt 2; the teacher's are (0, 1)
     expected = 500 * (0.5 + (1 - math.sqrt(0.5)) ** 2) / 2
     assert between(dict(type="ATLoss"), stage([[3]]), stage([[0, 5]])) == pytest.approx(expected)
+
+
+class Tokens(nn.Module):
+    """A map as tokens: a projector that changes nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+def test_scalekd() -> None:
+    # positions (3, 4) and (0, 5), whose directions are (0.6, 0.8) and (0, 1); the teacher's are (1, 0) and (0, 1)
+    x, y = stage([[3.0, 0.0], [4.0, 5.0]]), stage([[1.0, 0.0], [0.0, 1.0]])
+
+    def scalekd(**options: float) -> float:
+        loss = ScaleKDLoss(stages=(1,), frequency_stages=(1,), **options)  # type: ignore[arg-type]
+        spec = [StageSpec("NCHW", 2, (1, 2))]
+        set_up(loss, ModelInfo(spec, 2), ModelInfo(spec, 2), {"num_classes": 3})
+        loss.comparisons["1"].projectors = nn.ModuleList([Tokens(), Tokens()])
+        known = [Knowledge(k.features, k.logits, {1: z}) for k, z in ((STUDENT, x), (TEACHER, y))]
+        return loss(*known, FIRST).item()
+
+    # (0.6 - 1, 0.8) and (0, 0)
+    spatial = 0.4**2 + 0.8**2
+    assert scalekd(frequency=0.0) == pytest.approx(0.08 * spatial)
+    # less the means (1.5, 4.5) and (1/2, 1/2): +-(3, -1)/2 and +-(1, -1)/2, of cosine 4/sqrt(20), twice
+    frequency = 2 * (2 - 2 * 4 / math.sqrt(20))
+    assert scalekd() == pytest.approx(0.08 * spatial + 0.06 * frequency)
+    assert scalekd(spatial=1.0, frequency=2.0) == pytest.approx(spatial + 2 * frequency)
+
+
+class Fixed(nn.Module):
+    """A mapper that gives the same logits whatever it is given."""
+
+    def __init__(self, *logits: list[float]) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits).flatten()[None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits
+
+
+def test_hcd() -> None:
+    def hcd(*sub: list[float], **options: float) -> float:
+        loss = HCDLoss(stages=(1,), k=len(sub), **options)  # type: ignore[arg-type]
+        spec = [StageSpec("NCHW", 2, (1, 2))]
+        set_up(loss, ModelInfo(spec, 2), ModelInfo(spec, 2), {"num_classes": 3})
+        loss.mappers["1"] = Fixed(*sub)
+        student = Knowledge(STUDENT.features, STUDENT.logits, {1: torch.zeros(1, 2, 1, 2)})
+        return loss(student, TEACHER, FIRST).item()
+
+    # z_1 = z_t and z_2 = z_s: cross-entropies 2 ln 2 and ln 2, divergences 1/4 ln 2 and 0, sub-logits of cosine 0
+    to_student = (STUDENT.logits - TEACHER.logits)[0].tolist()
+    assert hcd([0.0, 0.0, 0.0], to_student) == pytest.approx((1.5 + 6 / 8) * LN2, rel=1e-5)
+    assert hcd([0.0, 0.0, 0.0], to_student, kl_weight=2.0) == pytest.approx((1.5 + 2 / 8) * LN2, rel=1e-5)
+    alike = [5.0, 1.0, 1.0], [-7.0, 2.0, 2.0], [3.0, 1.0, -1.0]  # without class 0 of cosines 1, 0 and 0
+    difference = hcd(*alike) - hcd(*alike, orthogonality_weight=0.0)
+    assert difference == pytest.approx((1 - 0.5) ** 2 / 3, rel=1e-4)
+    difference = hcd(*alike, orthogonality_weight=3.0, threshold=0.2) - hcd(*alike, orthogonality_weight=0.0)
+    assert difference == pytest.approx(3 * (1 - 0.2) ** 2 / 3, rel=1e-4)
 
 
 def test_sliced_wasserstein_in_one_dimension_is_wasserstein() -> None:

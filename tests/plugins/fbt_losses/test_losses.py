@@ -30,6 +30,8 @@ CONFIGS = [
     dict(type="DISTLoss", beta=0.5, temperature=2.0),
     dict(type="DKDLoss", temperature=2.0),
     dict(type="FitNetLoss"),
+    dict(type="HCDLoss"),
+    dict(type="HCDLoss", stages=(2, 4), k=1, temperature=2.0, label_smoothing=0.1),
     dict(type="InfoNCELoss"),
     dict(type="InfoNCELoss", symmetric=True, learnable=False, temperature=0.2),
     dict(type="KDLoss", temperature=4.0),
@@ -38,9 +40,13 @@ CONFIGS = [
     dict(type="OFALoss", gamma=1.3),
     dict(type="OFALoss", gamma=1.3, modulate="all", temperature=2.0),
     dict(type="RKDLoss"),
+    dict(type="RSDLoss"),
+    dict(type="RSDLoss", of="logits", kappa=0.3, gather=True, expansion=1.5),
+    dict(type="ScaleKDLoss"),
+    dict(type="ScaleKDLoss", stages=(1, 4), frequency_stages=(1, 4), head_dim=5),
     dict(type="SlicedWassersteinLoss", stages=(2, 4), projections=16),
 ]
-BETWEEN_STAGES = ("ATLoss", "FitNetLoss", "SlicedWassersteinLoss")
+BETWEEN_STAGES = ("ATLoss", "FitNetLoss", "ScaleKDLoss", "SlicedWassersteinLoss")
 every_loss = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: " ".join(map(str, c.values())))
 
 
@@ -119,7 +125,8 @@ def test_a_loss_trains_one_kind_of_knowledge(config: dict) -> None:
     student = trained(knowledge(0))
     build(config)(student, knowledge(1), HARD).backward()
     kinds = ([student.features], [student.logits], student.stages.values(), student.extra.values())
-    assert sum(any(x.grad is not None for x in kind) for kind in kinds) == 1
+    trained_kinds = 2 if config["type"] == "HCDLoss" else 1  # logits, and by way of its projectors stages
+    assert sum(any(x.grad is not None for x in kind) for kind in kinds) == trained_kinds
 
 
 def test_only_the_task_loss_does_without_a_teacher() -> None:
@@ -172,10 +179,16 @@ def test_equal_models_cost_nothing(name: str) -> None:
         (dict(type="DeiTLoss", alpha=1.0), "alpha must be between 0 and 1"),
         (dict(type="DeiTLoss", tau=0), "tau must be above 0"),
         (dict(type="DeiTLoss", distillation_type="none"), "'hard' or 'soft'"),
+        (dict(type="HCDLoss", k=0), "k must be at least 1"),
+        (dict(type="HCDLoss", kl_weight=-1), "kl_weight must be at least 0"),
+        (dict(type="ScaleKDLoss", spatial=0), "spatial must be above 0"),
+        (dict(type="ScaleKDLoss", frequency_stages=(0,)), "stages must be numbers from 1"),
         (dict(type="FitNetLoss", stages=()), "stages must be numbers from 1"),
         (dict(type="FitNetLoss", stages=(0, 1)), "stages must be numbers from 1"),
         (dict(type="OFAExitsLoss", stages=3), "stages must be a list, not 3"),
         (dict(type="OFAExitsLoss", gamma=0), "gamma must be above 0"),
+        (dict(type="RSDLoss", kappa=-1), "kappa must be at least 0"),
+        (dict(type="RSDLoss", of="stages"), "'features' or 'logits'"),
         (dict(type="SlicedWassersteinLoss", projections=0), "projections must be at least 1"),
     ],
 )
@@ -184,7 +197,7 @@ def test_arguments_out_of_range_are_config_errors(config: dict, reason: str) -> 
         LOSSES.build(config)
 
 
-@pytest.mark.parametrize("name", ["CrossEntropyLoss", "DKDLoss", "DeiTLoss", "OFAExitsLoss", "OFALoss"])
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "DKDLoss", "DeiTLoss", "HCDLoss", "OFAExitsLoss", "OFALoss"])
 def test_missing_labels_are_named(name: str) -> None:
     with pytest.raises(ValueError, match="needs labels"):
         build(dict(type=name))(knowledge(0), knowledge(1), Batch(None))
@@ -197,6 +210,8 @@ STAGE_LOSS_CONFIGS = [
     dict(type="ATLoss"),
     dict(type="FitNetLoss"),
     dict(type="OFAExitsLoss"),
+    dict(type="HCDLoss"),
+    dict(type="ScaleKDLoss", stages=(1, 2, 3, 4)),
     dict(type="SlicedWassersteinLoss", stages=(1, 2, 3, 4), projections=8),
 ]
 stage_loss_every_loss = pytest.mark.parametrize("config", STAGE_LOSS_CONFIGS, ids=lambda c: c["type"])
@@ -211,9 +226,10 @@ def built(config: dict, student: Specs, teacher: Specs) -> nn.Module:
 
 
 def stage_loss_knowledge(specs: Specs, seed: int) -> Knowledge:
+    """Of the student (seed 0) or the teacher (seed 1)."""
     torch.manual_seed(seed)
     stages = {i: torch.randn(spec.sizes(3)) for i, spec in enumerate(specs, 1)}
-    return Knowledge(torch.randn(3, 6), torch.randn(3, 5), stages)
+    return Knowledge(torch.randn(3, (6, 8)[seed]), torch.randn(3, 5), stages)
 
 
 def value(loss: nn.Module, student: Knowledge, teacher: Knowledge) -> Tensor:
@@ -261,7 +277,7 @@ def test_an_order_that_nobody_knows_matters_to_all_but_sets(config: dict) -> Non
 @stage_loss_every_loss
 def test_its_stages_are_its_needs(config: dict) -> None:
     loss = LOSSES.build(config | dict(stages=[4, 2, 2]))
-    key = "student_stages" if config["type"] == "OFAExitsLoss" else "stages"
+    key = "student_stages" if config["type"] in ("HCDLoss", "OFAExitsLoss") else "stages"
     assert loss.needs == {key: (4, 2)} and LOSSES.build(dict(config, stages=(3,))).needs == {key: (3,)}
 
 
@@ -276,7 +292,9 @@ def test_a_task_loss_it_is_not(make: Callable[..., Distiller], config: dict) -> 
     [
         (config, *pair)
         for config, pair in zip(
-            STAGE_LOSS_CONFIGS, [(RESMLP, CONVNEXT), (CNN, SWIN), (SWIN, VIT), (DEIT, CNN)], strict=True
+            STAGE_LOSS_CONFIGS,
+            [(RESMLP, CONVNEXT), (CNN, SWIN), (SWIN, VIT), (CNN, VIT), (VIT, SWIN), (DEIT, CNN)],
+            strict=True,
         )
     ],
     ids=lambda c: c.get("name", c["type"]),

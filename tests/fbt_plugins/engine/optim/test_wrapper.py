@@ -139,6 +139,24 @@ def test_layer_decay_says_what_it_needs() -> None:
         MergedGroupConstructor(dict(optimizer=dict(type="AdamW")), dict(layer_decay=0.5))(net())
 
 
+def test_a_rate_of_its_own_for_what_a_key_names() -> None:
+    config = dict(optimizer=dict(type="AdamW", lr=0.01, weight_decay=0.1))
+    keys = {"0.": dict(lr_mult=0.5), "0.bias": dict(lr_mult=0)}  # the longer one counts
+    groups = MergedGroupConstructor(config, dict(custom_keys=keys))(model := net()).optimizer.param_groups
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert rates[id(model[0].weight)] == (0.005, 0.1) and rates[id(model[0].bias)] == (0.0, 0.0)
+    assert rates[id(model[3].weight)] == (0.01, 0.1) and len(groups) == 4
+    for wrong, says in (
+        ({"temperature": dict(lr_mult=0.1)}, "custom_keys: 'temperature' is in no parameter's name"),
+        ({"0.": dict(decay_mult=0.1)}, r"custom_keys.0.: write dict\(lr_mult=FACTOR\)"),
+        ({"0.": dict(lr_mult=-1)}, r"FACTOR at least 0, not \{'lr_mult': -1\}"),
+        ({"0.": 0.1}, r"write dict\(lr_mult=FACTOR\)"),
+        (["0."], r"write dict\(log_temperature=dict"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            MergedGroupConstructor(config, dict(custom_keys=wrong))(net())
+
+
 def test_fp16_whose_gradient_is_never_finite_stops_and_names_a_parameter() -> None:
     model = net()
     wrapper = build(model, type="AutocastOptimWrapper", precision="fp16")
