@@ -28,8 +28,9 @@ _made_by = dict(
 )
 _everywhere = ("scratch", "kd", "ofa", "t_s", "t_s_x2", "fbt")
 _ablations = tuple(f"fbt_{letter}" for letter in "abcdefg")
+_since = ("ofa_0.1", "rsd", "rsd_ofa", "fitnet_rsd", "fbt_tau", "fbt_rsd")
 _for = {
-    "fitnet": "convnext_*",
+    **dict.fromkeys(("fitnet", *_since), "convnext_*"),
     "fbt_s1-3_t4": ["convnext_resmlp*", "convnext_swin"],  # on the other pairs it is fbt
     **dict.fromkeys(("crd", *_ablations), "convnext_resmlp*"),
 }
