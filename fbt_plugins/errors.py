@@ -6,10 +6,15 @@ import difflib
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 TOOLS = {
     "train": "train.py",
@@ -55,6 +60,18 @@ class Interrupted(FBTError):
     def __init__(self, line: str, signal: int) -> None:
         super().__init__(line)
         self.exit_code = 128 + signal
+
+
+class Told(KeyboardInterrupt):
+    """A signal told the program to end; no FBTError, so that nothing that expects mistakes takes it for one.
+
+    Args:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__()
+        self.signal = signal
 
 
 class ConfigError(FBTError):
@@ -177,16 +194,57 @@ def one_line(error: BaseException) -> str:
     return text if isinstance(error, FBTError | ValueError) and text else f"{type(error).__name__}: {text}"
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a tool: user errors are one line each and exit code 2; ``FBT_DEBUG=1`` shows where they came from."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""What schedulers, users, ``sbatch --signal=USR1@60`` and a terminal that is closed send."""
+
+SAME_SIGNAL = 0.2
+"""Seconds within which a second signal is the same one: ``timeout`` sends it to a process and to its group."""
+
+
+@contextmanager
+def hearing(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Gives a function all :data:`SIGNALS`, but SIGHUP under ``nohup``; in a thread none."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = [number for number in SIGNALS if not (number == signal.SIGHUP and ignored)]
+        before = {number: signal.signal(number, handle) for number in heard}
     try:
-        code = main()
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _telling() -> Callable[[int, FrameType | None], None]:
+    """A handler that raises :class:`Told`, once where a signal comes twice."""
+    last = [-SAME_SIGNAL]
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        before, last[0] = last[0], time.monotonic()
+        if last[0] - before > SAME_SIGNAL:
+            raise Told(number)
+
+    return tell
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a tool: user errors are one line each and exit code 2; ``FBT_DEBUG=1`` shows where they came from.
+
+    A signal is one line as well, and exit code 128 + signal; where there is something to save, others handle it.
+    """
+    try:
+        with hearing(_telling()):
+            code = main()
     except FBTError as error:
         if debugging():
             raise
         for line in error.lines():
             print(f"{error.prefix}{line}", file=sys.stderr)
         code = error.exit_code
+    except Told as error:
+        print(f"stopped by {signal.Signals(error.signal).name}", file=sys.stderr)
+        code = 128 + error.signal
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 130

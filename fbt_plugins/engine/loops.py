@@ -14,7 +14,8 @@ from mmengine.runner.utils import calc_dynamic_intervals
 
 from ..distill.build import TEACHER
 from ..errors import FBTError
-from .loaders import begin, sampler_of
+from .data_workers import begin
+from .loaders import sampler_of
 from .training_run import TrainingRun
 
 

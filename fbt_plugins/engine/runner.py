@@ -299,6 +299,10 @@ class DistillRunner(PatchedRunner):
         """
         self._guard.check(done)
 
+    def has_moved(self) -> bool:
+        """Whether steps have changed more than the weights; see :meth:`LossGuard.has_moved`."""
+        return self._guard.has_moved(self)
+
     def rewind(self, iteration: int, bad: int) -> None:
         """Takes schedules and losses back to before an iteration; see :meth:`LossGuard.rewind`."""
         self._guard.rewind(self, iteration, bad)

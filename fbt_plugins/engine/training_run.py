@@ -120,6 +120,9 @@ class TrainingRun(Protocol):
     def check_losses(self, done: int) -> None:
         """Reads the losses since the last interval, and raises where one was not finite."""
 
+    def has_moved(self) -> bool:
+        """Whether steps have changed more than the weights: statistics, or what losses remember."""
+
     def rewind(self, iteration: int, bad: int) -> None:
         """Takes schedules and losses back to before an iteration, after a later one was bad."""
 

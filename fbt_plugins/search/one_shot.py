@@ -33,7 +33,7 @@ from ..engine.hooks.stop import Signals
 from ..engine.hooks.topk import evaluate
 from ..engine.plan import Plan
 from ..engine.training_run import TrainingRun
-from ..errors import ConfigError, FBTError, run
+from ..errors import ConfigError, FBTError, Told, run
 from ..files import locked, write_atomic
 from ..jobs.study import SharedStudy, Slot
 from ..jobs.workers import die_with_parent
@@ -193,7 +193,7 @@ def make_ranking(config: Config, fusion: Fusions, folder: Path) -> Ranking:
 
     Raises:
         FBTError: if the run fails.
-        KeyboardInterrupt: where it was stopped; it has saved what it has.
+        Told: where it was stopped; it has saved what it has.
     """
     contents = one_shot_config(config, fusion, folder)
     with locked(folder / ".one_shot.lock", f"{relative(folder)} is another process's run", wait=True):
@@ -215,7 +215,7 @@ def _wait(command: list[str]) -> int:
             if signals.received:
                 process.send_signal(signal.SIGTERM)
                 process.wait()
-                raise KeyboardInterrupt
+                raise Told(signals.received)
             time.sleep(0.2)
     return process.returncode
 
