@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -34,7 +35,7 @@ from .faults import in_one_line
 from .hooks import checkpoints
 from .hooks.batchnorm import scatter_statistics
 from .hooks.checkpoint_identity import refuse_another, taking_up
-from .hooks.checkpoints import find_resume, read_checkpoint
+from .hooks.checkpoints import SECONDS, find_resume, read_checkpoint
 from .hooks.ema import TRAINED, EMAHook
 from .hooks.loss_guard import LossGuard
 from .hooks.loss_memories import MEMORIES, restore_memories
@@ -63,6 +64,7 @@ class DistillRunner(PatchedRunner):
     rate_scale: float = 1.0
     """What ``auto_scale_lr`` has multiplied the learning rate by."""
     _loaded = False
+    _began, _seconds_before = 0.0, 0.0
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillRunner:
@@ -319,6 +321,7 @@ class DistillRunner(PatchedRunner):
             with warnings.catch_warnings(), in_one_line(self), one_run(Path(self.work_dir)):
                 # Torch warns so whenever gradients are accumulated.
                 warnings.filterwarnings("ignore", "Detected call of `scheduler.step", module="mmengine")
+                self.start_clock()
                 return super().train()
         finally:
             for hook in self.hooks:
@@ -353,6 +356,15 @@ class DistillRunner(PatchedRunner):
             self._begin_folder(-1)
         self._loaded = True
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far: since :meth:`start_clock`, and those that its checkpoint had behind it."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    def start_clock(self) -> None:
+        """Begins to count seconds; a training loop calls it before its first step."""
+        self._began = time.perf_counter()
+
     def _tell_damaged(self, folder: Path, path: Path) -> None:
         """Says which checkpoints are newer than the one that is taken, for then they are damaged."""
         found = [other for _, other in checkpoints.training_checkpoints(folder, len(self.train_dataloader))]
@@ -381,6 +393,7 @@ class DistillRunner(PatchedRunner):
         set_position(self.train_loop, checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"])
         with taking_up(filename, "message_hub"):
             self.message_hub.load_state_dict(checkpoint["message_hub"])
+            self._seconds_before = float(self.message_hub.runtime_info.get(SECONDS, 0.0))
         if resume_optimizer:
             with taking_up(filename, "optimizer"):
                 self.optim_wrapper.load_state_dict(checkpoint["optimizer"])

@@ -66,6 +66,13 @@ class TrainingRun(Protocol):
     def train_data(self) -> Any: ...
 
     @property
+    def seconds(self) -> float:
+        """Of training so far, with those before a resume."""
+
+    def start_clock(self) -> None:
+        """Begins to count seconds."""
+
+    @property
     def distributed(self) -> bool: ...
 
     @property

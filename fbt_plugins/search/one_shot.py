@@ -52,7 +52,7 @@ class Ranking:
     Attributes:
         top1: validation top-1 of each splice's fusion model, best first.
         starts: files in the run's folder, with the weights of the best.
-        seconds: of the run, from its first step, or from where it went on, to this ranking.
+        seconds: of the run, from its first step to this ranking.
     """
 
     top1: Mapping[str, float]
@@ -78,9 +78,6 @@ class RankingHook(Hook):
     def __init__(self, fusion: str, best: int) -> None:
         self.fusion, self.best = fusion, best
 
-    def before_train(self, runner: TrainingRun) -> None:
-        self._started = time.perf_counter()
-
     def after_train(self, runner: TrainingRun) -> None:
         distiller = runner.distiller
         splices = list(map(str, distiller.fusions[self.fusion].splices))
@@ -96,7 +93,7 @@ class RankingHook(Hook):
             starts[splice] = f"start_{place + 1}.pth"
             contents = {"meta": {"splice": splice}, "state_dict": state, "message_hub": {}}
             save_plain(folder / starts[splice], contents)
-        ranking = Ranking({s: top1[s] for s in order}, starts, round(time.perf_counter() - self._started, 1))
+        ranking = Ranking({s: top1[s] for s in order}, starts, round(runner.seconds, 1))
         write_atomic(folder / RANKING, json.dumps(asdict(ranking), indent=1) + "\n")
 
 

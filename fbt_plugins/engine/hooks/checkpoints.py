@@ -27,6 +27,9 @@ from .topk import TopK
 
 _PATHS = ("best_ckpt", "last_ckpt")
 _NAME = re.compile(r"(?:best_.+_)?(?:epoch_(?P<epoch>\d+)|(?:epoch_\d+_)?iter_(?P<iter>\d+))\.pth")
+SECONDS = "seconds"
+"""Where a checkpoint keeps how long its run has trained, among the message hub's values."""
+
 _HOOK = "default_hooks.checkpoint"
 _ATOMIC = {"backend": "atomic"}
 
@@ -247,7 +250,7 @@ class PlainCheckpointHook(Hook):
     _identity: Mapping[str, Any] | None = None
 
     def before_save_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
-        info = plain(dict(checkpoint["message_hub"]["runtime_info"]))
+        info = plain(dict(checkpoint["message_hub"]["runtime_info"])) | {SECONDS: runner.seconds}
         # Log histories are left out: metrics.jsonl has them, and their buffers are objects. All else is marked as
         # resumed, because mmengine loses the rest at the second resume.
         marks = dict.fromkeys(info, True)
@@ -319,9 +322,13 @@ def find_resume(work_dir: Path, epoch_length: int) -> tuple[Path, dict[str, Any]
             return path, read_checkpoint(path)
         except FBTError:
             continue  # damaged: the one before it may be whole
-    what = "only damaged checkpoints" if found else "no checkpoint"
+    if found:
+        raise FBTError(
+            f"--resume: all {len(found)} checkpoints in {work_dir} are damaged; bring back a copy of one, "
+            "or leave out --resume to start from the beginning"
+        )
     raise FBTError(
-        f"--resume: {what} in {work_dir}; leave out --resume to start from the beginning, "
+        f"--resume: no checkpoint in {work_dir}; leave out --resume to start from the beginning, "
         "or write --resume auto to do that where there is none"
     )
 
