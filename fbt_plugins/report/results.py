@@ -108,8 +108,8 @@ def trial_of_run(folder: str | Path, config: str, hardware: str) -> Trial:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise FBTError(f"{folder}: not the folder of a finished run ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise FBTError(f"{folder}: not the folder of a finished run ({one_line(error)})") from error
     if not isinstance(summary, dict) or not all(isinstance(record, dict) for record in records):
         raise FBTError(f"{folder}: not the folder of a finished run (its summary.json and metrics.jsonl are others')")
     if "unfinished" in summary:

@@ -33,8 +33,8 @@ from ..engine.hooks.stop import Signals
 from ..engine.hooks.topk import evaluate
 from ..engine.plan import Plan
 from ..engine.training_run import TrainingRun
-from ..errors import ConfigError, FBTError, Told, run
-from ..files import locked, write_atomic
+from ..errors import ConfigError, FBTError, Told, is_name, run
+from ..files import locked, read_json, write_atomic
 from ..jobs.study import SharedStudy, Slot
 from ..jobs.workers import die_with_parent
 from ..models.weights import save_plain
@@ -61,8 +61,20 @@ class Ranking:
 
     @classmethod
     def read(cls, folder: Path) -> Ranking:
-        """From the folder of a one-shot run."""
-        return cls(**json.loads((folder / RANKING).read_text(encoding="utf-8")))
+        """From the folder of a one-shot run.
+
+        Raises:
+            FBTError: if it is damaged.
+        """
+        found, path = read_json(folder / RANKING), folder / RANKING
+        try:
+            ranking = cls(**found)
+            numbers = [*ranking.top1.values(), ranking.seconds]
+            if all(isinstance(n, int | float) for n in numbers) and all(map(is_name, ranking.starts.values())):
+                return ranking
+        except (TypeError, AttributeError):
+            pass
+        raise FBTError(f"{path}: it is no ranking of splices, or damaged; delete it, and the run is ranked again")
 
 
 class RankingHook(Hook):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FBTError, one_line
-from ...files import own_folder, write_atomic
+from ...files import own_folder, read_json, write_atomic
 from ...models.knowledge import Knowledge
 from ...models.weights import file_sha256
 
@@ -42,14 +42,14 @@ def open_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes) -> dict[str
     """
     mend = "delete that folder, or set another teacher_cache.path"
     try:
-        stored = json.loads((folder / KEY).read_text(encoding="utf-8"))
+        stored = read_json(folder / KEY)
         stale = [part for part in key if stored.get(part) != key[part]]
         if stale:
             raise FBTError(f"teacher cache {folder}: it was made with another {', another '.join(stale)}; {mend}")
         arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in shapes}
         digests = stored.get(DIGESTS, {})  # caches of before have none
         changed = [part for part in shapes if digests.get(part, "") not in ("", file_sha256(folder / f"{part}.npy"))]
-    except (OSError, EOFError, ValueError, AttributeError) as error:
+    except (OSError, EOFError, ValueError, AttributeError, TypeError) as error:
         raise FBTError(f"teacher cache {folder}: not a whole cache ({one_line(error)}); {mend}") from error
     for part, array in arrays.items():
         if array.shape != shapes[part] or array.dtype != np.float16:
