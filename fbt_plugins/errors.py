@@ -183,6 +183,11 @@ def is_name(value: object) -> bool:
     return isinstance(value, str) and value not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f\x7f]", value)
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number, and no truth value; JSON has whole numbers that no float can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def described(error: BaseException) -> str:
     """An exception with its type and message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

@@ -8,7 +8,6 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import FBTError, nearest, one_line, short
+from ..errors import FBTError, is_number, nearest, one_line, short
 from ..files import damage, read_json, signed, write_atomic
 
 EMBEDDED = "embedded:"
@@ -174,7 +173,7 @@ def _metadata(text: str, source: str) -> dict[str, Any]:
         for key in ("mean", "std"):
             values = found.get(key)
             if values is not None and not (
-                values and all(map(isfinite, values)) and (key == "mean" or min(values) > 0)
+                values and all(map(is_number, values)) and (key == "mean" or min(values) > 0)
             ):
                 raise TypeError(f"{key}: {short(values)}")
         size = found.get("input_size")

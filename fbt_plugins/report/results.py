@@ -6,12 +6,11 @@ import codecs
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..errors import FBTError, is_name, one_line, short
+from ..errors import FBTError, is_name, is_number, one_line, short
 
 TRIALS = "trials.jsonl"
 """Name of a study's file of finished runs."""
@@ -238,10 +237,6 @@ def problem_of(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
 def _whole(value: Any) -> bool:
     return type(value) is int
 
@@ -251,7 +246,7 @@ def _text(value: Any) -> bool:
 
 
 def _numbers(value: Any, *needed: str) -> bool:
-    return isinstance(value, dict) and all(map(_number, value.values())) and set(needed) <= value.keys()
+    return isinstance(value, dict) and all(map(is_number, value.values())) and set(needed) <= value.keys()
 
 
 def _curve(value: Any) -> bool:
@@ -259,11 +254,11 @@ def _curve(value: Any) -> bool:
 
 
 def _published(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and _number(value.get("top1")) and _text(value.get("source")))
+    return value is None or (isinstance(value, dict) and is_number(value.get("top1")) and _text(value.get("source")))
 
 
 def _about_run(value: Any) -> bool:
-    if not isinstance(value, dict) or not (value.get("seconds") is None or _number(value["seconds"])):
+    if not isinstance(value, dict) or not (value.get("seconds") is None or is_number(value["seconds"])):
         return False
     versions, git = value.get("versions") or {}, value.get("git") or {}
     return isinstance(versions, dict) and isinstance(git, dict) and (not git or "commit" in git)
@@ -287,7 +282,7 @@ def _map(value: Any) -> bool:
 
 
 def _line(line: Any, of: Mapping[str, Any]) -> bool:
-    return isinstance(line, list) and len(line) == len(of["columns"]) and all(v is None or _number(v) for v in line)
+    return isinstance(line, list) and len(line) == len(of["columns"]) and all(v is None or is_number(v) for v in line)
 
 
 _NAME = (is_name, "a name that can be a folder's")
@@ -298,7 +293,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "about": (_text, "text"),
     "top1": (lambda value: _numbers(value, "student"), "numbers by model, the student's among them"),
     "split": (_text, "text"),
-    "images": (lambda value: value is None or (_number(value) and value > 0), "a number above 0, or null"),
+    "images": (lambda value: value is None or (is_number(value) and value > 0), "a number above 0, or null"),
     "curve": (_curve, "a list of points, each with numbers for epoch and student"),
     "reference": (_published, "null, or a figure (top1) and its source"),
     "config": (_text, "text"),

@@ -33,7 +33,7 @@ from ..engine.hooks.stop import Signals
 from ..engine.hooks.topk import evaluate
 from ..engine.plan import Plan
 from ..engine.training_run import TrainingRun
-from ..errors import ConfigError, FBTError, Told, is_name, run
+from ..errors import ConfigError, FBTError, Told, is_name, is_number, run
 from ..files import locked, read_json, write_atomic
 from ..jobs.study import SharedStudy, Slot
 from ..jobs.workers import die_with_parent
@@ -70,7 +70,7 @@ class Ranking:
         try:
             ranking = cls(**found)
             numbers = [*ranking.top1.values(), ranking.seconds]
-            if all(isinstance(n, int | float) for n in numbers) and all(map(is_name, ranking.starts.values())):
+            if all(map(is_number, numbers)) and all(map(is_name, ranking.starts.values())):
                 return ranking
         except (TypeError, AttributeError):
             pass

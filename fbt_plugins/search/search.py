@@ -20,7 +20,7 @@ from ..config.options import as_file
 from ..distill.build import named_fusions
 from ..distill.distiller import Distiller
 from ..engine.check import check_config
-from ..errors import ConfigError, FBTError, one_line, short
+from ..errors import ConfigError, FBTError, is_number, one_line, short
 from ..files import is_finished, read_summary, write_atomic
 from ..jobs.study import Claim, SharedStudy, Slot
 from ..jobs.workers import Process, Workers, last_line
@@ -65,7 +65,7 @@ class Tried:
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise FBTError(f"--storage: the result of trial {trial.number} is none ({one_line(error)})") from error
         figures = found.figures.values() if isinstance(found.figures, Mapping) else [None]
-        if not all(isinstance(value, int | float) for value in figures) or found.state not in ("complete", "pruned"):
+        if not all(map(is_number, figures)) or found.state not in ("complete", "pruned"):
             raise FBTError(f"--storage: the result of trial {trial.number} is none: {short(found.figures)}")
         if type(found.number) is not int or not isinstance(found.options, Mapping) or not isinstance(found.folder, str):
             raise FBTError(f"--storage: the result of trial {trial.number} is none: {short(found.options)}")

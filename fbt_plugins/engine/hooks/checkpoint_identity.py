@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import FBTError, one_line, short
+from ...errors import FBTError, is_number, one_line, short
 from ..training_run import TrainingRun
 
 _NAMES = {
@@ -112,7 +111,7 @@ def _compare(optimizer: Any, stored: Mapping[str, Any], filename: str) -> None:
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor) and value.numel() == 1 and value.dtype is not torch.bool:
         value = value.item()
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and isfinite(value)
+    return is_number(value) and value >= 0
 
 
 def _is_like(value: Any, parameter: Tensor) -> bool:
