@@ -46,7 +46,7 @@ from .hooks.topk import evaluate
 from .loaders import SPLITS, build_loader, loader_problems
 from .loops import no_batches
 from .mmengine_patches import PatchedRunner, set_position
-from .optim.schedules import as_list, in_iterations, refuse_others, scaled
+from .optim.schedules import as_list, in_iterations, scaled
 from .processes import find_processes, join_processes, one_run, wrap
 from .training_mode import one_image_problems
 from .training_run import H, unwrapped
@@ -389,7 +389,6 @@ class DistillRunner(PatchedRunner):
         if TRAINED in checkpoint and self.hook(EMAHook) is None:
             raise FBTError(f"--resume {filename}: it is of a run with an average of its weights; set ema as it was")
         refuse_another(self, checkpoint, filename)
-        refuse_others(self.optim_wrapper, self.param_schedulers or [], checkpoint, filename)
         set_position(self.train_loop, checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"])
         with taking_up(filename, "message_hub"):
             self.message_hub.load_state_dict(checkpoint["message_hub"])

@@ -6,11 +6,13 @@ as the old run nor as a new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from torch import Tensor
 
 from ...errors import FBTError, is_number, one_line, short
@@ -24,6 +26,8 @@ _NAMES = {
     "data": "training images or labels",
     "optimizer": "optimizer",
 }
+_KERNELS = ("params", "fused", "foreach", "capturable", "differentiable")
+_POSITION = ("optimizer", "last_step", "verbose")
 _OF_A_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 """What an optimizer keeps of each parameter in that parameter's own shape."""
 
@@ -53,6 +57,9 @@ def _glance(dataset: Any) -> str | None:
 def refuse_another(runner: TrainingRun, checkpoint: Mapping[str, Any], filename: str) -> None:
     """Refuses another run's checkpoint, and one that was changed by hand.
 
+    Loading one with other arguments of the optimizer, or other schedules, would put the old ones back, whatever the
+    config says now.
+
     Of a checkpoint from before something was stored in it, the rest is compared.
 
     Raises:
@@ -74,9 +81,15 @@ def refuse_another(runner: TrainingRun, checkpoint: Mapping[str, Any], filename:
     if not isinstance(own, Mapping) and len(schedules) != len(own):
         raise _another(filename, f"schedules: {len(schedules)} in the checkpoint, {len(own)} here")
     optimizer = getattr(runner.optim_wrapper, "optimizer", None)
-    if optimizer is not None:
-        with taking_up(filename, "optimizer"):
-            _compare(optimizer, checkpoint["optimizer"], filename)
+    if optimizer is None:
+        return
+    with taking_up(filename, "optimizer"):
+        _compare(optimizer, checkpoint["optimizer"], filename)
+    with taking_up(filename, "schedules"):
+        found = _first_difference(optimizer, own, checkpoint)
+    if found is not None:
+        what, before, now = found
+        raise _another(filename, f"{what}: {before} in the checkpoint, {now} here")
 
 
 def _compare(optimizer: Any, stored: Mapping[str, Any], filename: str) -> None:
@@ -106,6 +119,36 @@ def _compare(optimizer: Any, stored: Mapping[str, Any], filename: str) -> None:
                 name in _OF_A_PARAMETER and not unused and not _is_like(value, parameter)
             ):
                 raise FBTError(f"--resume {filename}: its optimizer's {name} does not fit a parameter of this model")
+
+
+def _first_difference(
+    optimizer: Any, schedules: Sequence[_ParamScheduler], checkpoint: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    for i, (own, state) in enumerate(zip(schedules, checkpoint.get("param_schedulers", ()), strict=False)):
+        unit = "" if own.by_epoch else " in iterations"
+        arguments = {name for cls in type(own).__mro__ for name in inspect.signature(cls).parameters}
+        for name in sorted(arguments.difference(_POSITION) & state.keys() & vars(own).keys()):
+            if vars(own)[name] != state[name]:
+                counts = unit if name in ("begin", "end", "T_max", "step_size", "milestones", "total_steps") else ""
+                return f"param_scheduler.{i}.{name}{counts}", _plain(state[name]), _plain(vars(own)[name])
+        if own.base_values != state.get("base_values", own.base_values):
+            rates = zip(state["base_values"], own.base_values, strict=False)
+            before, now = next((a, b) for a, b in rates if a != b)
+            return f"optim_wrapper.optimizer.{own.param_name}", before, now
+    moving = {"betas" if own.param_name == "momentum" else own.param_name for own in schedules}
+    moving |= {own.param_name for own in schedules} | {f"initial_{own.param_name}" for own in schedules}
+    saved = checkpoint.get("optimizer", {}).get("param_groups", ())
+    for group, old in zip(optimizer.param_groups, saved, strict=False):
+        for name in group.keys() & old.keys() - moving - set(_KERNELS):
+            if _plain(group[name]) != _plain(old[name]):
+                return f"optim_wrapper.optimizer.{name}", _plain(old[name]), _plain(group[name])
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):  # milestones, as mmengine counts them
+        return sorted(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _is_number(value: Any) -> bool:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.optim.scheduler import ConstantLR
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from fbt_plugins.data import FashionMNISTMini
 from fbt_plugins.engine.hooks.checkpoint_identity import identity, refuse_another, taking_up
@@ -236,7 +236,7 @@ def a_run(
     loader = SimpleNamespace(dataset=changes.pop("dataset", Data()), batch_size=changes.pop("batch_size", 8))
     loader = type("Loader", (SimpleNamespace,), {"__len__": lambda self: 10})(**vars(loader))
     values = dict(seed=0, world_size=1, train_dataloader=loader, optim_wrapper=SimpleNamespace(optimizer=made))
-    return SimpleNamespace(**values | dict(param_schedulers=[LambdaLR(made, float)] * schedules) | changes)
+    return SimpleNamespace(**values | dict(param_schedulers=[ConstantLR(made)] * schedules) | changes)
 
 
 def checkpoint_of(run: Any) -> dict[str, Any]:

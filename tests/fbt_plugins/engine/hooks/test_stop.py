@@ -15,7 +15,9 @@ from runs import Build, assert_same, run
 from fbt_plugins.engine.hooks import stop
 from fbt_plugins.engine.hooks.stop import Signals, StopHook
 from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.errors import Interrupted
+from fbt_plugins.errors import Interrupted, _telling, hearing
+from fbt_plugins.errors import run as command
+from fbt_plugins.files import write_atomic
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -58,6 +60,34 @@ def test_timeout_sends_an_interrupt_twice_and_means_one(monkeypatch: pytest.Monk
         monkeypatch.setattr(stop.time, "monotonic", lambda: now + 1)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_before_a_run_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals, tmp_path: Path
+) -> None:
+    """While models and data are built: no mistake, so that nothing catches it, and what is half written is removed."""
+    handler = signal.getsignal(number)
+
+    def build() -> None:
+        try:
+            write_atomic(tmp_path / "file", b"1")
+        except Exception:
+            pytest.fail("it was taken for a mistake")
+
+    monkeypatch.setattr(os, "fsync", lambda handle: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as ended:
+        command(build)
+    assert ended.value.code == 128 + number and signal.getsignal(number) is handler
+    assert capsys.readouterr().err == f"stopped by {number.name}\n" and not list(tmp_path.iterdir())
+
+
+def test_a_signal_before_the_first_step_says_what_there_is_to_go_on_from(config: Build) -> None:
+    runner = DistillRunner.from_cfg(config("run"))
+    runner.load_or_resume = lambda: signal.raise_signal(signal.SIGTERM)  # type: ignore[method-assign]
+    with hearing(_telling()), pytest.raises(Interrupted, match="stopped by SIGTERM; nothing was saved yet") as stop:
+        runner.train()
+    assert stop.value.exit_code == 143
 
 
 def test_nohup_is_obeyed() -> None:
