@@ -16,6 +16,7 @@ from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from torch import Tensor
 
 from ...errors import FBTError, is_number, one_line, short
+from ..optim.wrapper import SWITCHES
 from ..training_run import TrainingRun
 
 _NAMES = {
@@ -26,7 +27,6 @@ _NAMES = {
     "data": "training images or labels",
     "optimizer": "optimizer",
 }
-_KERNELS = ("params", "fused", "foreach", "capturable", "differentiable")
 _POSITION = ("optimizer", "last_step", "verbose")
 _OF_A_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 """What an optimizer keeps of each parameter in that parameter's own shape."""
@@ -84,7 +84,7 @@ def refuse_another(runner: TrainingRun, checkpoint: Mapping[str, Any], filename:
     if optimizer is None:
         return
     with taking_up(filename, "optimizer"):
-        _compare(optimizer, checkpoint["optimizer"], filename)
+        _compare(optimizer, runner.optim_wrapper, checkpoint["optimizer"], filename)
     with taking_up(filename, "schedules"):
         found = _first_difference(optimizer, own, checkpoint)
     if found is not None:
@@ -92,14 +92,17 @@ def refuse_another(runner: TrainingRun, checkpoint: Mapping[str, Any], filename:
         raise _another(filename, f"{what}: {before} in the checkpoint, {now} here")
 
 
-def _compare(optimizer: Any, stored: Mapping[str, Any], filename: str) -> None:
+def _compare(optimizer: Any, wrapper: Any, stored: Mapping[str, Any], filename: str) -> None:
     """Refuses the state of another optimizer, or of other parameters."""
     groups, own = stored["param_groups"], optimizer.param_groups
     counts, own_counts = ([len(group["params"]) for group in some] for some in (groups, own))
     if counts != own_counts:
         what = f"groups of parameters: {_sizes(counts)} in the checkpoint, {_sizes(own_counts)} here"
         raise _another(filename, what)
-    for group, mine in zip(groups, own, strict=True):
+    pairs = list(zip(groups, own, strict=True))
+    if (base := getattr(wrapper, "base_param_settings", None)) is not None:  # a group of no parameter, for mmengine
+        pairs.append((stored["base_param_settings"], base))
+    for group, mine in pairs:
         if foreign := sorted(map(str, group.keys() - mine.keys())):
             raise _another(filename, f"optimizer: the checkpoint's has {foreign[0]!r}, {type(optimizer).__name__} not")
         for key, value in mine.items():  # switches may be missing: torch adds some with each release
@@ -139,7 +142,7 @@ def _first_difference(
     moving |= {own.param_name for own in schedules} | {f"initial_{own.param_name}" for own in schedules}
     saved = checkpoint.get("optimizer", {}).get("param_groups", ())
     for group, old in zip(optimizer.param_groups, saved, strict=False):
-        for name in group.keys() & old.keys() - moving - set(_KERNELS):
+        for name in group.keys() & old.keys() - moving - {"params", *SWITCHES}:
             if _plain(group[name]) != _plain(old[name]):
                 return f"optim_wrapper.optimizer.{name}", _plain(old[name]), _plain(group[name])
     return None
@@ -158,7 +161,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_like(value: Any, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape
+    plain = isinstance(value, Tensor) and value.layout is torch.strided
+    return plain and value.is_floating_point() and value.shape == parameter.shape
 
 
 def _sizes(counts: list[int]) -> str:

@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 from safetensors.torch import save as safetensors_bytes
 
-from ...errors import ConfigError, FBTError, nearest
+from ...errors import ConfigError, FBTError, is_number, nearest
 from ...files import write_atomic
 from ...models.staged import StagedModel
 from ...models.weights import METADATA_KEY, SIGNATURE_KEY, is_state, load_plain, save_plain, signature_of
@@ -205,6 +205,8 @@ class AtomicCheckpointHook(Hook):
         if not name.startswith(self._prefix) or not (match := _NAME.fullmatch(name)):  # none, or by another metric
             info.pop("best_ckpt", None), info.pop("best_score", None)
             return None
+        if not is_number(info.get("best_score")):
+            raise FBTError(f"--resume {path}: it does not say how good the best weights so far are")
         same = [file for at, file in training_checkpoints(path.parent, length) if at == _iteration(match, length)]
         found = next((file for file in (path.with_name(name), *same) if file.is_file()), None)
         if found is None:
@@ -263,7 +265,9 @@ class PlainCheckpointHook(Hook):
             checkpoint[MEMORIES] = {name: memory.cpu() for name, memory in memories(distiller).items()}
 
     def after_load_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
-        info = checkpoint.get("message_hub", {}).get("runtime_info", {})
+        hub = checkpoint["message_hub"]
+        info = hub.get("runtime_info", {})
+        hub.update(log_scalars={}, resumed_keys=dict.fromkeys(info, True))  # mmengine stumbles over any other
         for key in _PATHS:  # mmengine stores absolute paths; the folder may have been moved
             if key in info:
                 info[key] = str(Path(runner.work_dir) / Path(info[key]).name)

@@ -263,6 +263,16 @@ def test_what_is_wrong_with_a_total_batch_is_a_line(config: Build, scale: dict, 
         check_config(settings)
 
 
+def test_how_updates_are_computed_is_not_the_checkpoints() -> None:
+    """Its run may have been on another device; torch would take all switches over."""
+    wrapper = AutocastOptimWrapper(optimizer=optim.AdamW([nn.Parameter(torch.zeros(2))], lr=0.1))
+    state = copy.deepcopy(wrapper.state_dict())
+    state["param_groups"][0] |= dict(capturable=True, fused=True, lr=0.2)
+    wrapper.load_state_dict(state)
+    group = wrapper.param_groups[0]
+    assert (group["capturable"], group["fused"], group["lr"]) == (False, None, 0.2)
+
+
 COSINE = dict(type="CosineAnnealingLR", T_max=3, end=3, convert_to_iter_based=True)
 
 
