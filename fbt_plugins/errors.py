@@ -221,16 +221,23 @@ def hearing(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _telling() -> Callable[[int, FrameType | None], None]:
+class Telling:
     """A handler that raises :class:`Told`, once where a signal comes twice."""
-    last = [-SAME_SIGNAL]
 
-    def tell(number: int, frame: FrameType | None) -> None:
-        before, last[0] = last[0], time.monotonic()
-        if last[0] - before > SAME_SIGNAL:
+    def __init__(self) -> None:
+        self._last = -SAME_SIGNAL
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        before, self._last = self._last, time.monotonic()
+        if self._last - before > SAME_SIGNAL:
             raise Told(number)
 
-    return tell
+
+def end_at_once() -> None:
+    """Lets signals end this process by themselves again: no handler gets to run while it waits for other processes."""
+    for number in SIGNALS:
+        if isinstance(signal.getsignal(number), Telling):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -239,7 +246,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     A signal is one line as well, and exit code 128 + signal; where there is something to save, others handle it.
     """
     try:
-        with hearing(_telling()):
+        with hearing(Telling()):
             code = main()
     except FBTError as error:
         if debugging():

@@ -15,7 +15,7 @@ from runs import Build, assert_same, run
 from fbt_plugins.engine.hooks import stop
 from fbt_plugins.engine.hooks.stop import Signals, StopHook
 from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.errors import Interrupted, _telling, hearing
+from fbt_plugins.errors import SIGNALS, Interrupted, Telling, end_at_once, hearing
 from fbt_plugins.errors import run as command
 from fbt_plugins.files import write_atomic
 
@@ -85,9 +85,20 @@ def test_a_signal_before_a_run_is_one_line(
 def test_a_signal_before_the_first_step_says_what_there_is_to_go_on_from(config: Build) -> None:
     runner = DistillRunner.from_cfg(config("run"))
     runner.load_or_resume = lambda: signal.raise_signal(signal.SIGTERM)  # type: ignore[method-assign]
-    with hearing(_telling()), pytest.raises(Interrupted, match="stopped by SIGTERM; nothing was saved yet") as stop:
+    with hearing(Telling()), pytest.raises(Interrupted, match="stopped by SIGTERM; nothing was saved yet") as stop:
         runner.train()
     assert stop.value.exit_code == 143
+
+
+def test_a_process_that_waits_for_others_is_ended_at_once() -> None:
+    """While it waits for one that a signal has ended already, Python runs no handler."""
+    with hearing(Telling()):
+        end_at_once()
+        assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_DFL}
+    with Signals() as signals:
+        end_at_once()
+        signal.raise_signal(signal.SIGTERM)
+    assert signals.received == signal.SIGTERM
 
 
 def test_nohup_is_obeyed() -> None:
