@@ -240,6 +240,13 @@ def end_at_once() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+def _print(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # the terminal was closed; what is left to be written to it must not change the exit code
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a tool: user errors are one line each and exit code 2; ``FBT_DEBUG=1`` shows where they came from.
 
@@ -252,13 +259,13 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if debugging():
             raise
         for line in error.lines():
-            print(f"{error.prefix}{line}", file=sys.stderr)
+            _print(f"{error.prefix}{line}")
         code = error.exit_code
     except Told as error:
-        print(f"stopped by {signal.Signals(error.signal).name}", file=sys.stderr)
+        _print(f"stopped by {signal.Signals(error.signal).name}")
         code = 128 + error.signal
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _print("stopped")
         code = 130
     except BrokenPipeError:
         sys.stderr.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +90,20 @@ def test_a_signal_before_the_first_step_says_what_there_is_to_go_on_from(config:
     with hearing(Telling()), pytest.raises(Interrupted, match="stopped by SIGTERM; nothing was saved yet") as stop:
         runner.train()
     assert stop.value.exit_code == 143
+
+
+def test_a_terminal_that_is_gone_changes_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def stop() -> None:
+        raise Interrupted("stopped by SIGHUP", signal.SIGHUP)
+
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, SimpleNamespace(write=refuse, flush=lambda: None))
+    with pytest.raises(SystemExit) as ended:
+        command(stop)
+    assert ended.value.code == 129
 
 
 def test_a_process_that_waits_for_others_is_ended_at_once() -> None:
