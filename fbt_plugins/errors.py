@@ -6,10 +6,15 @@ import difflib
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 TOOLS = {
     "train": "train.py",
@@ -55,6 +60,18 @@ class Interrupted(FBTError):
     def __init__(self, line: str, signal: int) -> None:
         super().__init__(line)
         self.exit_code = 128 + signal
+
+
+class Told(KeyboardInterrupt):
+    """A signal told the program to end; no FBTError, so that nothing that expects mistakes takes it for one.
+
+    Args:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__()
+        self.signal = signal
 
 
 class ConfigError(FBTError):
@@ -166,6 +183,11 @@ def is_name(value: object) -> bool:
     return isinstance(value, str) and value not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f\x7f]", value)
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number, and no truth value; JSON has whole numbers that no float can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def described(error: BaseException) -> str:
     """An exception with its type and message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
@@ -177,18 +199,73 @@ def one_line(error: BaseException) -> str:
     return text if isinstance(error, FBTError | ValueError) and text else f"{type(error).__name__}: {text}"
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a tool: user errors are one line each and exit code 2; ``FBT_DEBUG=1`` shows where they came from."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""What schedulers, users, ``sbatch --signal=USR1@60`` and a terminal that is closed send."""
+
+SAME_SIGNAL = 0.2
+"""Seconds within which a second signal is the same one: ``timeout`` sends it to a process and to its group."""
+
+
+@contextmanager
+def hearing(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Gives a function all :data:`SIGNALS`, but SIGHUP under ``nohup``; in a thread none."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = [number for number in SIGNALS if not (number == signal.SIGHUP and ignored)]
+        before = {number: signal.signal(number, handle) for number in heard}
     try:
-        code = main()
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Telling:
+    """A handler that raises :class:`Told`, once where a signal comes twice."""
+
+    def __init__(self) -> None:
+        self._last = -SAME_SIGNAL
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        before, self._last = self._last, time.monotonic()
+        if self._last - before > SAME_SIGNAL:
+            raise Told(number)
+
+
+def end_at_once() -> None:
+    """Lets signals end this process by themselves again: no handler gets to run while it waits for other processes."""
+    for number in SIGNALS:
+        if isinstance(signal.getsignal(number), Telling):
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _print(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # the terminal was closed; what is left to be written to it must not change the exit code
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a tool: user errors are one line each and exit code 2; ``FBT_DEBUG=1`` shows where they came from.
+
+    A signal is one line as well, and exit code 128 + signal; where there is something to save, others handle it.
+    """
+    try:
+        with hearing(Telling()):
+            code = main()
     except FBTError as error:
         if debugging():
             raise
         for line in error.lines():
-            print(f"{error.prefix}{line}", file=sys.stderr)
+            _print(f"{error.prefix}{line}")
         code = error.exit_code
+    except Told as error:
+        _print(f"stopped by {signal.Signals(error.signal).name}")
+        code = 128 + error.signal
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _print("stopped")
         code = 130
     except BrokenPipeError:
         sys.stderr.close()

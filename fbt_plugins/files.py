@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from mmengine.fileio import LocalBackend, register_backend
 
@@ -48,12 +48,42 @@ UNFINISHED = "unfinished"
 """Key of a summary.json that tells what failed after training; a finished run's has no such key."""
 
 
-def is_finished(folder: str | Path) -> bool:
-    """Whether a run's folder has the results of a whole run: a summary.json in which nothing is missing."""
+def read_json(path: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        FBTError: if it is missing, cannot be read, or is no JSON.
+    """
     try:
-        return UNFINISHED not in json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FBTError(f"{path}: it cannot be read ({error.strerror})") from error
+    except RecursionError:
+        raise FBTError(f"{path}: it is nested too deeply to be read") from None
+    except ValueError as error:
+        raise FBTError(f"{path}: it is no JSON, or damaged ({one_line(error)})") from error
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """The results of a whole run: a summary.json in which nothing is missing.
+
+    Raises:
+        FBTError: if the run's folder has none.
+    """
+    path = Path(folder) / "summary.json"
+    found = read_json(path)
+    if not isinstance(found, dict) or UNFINISHED in found:
+        raise FBTError(f"{path}: it is not that of a finished run")
+    return found
+
+
+def is_finished(folder: str | Path) -> bool:
+    """Whether a run's folder has the results of a whole run."""
+    try:
+        read_summary(folder)
+    except FBTError:
         return False
+    return True
 
 
 _SIGNATURE = b"fbt sha256:"

@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     say(f"report   {', '.join(relative(path) for path in paths)}")
     if stopped:
         say(f"stopped  {len(wanted) - len(missing)} of {len(wanted)} runs are done; the same command goes on")
-        return 130
+        return 128 + stopped
     for failed, reason in runs.failed.items():
         print(f"failed   {failed}: {reason}", file=sys.stderr)
     return 1 if runs.failed else 0

@@ -128,5 +128,5 @@ def _one_shots(path: Path) -> list[dict[str, float]]:
         text = path.read_text(encoding="utf-8")
         searches = map(json.loads, text.splitlines()) if path.suffix == ".jsonl" else [json.loads(text)]
         return [dict(search["one_shot"]["top1"]) for search in searches]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise FBTError(f"--one-shot {path}: not the search.json of a one-shot search ({error})") from error

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FBTError, typed, user_path
+from ..errors import FBTError, Told, typed, user_path
 from .arguments import Parser, extras
 
 EXAMPLES = """\
@@ -69,9 +69,9 @@ def main(argv: Sequence[str]) -> int:
         one_shot = out / f"one_shot-{part}"
         try:
             make_ranking(config, fusion, one_shot)
-        except KeyboardInterrupt:
+        except Told as error:
             say("stopped  the one-shot run has saved what it has; the same command goes on")
-            return 130
+            return 128 + error.signal
         search: Search = Finish(study, config, fusion, trials, one_shot, args.workers)
     else:
         search = Search(study, config, space, trials, args.workers)
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         say(f"train it {typed('fbt train', relative(out / 'best.py'))}")
     if stopped:
         say(f"stopped  {len(search.tried)} of {len(search.wanted)} trials are done; the same command goes on")
-        return 130
+        return 128 + stopped
     for failed, reason in search.failed.items():
         print(f"failed   {failed}: {reason}", file=sys.stderr)
     return 1 if search.failed else 0

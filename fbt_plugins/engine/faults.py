@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +12,9 @@ import torch
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..console import relative
-from ..errors import ConfigError, FBTError, Interrupted, PluginError, one_line
-from .hooks.batchnorm import statistics
+from ..errors import ConfigError, FBTError, Interrupted, PluginError, Told, one_line
 from .hooks.checkpoints import AtomicCheckpointHook, not_finite, read_checkpoint
 from .hooks.loss_guard import NotFinite
-from .hooks.loss_memories import memories
 from .loaders import ADD_RESIZE
 from .optim.wrapper import AlwaysOverflows
 from .training_mode import ONE_IMAGE, is_of_one_image
@@ -43,6 +42,9 @@ def in_one_line(runner: TrainingRun) -> Iterator[None]:
         raise FBTError(f"{error}; {then}") from None
     except Interrupted:
         raise
+    except Told as told:  # before or after the steps, in which the stop hook looks for signals
+        name = signal.Signals(told.signal).name
+        raise Interrupted(f"stopped by {name}; {_last_checkpoint(runner)}", told.signal) from None
     except AlwaysOverflows as error:
         names = {id(p): name for name, p in runner.distiller.named_parameters()}
         where = f" (first of {names[id(error.parameters[0])]})" if error.parameters else ""
@@ -110,26 +112,22 @@ def _all_finite(values: Iterable[Any]) -> bool:
 
 
 def _after_nan(runner: TrainingRun, iteration: int) -> str:
-    """Saves the weights from before an iteration, since when nothing was updated; says what to do."""
+    """Saves the weights from before an iteration, since when nothing was updated; says what to do.
+
+    Nothing is saved where the model has more than weights that steps change: that is from after the iteration.
+    """
     hint = "look at that loss, or lower the learning rate"
     if (hook := runner.hook(AtomicCheckpointHook)) is None:
         return f"nothing was saved (default_hooks.checkpoint is None); {hint}"
-    distiller = runner.distiller
-    remembered = {"BatchNorm statistics": statistics(distiller), "losses' memories": [*memories(distiller).values()]}
-    if bad := not_finite(distiller):
+    if bad := not_finite(runner.distiller):
         return f"{bad} is not finite either: {_last_checkpoint(runner)}"
-    if not _all_finite([*distiller.state_dict().values(), *remembered["losses' memories"]]):
-        return f"the model's statistics are not finite either: {_last_checkpoint(runner)}"
     if not hasattr(runner.optim_wrapper, "group_start"):  # mmengine's own updates as it goes
         return f"{_last_checkpoint(runner)}; {hint}"
     start = runner.optim_wrapper.group_start(iteration)
-    if start == hook.saved:
+    if start == hook.saved or runner.has_moved():
         return f"{_last_checkpoint(runner)}; {hint}"
-    hint += "; --resume goes on from there"
     runner.rewind(start, iteration)
     loop: Any = runner.train_loop
     epoch = start // len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else 0
     hook.save_now(runner, epoch, start)
-    newer = [what for what, buffers in remembered.items() if buffers]
-    but = f" ({' and '.join(newer)} are from after it)" if newer else ""
-    return f"{relative(str(hook.last_ckpt))} has the weights from before it{but}; {hint}"
+    return f"{relative(str(hook.last_ckpt))} is from before it; {hint}; --resume goes on from there"

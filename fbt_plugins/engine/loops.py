@@ -14,7 +14,8 @@ from mmengine.runner.utils import calc_dynamic_intervals
 
 from ..distill.build import TEACHER
 from ..errors import FBTError
-from .loaders import begin, sampler_of
+from .data_workers import begin
+from .loaders import sampler_of
 from .training_run import TrainingRun
 
 
@@ -80,6 +81,7 @@ class EpochLoop(_Seeking, EpochBasedTrainLoop):
 
     def run(self) -> Any:
         self.runner.call_hook("before_train")
+        self.runner.start_clock()
         self.runner.optim_wrapper.period = len(self.dataloader)
         if self._epoch and self._iter == self._epoch * len(self.dataloader):
             self._validate()  # a checkpoint of an epoch's end is taken before its validation
@@ -131,6 +133,7 @@ class IterLoop(_Seeking, IterBasedTrainLoop):
 
     def run(self) -> Any:
         self.runner.call_hook("before_train")
+        self.runner.start_clock()
         self.runner.call_hook("before_train_epoch")
         if self._iter:
             self._validate()  # a checkpoint is taken before the validation of its iteration

@@ -15,7 +15,7 @@ from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from torch import nn
 
 from ..console import relative, say
-from ..errors import FBTError, typed
+from ..errors import FBTError, end_at_once, typed
 from ..files import NoLocks, locked
 
 _VARIABLES = {
@@ -42,6 +42,7 @@ def find_processes(launcher: str) -> None:
     """
     if launcher not in _VARIABLES:
         return
+    end_at_once()
     missing = [theirs for theirs in _VARIABLES[launcher].values() if theirs not in os.environ]
     if missing:
         raise _without(launcher, missing[0])

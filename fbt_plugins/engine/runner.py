@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -34,7 +35,7 @@ from .faults import in_one_line
 from .hooks import checkpoints
 from .hooks.batchnorm import scatter_statistics
 from .hooks.checkpoint_identity import refuse_another, taking_up
-from .hooks.checkpoints import find_resume, read_checkpoint
+from .hooks.checkpoints import SECONDS, find_resume, read_checkpoint
 from .hooks.ema import TRAINED, EMAHook
 from .hooks.loss_guard import LossGuard
 from .hooks.loss_memories import MEMORIES, restore_memories
@@ -45,7 +46,7 @@ from .hooks.topk import evaluate
 from .loaders import SPLITS, build_loader, loader_problems
 from .loops import no_batches
 from .mmengine_patches import PatchedRunner, set_position
-from .optim.schedules import as_list, in_iterations, refuse_others, scaled
+from .optim.schedules import as_list, in_iterations, scaled
 from .processes import find_processes, join_processes, one_run, wrap
 from .training_mode import last_batch_problems
 from .training_run import H, unwrapped
@@ -63,6 +64,7 @@ class DistillRunner(PatchedRunner):
     rate_scale: float = 1.0
     """What ``auto_scale_lr`` has multiplied the learning rate by."""
     _loaded = False
+    _began, _seconds_before = 0.0, 0.0
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillRunner:
@@ -299,6 +301,10 @@ class DistillRunner(PatchedRunner):
         """
         self._guard.check(done)
 
+    def has_moved(self) -> bool:
+        """Whether steps have changed more than the weights; see :meth:`LossGuard.has_moved`."""
+        return self._guard.has_moved(self)
+
     def rewind(self, iteration: int, bad: int) -> None:
         """Takes schedules and losses back to before an iteration; see :meth:`LossGuard.rewind`."""
         self._guard.rewind(self, iteration, bad)
@@ -315,6 +321,7 @@ class DistillRunner(PatchedRunner):
             with warnings.catch_warnings(), in_one_line(self), one_run(Path(self.work_dir)):
                 # Torch warns so whenever gradients are accumulated.
                 warnings.filterwarnings("ignore", "Detected call of `scheduler.step", module="mmengine")
+                self.start_clock()
                 return super().train()
         finally:
             for hook in self.hooks:
@@ -349,6 +356,15 @@ class DistillRunner(PatchedRunner):
             self._begin_folder(-1)
         self._loaded = True
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far: since :meth:`start_clock`, and those that its checkpoint had behind it."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    def start_clock(self) -> None:
+        """Begins to count seconds; a training loop calls it before its first step."""
+        self._began = time.perf_counter()
+
     def _tell_damaged(self, folder: Path, path: Path) -> None:
         """Says which checkpoints are newer than the one that is taken, for then they are damaged."""
         found = [other for _, other in checkpoints.training_checkpoints(folder, len(self.train_dataloader))]
@@ -373,10 +389,10 @@ class DistillRunner(PatchedRunner):
         if TRAINED in checkpoint and self.hook(EMAHook) is None:
             raise FBTError(f"--resume {filename}: it is of a run with an average of its weights; set ema as it was")
         refuse_another(self, checkpoint, filename)
-        refuse_others(self.optim_wrapper, self.param_schedulers or [], checkpoint, filename)
         set_position(self.train_loop, checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"])
         with taking_up(filename, "message_hub"):
             self.message_hub.load_state_dict(checkpoint["message_hub"])
+            self._seconds_before = float(self.message_hub.runtime_info.get(SECONDS, 0.0))
         if resume_optimizer:
             with taking_up(filename, "optimizer"):
                 self.optim_wrapper.load_state_dict(checkpoint["optimizer"])

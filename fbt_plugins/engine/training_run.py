@@ -66,6 +66,13 @@ class TrainingRun(Protocol):
     def train_data(self) -> Any: ...
 
     @property
+    def seconds(self) -> float:
+        """Of training so far, with those before a resume."""
+
+    def start_clock(self) -> None:
+        """Begins to count seconds."""
+
+    @property
     def distributed(self) -> bool: ...
 
     @property
@@ -119,6 +126,9 @@ class TrainingRun(Protocol):
 
     def check_losses(self, done: int) -> None:
         """Reads the losses since the last interval, and raises where one was not finite."""
+
+    def has_moved(self) -> bool:
+        """Whether steps have changed more than the weights: statistics, or what losses remember."""
 
     def rewind(self, iteration: int, bad: int) -> None:
         """Takes schedules and losses back to before an iteration, after a later one was bad."""

@@ -183,8 +183,8 @@ class Workers(ABC, Generic[J]):
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
         return environment
 
-    def work(self, screen: LiveTable) -> bool:
-        """Looks after the jobs until nothing is left to do, or until Ctrl-C or SIGTERM; whether it was stopped.
+    def work(self, screen: LiveTable) -> int:
+        """Looks after the jobs until nothing is left to do, or until a signal; its number, 0 for none.
 
         Args:
             screen: shows what has changed.
@@ -198,7 +198,7 @@ class Workers(ABC, Generic[J]):
             if signals.received:
                 say("stopping: what runs saves what it has")
                 self.stop()
-        return bool(signals.received)
+        return signals.received
 
     def stop(self) -> None:
         """Lets all processes save what they have, and gives their jobs back."""

@@ -8,7 +8,6 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import FBTError, nearest, one_line, short
-from ..files import damage, signed, write_atomic
+from ..errors import FBTError, is_number, nearest, one_line, short
+from ..files import damage, read_json, signed, write_atomic
 
 EMBEDDED = "embedded:"
 SUFFIX = ".safetensors"
@@ -38,12 +37,9 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         FBTError: if it cannot be read.
     """
     path = folder / MANIFEST
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise FBTError(f"{path}: it cannot be read ({one_line(error)})") from error
+    entries = read_json(path)
     ours = isinstance(entries, dict) and all(isinstance(e, dict) and "sha256" in e for e in entries.values())
     return entries if ours else {}  # other programs call files so, too
 
@@ -177,14 +173,14 @@ def _metadata(text: str, source: str) -> dict[str, Any]:
         for key in ("mean", "std"):
             values = found.get(key)
             if values is not None and not (
-                values and all(map(isfinite, values)) and (key == "mean" or min(values) > 0)
+                values and all(map(is_number, values)) and (key == "mean" or min(values) > 0)
             ):
                 raise TypeError(f"{key}: {short(values)}")
         size = found.get("input_size")
         if size is not None and not (len(size) == 2 and all(type(pixels) is int and pixels > 0 for pixels in size)):
             raise TypeError(f"input_size: {short(size)}")
         return found
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise FBTError(f"checkpoint {source!r}: what it says about its model is damaged ({one_line(error)})") from error
 
 

@@ -6,12 +6,11 @@ import codecs
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..errors import FBTError, is_name, one_line, short
+from ..errors import FBTError, is_name, is_number, one_line, short
 
 TRIALS = "trials.jsonl"
 """Name of a study's file of finished runs."""
@@ -114,8 +113,8 @@ def trial_of_run(folder: str | Path, config: str, hardware: str) -> Trial:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise FBTError(f"{folder}: not the folder of a finished run ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise FBTError(f"{folder}: not the folder of a finished run ({one_line(error)})") from error
     if not isinstance(summary, dict) or not all(isinstance(record, dict) for record in records):
         raise FBTError(f"{folder}: not the folder of a finished run (its summary.json and metrics.jsonl are others')")
     if "unfinished" in summary:
@@ -249,10 +248,6 @@ def problem_of(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
 def _whole(value: Any) -> bool:
     return type(value) is int
 
@@ -262,7 +257,7 @@ def _text(value: Any) -> bool:
 
 
 def _numbers(value: Any, *needed: str) -> bool:
-    return isinstance(value, dict) and all(map(_number, value.values())) and set(needed) <= value.keys()
+    return isinstance(value, dict) and all(map(is_number, value.values())) and set(needed) <= value.keys()
 
 
 def _curve(value: Any) -> bool:
@@ -270,11 +265,11 @@ def _curve(value: Any) -> bool:
 
 
 def _published(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and _number(value.get("top1")) and _text(value.get("source")))
+    return value is None or (isinstance(value, dict) and is_number(value.get("top1")) and _text(value.get("source")))
 
 
 def _about_run(value: Any) -> bool:
-    if not isinstance(value, dict) or not (value.get("seconds") is None or _number(value["seconds"])):
+    if not isinstance(value, dict) or not (value.get("seconds") is None or is_number(value["seconds"])):
         return False
     versions, git = value.get("versions") or {}, value.get("git") or {}
     return isinstance(versions, dict) and isinstance(git, dict) and (not git or "commit" in git)
@@ -305,7 +300,7 @@ def _map(value: Any) -> bool:
 
 
 def _line(line: Any, of: Mapping[str, Any]) -> bool:
-    return isinstance(line, list) and len(line) == len(of["columns"]) and all(v is None or _number(v) for v in line)
+    return isinstance(line, list) and len(line) == len(of["columns"]) and all(v is None or is_number(v) for v in line)
 
 
 _NAME = (is_name, "a name that can be a folder's")
@@ -316,7 +311,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "about": (_text, "text"),
     "top1": (lambda value: _numbers(value, "student"), "numbers by model, the student's among them"),
     "split": (_text, "text"),
-    "images": (lambda value: value is None or (_number(value) and value > 0), "a number above 0, or null"),
+    "images": (lambda value: value is None or (is_number(value) and value > 0), "a number above 0, or null"),
     "curve": (_curve, "a list of points, each with numbers for epoch and student"),
     "reference": (_published, "null, or a figure (top1) and its source"),
     "config": (_text, "text"),

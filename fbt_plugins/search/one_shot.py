@@ -33,8 +33,8 @@ from ..engine.hooks.stop import Signals
 from ..engine.hooks.topk import evaluate
 from ..engine.plan import Plan
 from ..engine.training_run import TrainingRun
-from ..errors import ConfigError, FBTError, run
-from ..files import locked, write_atomic
+from ..errors import ConfigError, FBTError, Told, is_name, is_number, run
+from ..files import locked, read_json, write_atomic
 from ..jobs.study import SharedStudy, Slot
 from ..jobs.workers import die_with_parent
 from ..models.weights import save_plain
@@ -52,7 +52,7 @@ class Ranking:
     Attributes:
         top1: validation top-1 of each splice's fusion model, best first.
         starts: files in the run's folder, with the weights of the best.
-        seconds: of the run, from its first step, or from where it went on, to this ranking.
+        seconds: of the run, from its first step to this ranking.
     """
 
     top1: Mapping[str, float]
@@ -61,8 +61,20 @@ class Ranking:
 
     @classmethod
     def read(cls, folder: Path) -> Ranking:
-        """From the folder of a one-shot run."""
-        return cls(**json.loads((folder / RANKING).read_text(encoding="utf-8")))
+        """From the folder of a one-shot run.
+
+        Raises:
+            FBTError: if it is damaged.
+        """
+        found, path = read_json(folder / RANKING), folder / RANKING
+        try:
+            ranking = cls(**found)
+            numbers = [*ranking.top1.values(), ranking.seconds]
+            if all(map(is_number, numbers)) and all(map(is_name, ranking.starts.values())):
+                return ranking
+        except (TypeError, AttributeError):
+            pass
+        raise FBTError(f"{path}: it is no ranking of splices, or damaged; delete it, and the run is ranked again")
 
 
 class RankingHook(Hook):
@@ -77,9 +89,6 @@ class RankingHook(Hook):
 
     def __init__(self, fusion: str, best: int) -> None:
         self.fusion, self.best = fusion, best
-
-    def before_train(self, runner: TrainingRun) -> None:
-        self._started = time.perf_counter()
 
     def after_train(self, runner: TrainingRun) -> None:
         distiller = runner.distiller
@@ -96,7 +105,7 @@ class RankingHook(Hook):
             starts[splice] = f"start_{place + 1}.pth"
             contents = {"meta": {"splice": splice}, "state_dict": state, "message_hub": {}}
             save_plain(folder / starts[splice], contents)
-        ranking = Ranking({s: top1[s] for s in order}, starts, round(time.perf_counter() - self._started, 1))
+        ranking = Ranking({s: top1[s] for s in order}, starts, round(runner.seconds, 1))
         write_atomic(folder / RANKING, json.dumps(asdict(ranking), indent=1) + "\n")
 
 
@@ -193,7 +202,7 @@ def make_ranking(config: Config, fusion: Fusions, folder: Path) -> Ranking:
 
     Raises:
         FBTError: if the run fails.
-        KeyboardInterrupt: where it was stopped; it has saved what it has.
+        Told: where it was stopped; it has saved what it has.
     """
     contents = one_shot_config(config, fusion, folder)
     with locked(folder / ".one_shot.lock", f"{relative(folder)} is another process's run", wait=True):
@@ -215,7 +224,7 @@ def _wait(command: list[str]) -> int:
             if signals.received:
                 process.send_signal(signal.SIGTERM)
                 process.wait()
-                raise KeyboardInterrupt
+                raise Told(signals.received)
             time.sleep(0.2)
     return process.returncode
 

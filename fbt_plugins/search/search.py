@@ -20,8 +20,8 @@ from ..config.options import as_file
 from ..distill.build import named_fusions
 from ..distill.distiller import Distiller
 from ..engine.check import check_config
-from ..errors import ConfigError, FBTError, one_line, short
-from ..files import is_finished, write_atomic
+from ..errors import ConfigError, FBTError, is_number, one_line, short
+from ..files import is_finished, read_summary, write_atomic
 from ..jobs.study import Claim, SharedStudy, Slot
 from ..jobs.workers import Process, Workers, last_line
 from .settings import OBJECTIVES, Settings
@@ -62,10 +62,10 @@ class Tried:
         """
         try:
             found = cls(**json.loads(trial.user_attrs["result"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise FBTError(f"--storage: the result of trial {trial.number} is none ({one_line(error)})") from error
         figures = found.figures.values() if isinstance(found.figures, Mapping) else [None]
-        if not all(isinstance(value, int | float) for value in figures) or found.state not in ("complete", "pruned"):
+        if not all(map(is_number, figures)) or found.state not in ("complete", "pruned"):
             raise FBTError(f"--storage: the result of trial {trial.number} is none: {short(found.figures)}")
         if type(found.number) is not int or not isinstance(found.options, Mapping) or not isinstance(found.folder, str):
             raise FBTError(f"--storage: the result of trial {trial.number} is none: {short(found.options)}")
@@ -179,15 +179,15 @@ class Search(Workers[Slot]):
             return
         if code:
             raise FBTError(last_line(folder / "output.txt", code))
-        figures |= _figures(folder, self.config.train_dataloader["batch_size"])
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        found, seconds = _figures(folder, self.config.train_dataloader["batch_size"])
+        figures |= found
         try:
             values = [figures[name] for name in self.settings.objectives]
         except KeyError as error:
             raise FBTError(
                 f"search.objectives: {error.args[0]!r}: this run has none (it has no fusion model)"
             ) from error
-        self.tried[slot] = Tried(slot.number, options, "complete", figures, None, summary["seconds"], str(folder))
+        self.tried[slot] = Tried(slot.number, options, "complete", figures, None, seconds, str(folder))
         self.study.finish(process.claim, values, self.tried[slot].text())
 
     def about(self) -> dict[str, Any]:
@@ -253,9 +253,20 @@ def _extra_parameters(distiller: Distiller) -> int:
     return sum(p.numel() for fusion in distiller.fusions.values() for p in fusion.parameters())
 
 
-def _figures(folder: Path, batch_size: int) -> dict[str, float]:
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    figures = {name: round(summary[name], 4) for name in ("student_top1", "fusion_top1") if name in summary}
-    records = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    rates = [record["train/images_per_second"] for record in records if "train/images_per_second" in record]
-    return figures | ({"step_ms": round(1000 * batch_size / median(rates), 3)} if rates else {})
+def _figures(folder: Path, batch_size: int) -> tuple[dict[str, float], float]:
+    """What a finished run's folder says: its accuracies and the milliseconds of a step; and its seconds.
+
+    Raises:
+        FBTError: if it is none.
+    """
+    try:
+        summary = read_summary(folder)
+        names = ["student_top1", "fusion_top1"]
+        figures = {name: round(summary[name], 4) for name in names if name in summary}
+        records = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        rates = [record["train/images_per_second"] for record in records if "train/images_per_second" in record]
+        if rates:
+            figures["step_ms"] = round(1000 * batch_size / median(rates), 3)
+        return figures, float(summary["seconds"])
+    except (FBTError, OSError, ValueError, TypeError, KeyError, ZeroDivisionError, RecursionError) as error:
+        raise FBTError(f"{folder}: not the folder of a finished run ({one_line(error)})") from error

@@ -6,15 +6,17 @@ as the old run nor as a new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import isfinite
 from typing import Any
 
 import torch
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from torch import Tensor
 
-from ...errors import FBTError, one_line, short
+from ...errors import FBTError, is_number, one_line, short
+from ..optim.wrapper import SWITCHES
 from ..training_run import TrainingRun
 
 _NAMES = {
@@ -25,6 +27,7 @@ _NAMES = {
     "data": "training images or labels",
     "optimizer": "optimizer",
 }
+_POSITION = ("optimizer", "last_step", "verbose")
 _OF_A_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 """What an optimizer keeps of each parameter in that parameter's own shape."""
 
@@ -54,6 +57,9 @@ def _glance(dataset: Any) -> str | None:
 def refuse_another(runner: TrainingRun, checkpoint: Mapping[str, Any], filename: str) -> None:
     """Refuses another run's checkpoint, and one that was changed by hand.
 
+    Loading one with other arguments of the optimizer, or other schedules, would put the old ones back, whatever the
+    config says now.
+
     Of a checkpoint from before something was stored in it, the rest is compared.
 
     Raises:
@@ -75,19 +81,28 @@ def refuse_another(runner: TrainingRun, checkpoint: Mapping[str, Any], filename:
     if not isinstance(own, Mapping) and len(schedules) != len(own):
         raise _another(filename, f"schedules: {len(schedules)} in the checkpoint, {len(own)} here")
     optimizer = getattr(runner.optim_wrapper, "optimizer", None)
-    if optimizer is not None:
-        with taking_up(filename, "optimizer"):
-            _compare(optimizer, checkpoint["optimizer"], filename)
+    if optimizer is None:
+        return
+    with taking_up(filename, "optimizer"):
+        _compare(optimizer, runner.optim_wrapper, checkpoint["optimizer"], filename)
+    with taking_up(filename, "schedules"):
+        found = _first_difference(optimizer, own, checkpoint)
+    if found is not None:
+        what, before, now = found
+        raise _another(filename, f"{what}: {before} in the checkpoint, {now} here")
 
 
-def _compare(optimizer: Any, stored: Mapping[str, Any], filename: str) -> None:
+def _compare(optimizer: Any, wrapper: Any, stored: Mapping[str, Any], filename: str) -> None:
     """Refuses the state of another optimizer, or of other parameters."""
     groups, own = stored["param_groups"], optimizer.param_groups
     counts, own_counts = ([len(group["params"]) for group in some] for some in (groups, own))
     if counts != own_counts:
         what = f"groups of parameters: {_sizes(counts)} in the checkpoint, {_sizes(own_counts)} here"
         raise _another(filename, what)
-    for group, mine in zip(groups, own, strict=True):
+    pairs = list(zip(groups, own, strict=True))
+    if (base := getattr(wrapper, "base_param_settings", None)) is not None:  # a group of no parameter, for mmengine
+        pairs.append((stored["base_param_settings"], base))
+    for group, mine in pairs:
         if foreign := sorted(map(str, group.keys() - mine.keys())):
             raise _another(filename, f"optimizer: the checkpoint's has {foreign[0]!r}, {type(optimizer).__name__} not")
         for key, value in mine.items():  # switches may be missing: torch adds some with each release
@@ -109,14 +124,45 @@ def _compare(optimizer: Any, stored: Mapping[str, Any], filename: str) -> None:
                 raise FBTError(f"--resume {filename}: its optimizer's {name} does not fit a parameter of this model")
 
 
+def _first_difference(
+    optimizer: Any, schedules: Sequence[_ParamScheduler], checkpoint: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    for i, (own, state) in enumerate(zip(schedules, checkpoint.get("param_schedulers", ()), strict=False)):
+        unit = "" if own.by_epoch else " in iterations"
+        arguments = {name for cls in type(own).__mro__ for name in inspect.signature(cls).parameters}
+        for name in sorted(arguments.difference(_POSITION) & state.keys() & vars(own).keys()):
+            if vars(own)[name] != state[name]:
+                counts = unit if name in ("begin", "end", "T_max", "step_size", "milestones", "total_steps") else ""
+                return f"param_scheduler.{i}.{name}{counts}", _plain(state[name]), _plain(vars(own)[name])
+        if own.base_values != state.get("base_values", own.base_values):
+            rates = zip(state["base_values"], own.base_values, strict=False)
+            before, now = next((a, b) for a, b in rates if a != b)
+            return f"optim_wrapper.optimizer.{own.param_name}", before, now
+    moving = {"betas" if own.param_name == "momentum" else own.param_name for own in schedules}
+    moving |= {own.param_name for own in schedules} | {f"initial_{own.param_name}" for own in schedules}
+    saved = checkpoint.get("optimizer", {}).get("param_groups", ())
+    for group, old in zip(optimizer.param_groups, saved, strict=False):
+        for name in group.keys() & old.keys() - moving - {"params", *SWITCHES}:
+            if _plain(group[name]) != _plain(old[name]):
+                return f"optim_wrapper.optimizer.{name}", _plain(old[name]), _plain(group[name])
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):  # milestones, as mmengine counts them
+        return sorted(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor) and value.numel() == 1 and value.dtype is not torch.bool:
         value = value.item()
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and isfinite(value)
+    return is_number(value) and value >= 0
 
 
 def _is_like(value: Any, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape
+    plain = isinstance(value, Tensor) and value.layout is torch.strided
+    return plain and value.is_floating_point() and value.shape == parameter.shape
 
 
 def _sizes(counts: list[int]) -> str:

@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 from safetensors.torch import save as safetensors_bytes
 
-from ...errors import ConfigError, FBTError, nearest
+from ...errors import ConfigError, FBTError, is_number, nearest
 from ...files import write_atomic
 from ...models.staged import StagedModel
 from ...models.weights import METADATA_KEY, SIGNATURE_KEY, is_state, load_plain, save_plain, signature_of
@@ -27,6 +27,9 @@ from .topk import TopK
 
 _PATHS = ("best_ckpt", "last_ckpt")
 _NAME = re.compile(r"(?:best_.+_)?(?:epoch_(?P<epoch>\d+)|(?:epoch_\d+_)?iter_(?P<iter>\d+))\.pth")
+SECONDS = "seconds"
+"""Where a checkpoint keeps how long its run has trained, among the message hub's values."""
+
 _HOOK = "default_hooks.checkpoint"
 _ATOMIC = {"backend": "atomic"}
 
@@ -202,6 +205,8 @@ class AtomicCheckpointHook(Hook):
         if not name.startswith(self._prefix) or not (match := _NAME.fullmatch(name)):  # none, or by another metric
             info.pop("best_ckpt", None), info.pop("best_score", None)
             return None
+        if not is_number(info.get("best_score")):
+            raise FBTError(f"--resume {path}: it does not say how good the best weights so far are")
         same = [file for at, file in training_checkpoints(path.parent, length) if at == _iteration(match, length)]
         found = next((file for file in (path.with_name(name), *same) if file.is_file()), None)
         if found is None:
@@ -247,7 +252,7 @@ class PlainCheckpointHook(Hook):
     _identity: Mapping[str, Any] | None = None
 
     def before_save_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
-        info = plain(dict(checkpoint["message_hub"]["runtime_info"]))
+        info = plain(dict(checkpoint["message_hub"]["runtime_info"])) | {SECONDS: runner.seconds}
         # Log histories are left out: metrics.jsonl has them, and their buffers are objects. All else is marked as
         # resumed, because mmengine loses the rest at the second resume.
         marks = dict.fromkeys(info, True)
@@ -260,7 +265,9 @@ class PlainCheckpointHook(Hook):
             checkpoint[MEMORIES] = {name: memory.cpu() for name, memory in memories(distiller).items()}
 
     def after_load_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
-        info = checkpoint.get("message_hub", {}).get("runtime_info", {})
+        hub = checkpoint["message_hub"]
+        info = hub.get("runtime_info", {})
+        hub.update(log_scalars={}, resumed_keys=dict.fromkeys(info, True))  # mmengine stumbles over any other
         for key in _PATHS:  # mmengine stores absolute paths; the folder may have been moved
             if key in info:
                 info[key] = str(Path(runner.work_dir) / Path(info[key]).name)
@@ -319,9 +326,13 @@ def find_resume(work_dir: Path, epoch_length: int) -> tuple[Path, dict[str, Any]
             return path, read_checkpoint(path)
         except FBTError:
             continue  # damaged: the one before it may be whole
-    what = "only damaged checkpoints" if found else "no checkpoint"
+    if found:
+        raise FBTError(
+            f"--resume: all {len(found)} checkpoints in {work_dir} are damaged; bring back a copy of one, "
+            "or leave out --resume to start from the beginning"
+        )
     raise FBTError(
-        f"--resume: {what} in {work_dir}; leave out --resume to start from the beginning, "
+        f"--resume: no checkpoint in {work_dir}; leave out --resume to start from the beginning, "
         "or write --resume auto to do that where there is none"
     )
 

@@ -15,6 +15,7 @@ from torch import distributed as dist
 
 from ...distill.loss_contract import StepLosses
 from ...errors import FBTError
+from ...models.weights import signature_of
 from ..optim.wrapper import AlwaysOverflows
 from ..training_run import TrainingRun
 
@@ -75,9 +76,11 @@ class LossGuard(Hook):
         self._window = LossWindow()
         self._schedules: list[tuple[int, Any]] = []
         self._state: dict[str, Any] = {}
+        self._buffers = ""
 
     def before_train(self, runner: TrainingRun) -> None:
         self._end = runner.max_iters
+        self._buffers = _buffers(runner)
 
     def before_train_epoch(self, runner: TrainingRun) -> None:
         self._keep_schedules(runner)
@@ -118,6 +121,13 @@ class LossGuard(Hook):
                     raise NotFinite(name, values[row], first + row)
         return columns
 
+    def has_moved(self, runner: TrainingRun) -> bool:
+        """Whether any buffer is another than when the run began: BatchNorm statistics, say, or a loss's memory bank.
+
+        Those that steps change have been changed by the bad one as well, and nothing knows what they were before it.
+        """
+        return _buffers(runner) != self._buffers
+
     def rewind(self, runner: TrainingRun, iteration: int, bad: int) -> None:
         """Takes schedules and losses back to what they were before an iteration; the weights are already that old.
 
@@ -157,6 +167,11 @@ class LossGuard(Hook):
         groups = [{k: v for k, v in g.items() if k != "params"} for g in runner.optim_wrapper.param_groups]
         state = ([s.state_dict() for s in runner.param_schedulers or ()], groups)
         self._schedules.append((runner.iter, deepcopy(state)))
+
+
+def _buffers(runner: TrainingRun) -> str:
+    """sha256 of all buffers."""
+    return signature_of(dict(runner.distiller.named_buffers()), "")
 
 
 def _means(columns: dict[str, list[float]]) -> tuple[dict[str, float], float | None]:

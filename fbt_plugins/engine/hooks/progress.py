@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ class ProgressHook(Hook):
     def close(self) -> None:
         """Takes the bar off the terminal."""
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError):  # the terminal was closed
+                self._bar.stop()
             self._bar = self._advance = None
 
     # ---- metrics.jsonl ---------------------------------------------------------------------------------------------

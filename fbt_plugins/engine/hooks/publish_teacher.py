@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...errors import FBTError, run, user_path
-from ...files import is_finished, locked, write_atomic
+from ...errors import FBTError, one_line, run, user_path
+from ...files import locked, read_summary, write_atomic
 from ...models.weights import MANIFEST, SUFFIX, embedded_folder, file_sha256, read_manifest, read_weights
 
 _OF_MODEL = ("name", "arguments", "input_size", "mean", "std", "classes")
@@ -31,21 +31,20 @@ def publish(run: Path, target: Path, recipe: str | None = None) -> dict[str, Any
     Raises:
         FBTError: if the run is not finished, or a file cannot be written.
     """
-    source, results = run / "student.safetensors", run / "summary.json"
-    if not source.is_file() or not is_finished(run):
-        raise FBTError(
-            f"{run}: not the folder of a finished run (it needs student.safetensors and a whole summary.json)"
-        )
-    summary = json.loads(results.read_text(encoding="utf-8"))
-    state, about = read_weights(str(source))
-    entry = {
-        "sha256": file_sha256(source),
-        "accuracy": {"top1": summary["student_top1"], "split": summary["split"]},
-        "parameters": sum(tensor.numel() for tensor in state.values()),
-        **{key: about[key] for key in _OF_MODEL},
-        "recipe": recipe or summary.get("command"),
-        **{key: summary[key] for key in _OF_RUN if key in summary},
-    }
+    source = run / "student.safetensors"
+    try:
+        summary = read_summary(run)
+        state, about = read_weights(str(source))
+        entry = {
+            "sha256": file_sha256(source),
+            "accuracy": {"top1": summary["student_top1"], "split": summary["split"]},
+            "parameters": sum(tensor.numel() for tensor in state.values()),
+            **{key: about[key] for key in _OF_MODEL},
+            "recipe": recipe or summary.get("command"),
+            **{key: summary[key] for key in _OF_RUN if key in summary},
+        }
+    except (FBTError, KeyError) as error:
+        raise FBTError(f"{run}: not the folder of a finished run ({one_line(error)})") from error
     manifest = target.with_name(MANIFEST)
     try:
         with locked(target.with_name(f".{MANIFEST}.lock"), f"{manifest} is being written", wait=True):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
@@ -16,12 +16,8 @@ from mmengine.runner import EpochBasedTrainLoop
 from torch import distributed as dist
 
 from ...console import relative
-from ...errors import Interrupted
-from ..loaders import SIGNALS
+from ...errors import SAME_SIGNAL, Interrupted, hearing
 from ..training_run import TrainingRun
-
-SAME_INTERRUPT = 0.2
-"""Seconds within which a second SIGINT is the same one: ``timeout`` sends it to a process and to its group."""
 
 AGREE_EVERY = 10
 """Updates after which the processes of a job ask each other whether one of them was told to stop."""
@@ -39,24 +35,22 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
-        self._before: dict[int, Any] = {}
         self._since = 0.0
+        self._heard: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            hangup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as nohup wants it
-            heard = [number for number in SIGNALS if not (number == signal.SIGHUP and hangup_ignored)]
-            self._before = {number: signal.signal(number, self._handle) for number in heard}
+        self._heard = hearing(self._handle)
+        self._heard.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+        if self._heard is not None:
+            self._heard.__exit__(None, None, None)
+        self._heard = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if number == signal.SIGINT and self.received and now - self._since > SAME_INTERRUPT:
+        if number == signal.SIGINT and self.received and now - self._since > SAME_SIGNAL:
             raise KeyboardInterrupt
         if not self.received:
             self._since = now

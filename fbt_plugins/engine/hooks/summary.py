@@ -46,11 +46,8 @@ class SummaryHook(Hook):
         self.timing_batch, self.timing_runs = timing_batch, timing_runs
         self.similarity = None if cka is None else StageSimilarity(**cka)
 
-    def before_train(self, runner: TrainingRun) -> None:
-        self._started = time.perf_counter()
-
     def after_train(self, runner: TrainingRun) -> None:
-        seconds = time.perf_counter() - self._started
+        seconds = runner.seconds
         distiller = runner.distiller
         barrier()  # the first process may still be writing the best checkpoint, which all of them read
         info = runner.message_hub.runtime_info

@@ -29,7 +29,7 @@ from ...files import remove_dead_folders
 from ...models.knowledge import Knowledge
 from ...models.staged import StagedModel
 from ...models.weights import weights_sha256
-from ..loaders import worker_context
+from ..data_workers import worker_context
 from ..provenance import versions
 from ..training_run import TrainingRun
 from .teacher_cache_files import (

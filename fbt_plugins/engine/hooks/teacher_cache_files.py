@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FBTError, one_line
-from ...files import own_folder, write_atomic
+from ...files import own_folder, read_json, write_atomic
 from ...models.knowledge import Knowledge
 from ...models.weights import file_sha256
 
@@ -81,21 +81,23 @@ def open_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes) -> dict[str
     """
     mend = "delete that folder, or set another teacher_cache.path"
     try:
-        stored = json.loads((folder / KEY).read_text(encoding="utf-8"))
+        stored = read_json(folder / KEY)
         stale = [part for part in key if stored.get(part) != key[part]]
         if stale:
             raise FBTError(f"teacher cache {folder}: it was made with another {', another '.join(stale)}; {mend}")
+        digests = stored.get(DIGESTS)  # caches of before have none
+        for part in shapes if digests is not None else ():
+            if digests.get(part) != file_sha256(folder / f"{part}.npy"):
+                raise FBTError(f"teacher cache {folder}: its {part} are not what was written (sha256 differs); {mend}")
         arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in shapes}
-        digests = stored.get(DIGESTS, {})  # caches of before have none
-        changed = [part for part in shapes if digests.get(part, "") not in ("", file_sha256(folder / f"{part}.npy"))]
-    except (OSError, EOFError, ValueError, AttributeError) as error:
-        raise FBTError(f"teacher cache {folder}: not a whole cache ({one_line(error)}); {mend}") from error
+    except FBTError:
+        raise
+    except Exception as error:  # numpy reads a file's first lines as Python, and raises whatever that does
+        raise FBTError(f"teacher cache {folder}: not a whole cache ({one_line(error)[:200]}); {mend}") from error
     for part, array in arrays.items():
         if array.shape != shapes[part] or array.dtype != np.float16:
             found = f"{part} are {array.dtype} {array.shape}, not float16 {shapes[part]}"
             raise FBTError(f"teacher cache {folder}: not a whole cache ({found}); {mend}")
-    if changed:
-        raise FBTError(f"teacher cache {folder}: its {changed[0]} are not what was written (sha256 differs); {mend}")
     return arrays
 
 

@@ -1,20 +1,16 @@
-"""Schedules: what they count, how they follow a scaled rate, and whether a checkpoint's are the config's."""
+"""Schedules: what they count, and how they follow a scaled rate."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
-from ...errors import ConfigError, FBTError
+from ...errors import ConfigError
 
 RATES = ("eta_min", "eta_max", "min_value")
 """Arguments of schedules that are learning rates themselves; all others are factors, or count something."""
-_KERNELS = ("params", "fused", "foreach", "capturable", "differentiable")
-_POSITION = ("optimizer", "last_step", "verbose")
 
 Schedule = Mapping[str, Any]
 
@@ -60,57 +56,3 @@ def scaled(schedule: Any, ratio: float) -> Any:
     if not isinstance(schedule, Mapping) or not str(schedule["type"]).endswith("LR"):
         return schedule
     return {**schedule, **{key: schedule[key] * ratio for key in RATES if schedule.get(key) is not None}}
-
-
-def refuse_others(
-    optimizer: Any, schedules: Sequence[_ParamScheduler], checkpoint: Mapping[str, Any], filename: str
-) -> None:
-    """Lets a run go on only with the optimizer's arguments and the schedules that its checkpoint has.
-
-    Loading a checkpoint would put the old ones back, whatever the config says now.
-
-    Args:
-        optimizer: as the config says, and so are ``schedules``; nothing is loaded yet.
-        checkpoint: with ``optimizer`` and ``param_schedulers``.
-        filename: of it, for the message.
-
-    Raises:
-        FBTError: with the first difference.
-    """
-    found = _first_difference(optimizer, schedules, checkpoint)
-    if found is not None:
-        what, before, now = found
-        raise FBTError(
-            f"--resume {filename}: another run's ({what}: {before} in the checkpoint, {now} here); "
-            "keep what it had, or begin anew from its weights with load_from"
-        )
-
-
-def _first_difference(
-    optimizer: Any, schedules: Sequence[_ParamScheduler], checkpoint: Mapping[str, Any]
-) -> tuple[str, Any, Any] | None:
-    for i, (own, state) in enumerate(zip(schedules, checkpoint.get("param_schedulers", ()), strict=False)):
-        unit = "" if own.by_epoch else " in iterations"
-        arguments = {name for cls in type(own).__mro__ for name in inspect.signature(cls).parameters}
-        for name in sorted(arguments.difference(_POSITION) & state.keys() & vars(own).keys()):
-            if vars(own)[name] != state[name]:
-                counts = unit if name in ("begin", "end", "T_max", "step_size", "milestones", "total_steps") else ""
-                return f"param_scheduler.{i}.{name}{counts}", _plain(state[name]), _plain(vars(own)[name])
-        if own.base_values != state.get("base_values", own.base_values):
-            rates = zip(state["base_values"], own.base_values, strict=False)
-            before, now = next((a, b) for a, b in rates if a != b)
-            return f"optim_wrapper.optimizer.{own.param_name}", before, now
-    moving = {"betas" if own.param_name == "momentum" else own.param_name for own in schedules}
-    moving |= {own.param_name for own in schedules} | {f"initial_{own.param_name}" for own in schedules}
-    saved = checkpoint.get("optimizer", {}).get("param_groups", ())
-    for group, old in zip(optimizer.param_groups, saved, strict=False):
-        for name in group.keys() & old.keys() - moving - set(_KERNELS):
-            if _plain(group[name]) != _plain(old[name]):
-                return f"optim_wrapper.optimizer.{name}", _plain(old[name]), _plain(group[name])
-    return None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):  # milestones, as mmengine counts them
-        return sorted(value)
-    return list(value) if isinstance(value, tuple) else value

@@ -16,6 +16,9 @@ from torch import distributed as dist
 from ...errors import ConfigError, FBTError, nearest
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SWITCHES = ("fused", "foreach", "capturable", "differentiable")
+"""Arguments of torch's optimizers that say how they compute."""
+
 MOST_SKIPPED = 20
 """Updates in a row that fp16 may skip: its scale, 2**16 at first, is halved each time, and is then below 1/8."""
 
@@ -195,4 +198,7 @@ class AutocastOptimWrapper(OptimWrapper):
         state = dict(state_dict)
         if (scaler := state.pop("scaler", None)) and self._scaler.is_enabled():
             self._scaler.load_state_dict(scaler)
+        # How updates are computed is this run's: the checkpoint's device may have been another.
+        groups = zip(state["param_groups"], self.optimizer.param_groups, strict=True)
+        state["param_groups"] = [{**old, **{k: own[k] for k in SWITCHES if k in own}} for old, own in groups]
         super().load_state_dict(state)

@@ -21,7 +21,7 @@ from fbt_plugins import LOSSES, Batch, Knowledge
 from fbt_plugins.engine.check import check_config
 from fbt_plugins.engine.faults import _known, in_one_line
 from fbt_plugins.engine.hooks.checkpoints import AtomicCheckpointHook, find_resume, read_checkpoint
-from fbt_plugins.engine.hooks.loss_guard import NotFinite
+from fbt_plugins.engine.hooks.loss_guard import LossGuard, NotFinite
 from fbt_plugins.engine.optim.wrapper import AlwaysOverflows
 from fbt_plugins.engine.processes import allow_open_files
 from fbt_plugins.engine.runner import DistillRunner
@@ -94,7 +94,9 @@ def test_the_first_loss_that_is_not_finite_stops_the_run_before_its_update(
     for kind in ("value", "value only", "gradient"):
         PLANTED.update(at=5, calls=0)  # the sixth iteration, read two later
         name = "the gradient" if kind == "gradient" else "the loss fusion_to_student/logit"
-        with pytest.raises(FBTError, match=rf"{name} was (nan|inf) at iteration 6; .*epoch_1_iter_5.pth has") as error:
+        with pytest.raises(
+            FBTError, match=rf"{name} was (nan|inf) at iteration 6; .*epoch_1_iter_5.pth is from before"
+        ) as error:
             run(config(kind, **edges(kind), **options))
         assert len(str(error.value).splitlines()) == 1
         PLANTED.update(at=-1)
@@ -107,7 +109,7 @@ def test_the_guard_needs_no_progress_display(config: Build, planted: None) -> No
     whole = run(config("whole", **options))
     PLANTED.update(at=5, calls=0)
     with pytest.raises(
-        FBTError, match=r"fusion_to_student/logit was nan at iteration 6; .*epoch_1_iter_5.pth has"
+        FBTError, match=r"fusion_to_student/logit was nan at iteration 6; .*epoch_1_iter_5.pth is from before"
     ) as e:
         run(config("bad", **options))
     assert len(str(e.value).splitlines()) == 1
@@ -122,7 +124,9 @@ def test_a_validation_looks_at_the_losses_first(config: Build, planted: None, tm
     """Else its model, whose statistics may be broken, could be saved as the best."""
     seldom = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 100}
     PLANTED.update(at=2, calls=0)
-    with pytest.raises(FBTError, match=r"fusion_to_student/logit was nan at iteration 3; .*epoch_0_iter_2.pth has"):
+    with pytest.raises(
+        FBTError, match=r"fusion_to_student/logit was nan at iteration 3; .*epoch_0_iter_2.pth is from before"
+    ):
         run(config("run", **edges("value"), **seldom, **{"default_hooks.progress.interval": 100}))
     assert not list((tmp_path / "run").glob("best_*.pth"))
 
@@ -158,24 +162,20 @@ def test_fp16_lets_gradients_overflow_but_not_losses(config: Build, planted: Non
 def test_with_accumulated_batches_their_whole_group_is_taken_back(config: Build, planted: None) -> None:
     options = {**edges("value"), "optim_wrapper.accumulative_counts": 2}
     PLANTED.update(at=7, calls=0)
-    with pytest.raises(FBTError, match=r"at iteration 8; .*epoch_1_iter_6.pth has"):
+    with pytest.raises(FBTError, match=r"at iteration 8; .*epoch_1_iter_6.pth is from before"):
         run(config("bad", **options))
 
 
-def test_statistics_that_are_not_finite_are_not_saved(config: Build) -> None:
-    runner = DistillRunner.from_cfg(config("run", **{f"model.student.{key}": value for key, value in CNN.items()}))
-    step = runner.model.train_step
-
-    def poisoned(data: Any, **kwargs: Any) -> Any:
-        if runner.iter == 5:
-            data = {**data, "inputs": data["inputs"] * float("nan")}
-        return step(data, **kwargs)
-
-    runner.model.train_step = poisoned
-    with pytest.raises(FBTError, match=r"at iteration 6.*statistics are not finite either: .*epoch_1.pth is whole"):
-        runner.train()
-    _, checkpoint = find_resume(Path(runner.work_dir), 4)
-    assert all(v.isfinite().all() for v in checkpoint["state_dict"].values() if v.is_floating_point())
+@pytest.mark.slow
+def test_nothing_is_saved_whose_statistics_are_from_after_the_bad_step(config: Build, planted: None) -> None:
+    """The weights are from before it, the statistics are not: one goes on from the last checkpoint."""
+    options = {**edges("value"), **{f"model.student.{key}": value for key, value in CNN.items()}}
+    whole = run(config("whole", **options))
+    PLANTED.update(at=6, calls=0)
+    with pytest.raises(FBTError, match=r"at iteration 7; .*; .*epoch_1.pth is whole; go on with --resume; look at"):
+        run(config("run", **options))
+    PLANTED.update(at=-1)
+    assert_same(whole, run(config("run", resume=True, **options)), "epoch_3.pth")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
@@ -302,25 +302,19 @@ def test_fp16_that_never_updates_is_named() -> None:
     assert "in 20 updates in a row, and none of them was made (first of bias); try --amp bf16" in text
 
 
-def test_what_is_from_after_a_loss_that_was_not_finite_is_said() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    hook = AtomicCheckpointHook()
-    hook.saved, hook.last_ckpt = 0, "iter_4.pth"
-    parts: Any = dict(hook=lambda _: hook, train_loop=None, rewind=lambda *_: None)
-    parts["optim_wrapper"] = SimpleNamespace(group_start=lambda iteration: iteration)
-    model.edges = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hook, "save_now", lambda *_: None)
-        text = fault(NotFinite("task", float("nan"), 4), distiller=model, **parts)
-        assert "iter_4.pth has the weights from before it (BatchNorm statistics are from after it); look at" in text
-        text = fault(NotFinite("task", float("nan"), 4), distiller=_without_statistics(model), **parts)
-        assert "iter_4.pth has the weights from before it; look at" in text
-
-
-def _without_statistics(model: Any) -> Any:
-    plain: Any = nn.Sequential(model[0])
-    plain.edges = {}
-    return plain
+def test_only_weights_are_saved_after_a_loss_that_was_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    hook, wrapper = AtomicCheckpointHook(), SimpleNamespace(group_start=lambda iteration: iteration)
+    monkeypatch.setattr(hook, "save_now", lambda runner, epoch, iteration: saved.append(iteration))
+    guard, bank = LossGuard(), torch.zeros(3, dtype=torch.long)
+    model: Any = nn.Linear(2, 2)
+    model.register_buffer("bank", bank, persistent=False)
+    parts: Any = dict(hook=lambda _: hook, train_loop=None, rewind=lambda *_: None, optim_wrapper=wrapper)
+    parts |= dict(distiller=model, has_moved=lambda: guard.has_moved(SimpleNamespace(**parts)))
+    guard.before_train(SimpleNamespace(max_iters=9, **parts))
+    assert "is from before it; look at" in fault(NotFinite("task", float("nan"), 4), **parts) and saved == [4]
+    bank[1] = 7
+    assert "nothing was saved yet; look at" in fault(NotFinite("task", float("nan"), 5), **parts) and saved == [4]
 
 
 def test_a_bug_of_a_plugin_comes_as_it_is(config: Build) -> None:

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.optim.scheduler import ConstantLR
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from fbt_plugins.data import FashionMNISTMini
 from fbt_plugins.engine.hooks.checkpoint_identity import identity, refuse_another, taking_up
 from fbt_plugins.engine.hooks.checkpoints import (
     AtomicCheckpointHook,
+    PlainCheckpointHook,
     find_resume,
     read_checkpoint,
     set_aside,
@@ -190,6 +191,11 @@ def test_best_weights_that_are_gone_are_refused_or_found_in_a_checkpoint(tmp_pat
     assert "optimizer" not in read_checkpoint(best) and read_checkpoint(best)["state_dict"] == {"at": 3 * LENGTH}
     for other in (dict(save_best=None), dict(save_best="student_top5")):  # another best is looked for from here on
         assert "best_score" not in Run(tmp_path / "run", **other).begin(last).message_hub.runtime_info
+    content = read_checkpoint(last)
+    content["message_hub"]["runtime_info"]["best_score"] = "39"
+    torch.save(content, last)
+    with pytest.raises(FBTError, match="does not say how good the best weights so far are"):
+        Run(tmp_path / "run").begin(last)
 
 
 def test_what_cannot_be_the_best_is_refused(tmp_path: Path) -> None:
@@ -236,7 +242,7 @@ def a_run(
     loader = SimpleNamespace(dataset=changes.pop("dataset", Data()), batch_size=changes.pop("batch_size", 8))
     loader = type("Loader", (SimpleNamespace,), {"__len__": lambda self: 10})(**vars(loader))
     values = dict(seed=0, world_size=1, train_dataloader=loader, optim_wrapper=SimpleNamespace(optimizer=made))
-    return SimpleNamespace(**values | dict(param_schedulers=[LambdaLR(made, float)] * schedules) | changes)
+    return SimpleNamespace(**values | dict(param_schedulers=[ConstantLR(made)] * schedules) | changes)
 
 
 def checkpoint_of(run: Any) -> dict[str, Any]:
@@ -307,6 +313,7 @@ def edited(checkpoint: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("optimizer/state/0", 3),
         ("optimizer/state/0/exp_avg", None),
         ("optimizer/state/0/exp_avg", torch.zeros(7)),
+        ("optimizer/state/0/exp_avg", torch.zeros(3, 2).to_sparse()),
         ("optimizer/state/1/exp_avg_sq", torch.zeros(3, dtype=torch.int64)),
         ("optimizer/param_groups", "x"),
         ("optimizer/param_groups/0/params", None),
@@ -326,6 +333,19 @@ def test_what_was_changed_by_hand_is_one_line(path: str, value: Any) -> None:
     with pytest.raises(FBTError, match=r"^--resume a\.pth: ") as caught:
         refuse_another(a_run(), edited(checkpoint_of(a_run()), path, value), "a.pth")
     assert len(caught.value.lines()) == 1
+
+
+def test_what_only_mmengine_keeps_is_compared_or_made_anew() -> None:
+    run = a_run()
+    run.optim_wrapper.base_param_settings = dict(params=[torch.zeros(1)], lr=0.1)
+    checkpoint = checkpoint_of(run)
+    for wrong in (None, "x", dict(lr=None)):
+        checkpoint["optimizer"]["base_param_settings"] = wrong
+        with pytest.raises(FBTError, match=r"^--resume a\.pth: its optimizer"):
+            refuse_another(run, checkpoint, "a.pth")
+    hub = dict(runtime_info=dict(best_score=1.0), resumed_keys=dict(best_score="x"), log_scalars=3)
+    PlainCheckpointHook().after_load_checkpoint(run, dict(message_hub=hub))
+    assert hub == dict(runtime_info=dict(best_score=1.0), resumed_keys=dict(best_score=True), log_scalars={})
 
 
 def test_whatever_a_part_raises_is_one_line() -> None:

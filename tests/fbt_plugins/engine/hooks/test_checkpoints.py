@@ -16,6 +16,7 @@ from fbt_plugins.engine.hooks.checkpoints import find_resume, plain, read_checkp
 from fbt_plugins.engine.hooks.loss_memories import memories, restore_memories
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import FBTError
+from fbt_plugins.models.weights import save_plain
 
 MIDDLE = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}
 ITERATIONS = {
@@ -116,7 +117,13 @@ def test_a_validation_that_was_cut_off_is_made_again(config: Build, whole: Disti
     broken.model.val_step = lambda *data: 1 / 0
     with pytest.raises(ZeroDivisionError):
         broken.train()
+    path = Path(broken.work_dir) / "epoch_1.pth"
+    checkpoint = read_checkpoint(path)
+    checkpoint["message_hub"]["runtime_info"]["seconds"] += 1000
+    save_plain(path, checkpoint)
     assert_same(whole, run(config("broken", resume=True)), "epoch_3.pth")
+    summary = json.loads((path.parent / "summary.json").read_text())
+    assert 1000 < summary["seconds"] < 2000  # of all sessions
 
 
 def test_the_first_batch_that_is_not_read_again(config: Build, tmp_path: Path) -> None:
@@ -139,7 +146,7 @@ def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path) -> None:
     assert find_resume(tmp_path, 4)[0].name == "epoch_2.pth"
     for name in ("epoch_1.pth", "epoch_2.pth"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(FBTError, match="only damaged checkpoints"):
+    with pytest.raises(FBTError, match=r"all 3 checkpoints in .* are damaged; .* leave out --resume"):
         find_resume(tmp_path, 4)
 
 

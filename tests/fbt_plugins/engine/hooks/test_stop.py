@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,9 @@ from runs import Build, assert_same, run
 from fbt_plugins.engine.hooks import stop
 from fbt_plugins.engine.hooks.stop import Signals, StopHook
 from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.errors import Interrupted
+from fbt_plugins.errors import SIGNALS, Interrupted, Telling, end_at_once, hearing
+from fbt_plugins.errors import run as command
+from fbt_plugins.files import write_atomic
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -58,6 +62,59 @@ def test_timeout_sends_an_interrupt_twice_and_means_one(monkeypatch: pytest.Monk
         monkeypatch.setattr(stop.time, "monotonic", lambda: now + 1)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_before_a_run_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals, tmp_path: Path
+) -> None:
+    """While models and data are built: no mistake, so that nothing catches it, and what is half written is removed."""
+    handler = signal.getsignal(number)
+
+    def build() -> None:
+        try:
+            write_atomic(tmp_path / "file", b"1")
+        except Exception:
+            pytest.fail("it was taken for a mistake")
+
+    monkeypatch.setattr(os, "fsync", lambda handle: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as ended:
+        command(build)
+    assert ended.value.code == 128 + number and signal.getsignal(number) is handler
+    assert capsys.readouterr().err == f"stopped by {number.name}\n" and not list(tmp_path.iterdir())
+
+
+def test_a_signal_before_the_first_step_says_what_there_is_to_go_on_from(config: Build) -> None:
+    runner = DistillRunner.from_cfg(config("run"))
+    runner.load_or_resume = lambda: signal.raise_signal(signal.SIGTERM)  # type: ignore[method-assign]
+    with hearing(Telling()), pytest.raises(Interrupted, match="stopped by SIGTERM; nothing was saved yet") as stop:
+        runner.train()
+    assert stop.value.exit_code == 143
+
+
+def test_a_terminal_that_is_gone_changes_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def stop() -> None:
+        raise Interrupted("stopped by SIGHUP", signal.SIGHUP)
+
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, SimpleNamespace(write=refuse, flush=lambda: None))
+    with pytest.raises(SystemExit) as ended:
+        command(stop)
+    assert ended.value.code == 129
+
+
+def test_a_process_that_waits_for_others_is_ended_at_once() -> None:
+    """While it waits for one that a signal has ended already, Python runs no handler."""
+    with hearing(Telling()):
+        end_at_once()
+        assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_DFL}
+    with Signals() as signals:
+        end_at_once()
+        signal.raise_signal(signal.SIGTERM)
+    assert signals.received == signal.SIGTERM
 
 
 def test_nohup_is_obeyed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from runs import Build, run
 from torch import nn, optim
+from torch.utils.data import DataLoader
 
 from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.check import check_config
+from fbt_plugins.engine.hooks.checkpoint_identity import refuse_another
 from fbt_plugins.engine.optim.param_groups import MergedGroupConstructor
-from fbt_plugins.engine.optim.schedules import in_iterations, refuse_others, scaled
+from fbt_plugins.engine.optim.schedules import in_iterations, scaled
 from fbt_plugins.engine.optim.wrapper import MOST_SKIPPED, AlwaysOverflows, AutocastOptimWrapper
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError, FBTError
@@ -278,6 +281,16 @@ def test_what_is_wrong_with_a_total_batch_is_a_line(config: Build, scale: dict, 
         check_config(settings)
 
 
+def test_how_updates_are_computed_is_not_the_checkpoints() -> None:
+    """Its run may have been on another device; torch would take all switches over."""
+    wrapper = AutocastOptimWrapper(optimizer=optim.AdamW([nn.Parameter(torch.zeros(2))], lr=0.1))
+    state = copy.deepcopy(wrapper.state_dict())
+    state["param_groups"][0] |= dict(capturable=True, fused=True, lr=0.2)
+    wrapper.load_state_dict(state)
+    group = wrapper.param_groups[0]
+    assert (group["capturable"], group["fused"], group["lr"]) == (False, None, 0.2)
+
+
 COSINE = dict(type="CosineAnnealingLR", T_max=3, end=3, convert_to_iter_based=True)
 
 
@@ -299,13 +312,16 @@ def test_a_run_goes_on_with_its_own_schedule_and_optimizer(
     for _ in range(5):
         schedules[0].step()
     states = [one.state_dict() for one in schedules]
-    checkpoint = copy.deepcopy(dict(optimizer=old.state_dict(), param_schedulers=states))
+    meta = dict(epoch=1, iter=5)
+    checkpoint = copy.deepcopy(dict(meta=meta, optimizer=old.state_dict(), param_schedulers=states))
     new, own = built(lr, COSINE | schedule, **options)
+    loader: Any = DataLoader([0])
+    this: Any = SimpleNamespace(optim_wrapper=new, param_schedulers=own, seed=0, world_size=1, train_dataloader=loader)
     if line is None:
-        refuse_others(new, own, checkpoint, "epoch_1.pth")
+        refuse_another(this, checkpoint, "epoch_1.pth")
     else:
         with pytest.raises(FBTError, match=f"another run's .*{line}.*load_from"):
-            refuse_others(new, own, checkpoint, "epoch_1.pth")
+            refuse_another(this, checkpoint, "epoch_1.pth")
 
 
 def test_resume_refuses_a_longer_schedule(config: Build, whole: DistillRunner) -> None:
