@@ -85,6 +85,9 @@ def _loader(findings: Findings, where: str) -> None:
         ends = where != "train_dataloader" or by_epoch
         if sampler.get("type") == "InfiniteSampler" and ends:
             findings.problems.append(f"{where}.sampler: InfiniteSampler never ends an epoch; use SeededSampler")
+    batches = loader.get("num_batch_per_epoch")
+    if batches is not None and (type(batches) is not int or batches < 1):
+        findings.problems.append(f"{where}: num_batch_per_epoch must be a whole number, 1 or more, not {batches!r}")
     if not {"batch_size", "batch_sampler"} & loader.keys():
         findings.problems.append(f"{where}: 'batch_size' is missing")
 

@@ -14,6 +14,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, V
 from ...config.options import DEFAULT_HOOKS
 from ...data import ImageDataset
 from ...errors import ConfigError, one_line
+from ..loaders import too_many_batches
 from ..loops import no_batches
 from ..optim.schedules import as_list, in_iterations
 from .findings import Findings
@@ -28,6 +29,14 @@ def loops(findings: Findings) -> None:
     loop = EpochBasedTrainLoop if train.get("by_epoch", True) else IterBasedTrainLoop
     if train and not {"type", "by_epoch"} & train.keys():
         findings.problems.append("train_cfg: 'by_epoch' is missing: True (with max_epochs) or False (with max_iters)")
+    counts, other = ("max_epochs", "max_iters") if train.get("by_epoch", True) else ("max_iters", "max_epochs")
+    if train.get("type") is None and other in train:
+        by_epoch = f"by_epoch={counts == 'max_epochs'}"
+        findings.problems.append(
+            f"train_cfg: {other} does not go with {by_epoch}; where it is inherited, replace what the _base_ says: "
+            f"train_cfg = dict(_delete_=True, {by_epoch}, {counts}={train.get(counts, '...')}, ...)"
+        )
+        train = {key: value for key, value in train.items() if key != other}
     if train.get("type") is None:
         findings.signature(loop, train, "train_cfg", given=("self", "runner", "dataloader"), extra=("by_epoch",))
     for section, kind in (("val", ValLoop), ("test", TestLoop)):
@@ -44,7 +53,7 @@ def steps(findings: Findings) -> None:
     """Whether the data make a batch at all, where their number is known without them."""
     for section in ("train", "val", "test"):
         loader = findings.config.get(f"{section}_dataloader")
-        if not isinstance(loader, Mapping) or not loader.get("drop_last"):
+        if not isinstance(loader, Mapping):
             continue
         dataset = loader.get("dataset")
         if not isinstance(dataset, Mapping):
@@ -55,8 +64,13 @@ def steps(findings: Findings) -> None:
             options = {"validation": dataset.get("validation", held_out.default)} if held_out else {}
             length, batch = kind.known_length(str(dataset.get("split")), **options), loader.get("batch_size")
             processes = int(os.environ.get("WORLD_SIZE", 1)) if findings.config.get("launcher", "none") != "none" else 1
-            if length is not None and isinstance(batch, int) and (own := -(-length // processes)) < batch:
+            if length is None or type(batch) is not int:
+                continue
+            if loader.get("drop_last") and (own := -(-length // processes)) < batch:
                 findings.problems.append(no_batches(f"{section}_dataloader", own, batch, True))
+            batches = loader.get("num_batch_per_epoch")
+            if type(batches) is int and (asked := batches * batch * processes) > length:
+                findings.problems.append(too_many_batches(f"{section}_dataloader", asked, length))
 
 
 def optimizer(findings: Findings) -> None:
@@ -81,7 +95,7 @@ def optimizer(findings: Findings) -> None:
     findings.typed(PARAM_SCHEDULERS, schedule, "param_scheduler", given, extra=("convert_to_iter_based",))
     _scale(findings, wrapper.get("optimizer"))
     if not findings.problems:
-        _build_optimizer(findings, wrapper["optimizer"], schedule)
+        _build_optimizer(findings, wrapper, schedule)
 
 
 def _scale(findings: Findings, optimizer: Any) -> None:
@@ -104,18 +118,20 @@ def _scale(findings: Findings, optimizer: Any) -> None:
             findings.problems.append("auto_scale_lr: there is no train_dataloader.batch_size that it could scale by")
 
 
-def _build_optimizer(findings: Findings, optimizer: Mapping[str, Any], schedule: Any) -> None:
-    """Optimizer and schedules of one number: they check their values when they are built."""
+def _build_optimizer(findings: Findings, wrapper: Mapping[str, Any], schedule: Any) -> None:
+    """Optimizer, schedules and wrapper of one number: they check their values, and the machine, when they are built."""
     try:
         where = "optim_wrapper.optimizer"
         given = {"params": [torch.nn.Parameter(torch.zeros(1))]}
-        built = OPTIMIZERS.build(dict(optimizer), default_args=given)
+        built = OPTIMIZERS.build(dict(wrapper["optimizer"]), default_args=given)
         schedules = as_list(schedule)
         if (train := findings.config["train_cfg"]).get("by_epoch") is False:
             schedules = in_iterations(schedules, train["max_iters"], 1)
         for i, one in enumerate(schedules):
             where = f"param_scheduler.{i}"
             PARAM_SCHEDULERS.build(dict(one), default_args={"optimizer": built, "epoch_length": 1})
+        where, apart = "optim_wrapper", ("constructor", "paramwise_cfg", "optimizer")
+        OPTIM_WRAPPERS.build({**{k: v for k, v in wrapper.items() if k not in apart}, "optimizer": built})
     except ConfigError as error:
         findings.problems += error.problems
     except Exception as error:  # torch and mmengine refuse values with any exception

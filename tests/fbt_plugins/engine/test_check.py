@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from fbt_plugins.config.loading import load_config
 from fbt_plugins.data import InMemoryDataset
-from fbt_plugins.engine.check import check_config
+from fbt_plugins.distill.distiller import Distiller
+from fbt_plugins.engine.check import check_cells, check_config
 from fbt_plugins.engine.loaders import open_splits
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError
@@ -184,6 +185,23 @@ SEVERAL: list[dict[str, tuple[Any, str]]] = [
     {"model": (3, "model: expected a dict, got 3"), "train_cfg": (3, "train_cfg: expected a dict, got 3")},
     {"train_dataloader": (3, "train_dataloader: expected a dict, got 3")},
     {"optim_wrapper.optimizer.lr": (-1, "optim_wrapper.optimizer: Invalid learning rate: -1")},  # when it is built
+    {
+        "train_dataloader.num_batch_per_epoch": (
+            0,
+            "train_dataloader: num_batch_per_epoch must be a whole number, 1 or",
+        ),
+        "val_dataloader.num_batch_per_epoch": (
+            8,
+            "val_dataloader: num_batch_per_epoch asks for 2,000 images, and the data have 1,000: lower it, or drop it",
+        ),
+    },
+    {"optim_wrapper.type": ("ApexOptimWrapper", "optim_wrapper: AssertionError: Apex is not installed")},
+    {
+        "train_cfg": (
+            dict(by_epoch=False, max_iters=9, max_epochs=3),
+            "train_cfg: max_epochs does not go with by_epoch=False; where it is inherited, rep",
+        )
+    },
     {"resume": ("gone.pth", "resume: 'gone.pth': no such file")},
     {"resume": (True, "--resume: no checkpoint in unused")},
 ]
@@ -293,3 +311,30 @@ def test_a_last_batch_of_one_image_is_counted_where_batchnorm_cannot_train_on_it
     open_splits(config, distiller)
     config.train_dataloader.update(drop_last=False, dataset=dict(type="Few", count=18))
     open_splits(config, distiller)
+
+
+# ---- many configs ---------------------------------------------------------------------------------------------------
+
+
+def test_the_cells_of_a_matrix_are_checked_by_name_and_no_whole_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Distiller, "__init__", lambda *_: pytest.fail("a model was built"))
+    cells = {
+        "a/fbt": builder(tmp_path)(),
+        "a/kd": builder(tmp_path)(**{"model.logit_loss.type": "KDLos"}),
+        "b/fbt": builder(tmp_path)(**{"model.student.name": "resmlp_s4_patch4_23"}),
+        "b/kd": builder(tmp_path)(
+            **{"model.student.name": "resmlp_s4_patch4_23", "optim_wrapper.optimizer.lr": "fast"}
+        ),
+        "c/kd": builder(tmp_path)(**{"model.teacher.checkpoint": "gone.pth"}),
+    }
+    with pytest.raises(ConfigError) as caught:
+        check_cells(cells)
+    where = f"{tmp_path / 'tiny.py'}: "
+    assert [line.partition("; did you")[0] for line in caught.value.problems] == [
+        f"a/kd: {where}model.logit_loss: 'KDLos' is not a registered loss",
+        f"b/fbt and 1 more: {where}model.student: timm has no model 'resmlp_s4_patch4_23'",
+        f"b/kd: {where}optim_wrapper.optimizer: lr must be a number, not 'fast'",
+        f"c/kd: {where}model.teacher: checkpoint 'gone.pth': no such file",
+    ]
