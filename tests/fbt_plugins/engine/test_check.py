@@ -194,6 +194,25 @@ SEVERAL: list[dict[str, tuple[Any, str]]] = [
             "val_dataloader: num_batch_per_epoch asks for 2,000 images, and the data have 1,000: lower it, or drop it",
         ),
     },
+    {
+        "optim_wrapper.clip_grad.max_norm": (-1, "optim_wrapper.clip_grad: max_norm must be above 0, not -1"),
+        "train_dataloader.persistent_workers": (True, "train_dataloader: persistent_workers is for worker processes"),
+        "val_dataloader.timeout": (5, "val_dataloader: timeout is for worker processes: set num_workers above 0"),
+        "device": ([0, 1], "device: one of cpu, cuda and cuda:N, not [0, 1]"),
+        "param_scheduler": (
+            [dict(type="MultiStepLR", milestones=[0.5, 0.75])],
+            "param_scheduler.0: milestones must be whole numbers, not [0.5, 0.75]",
+        ),
+    },
+    {
+        "param_scheduler": (
+            [dict(type="ReduceOnPlateauLR", monitor="student_acc")],
+            "param_scheduler.0: monitor 'student_acc' is no metric of the validation; did you mean 'student_top",
+        )
+    },
+    {  # which mmengine divides by, in the second iteration
+        "param_scheduler.0.start_factor": (0, "param_scheduler: ZeroDivisionError"),
+    },
     {"optim_wrapper.type": ("ApexOptimWrapper", "optim_wrapper: AssertionError: Apex is not installed")},
     {
         "train_cfg": (
