@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -170,6 +170,29 @@ def nearest(name: object, known: Iterable[str], limit: int = 8) -> str:
     if names and len(names) <= limit:
         return "; known: " + ", ".join(names)
     return ""
+
+
+def by_name(problems: Mapping[str, Iterable[str]]) -> list[str]:
+    """What is wrong with many things, each line once: after the first that has it, and how many more have it.
+
+    Args:
+        problems: lines by name; after the name "" they stay as they are.
+    """
+    names: dict[str, list[str]] = {}
+    for name, lines in problems.items():
+        for line in dict.fromkeys(lines):
+            names.setdefault(line, []).append(name)
+    return [
+        f"{own[0]}{f' and {len(own) - 1} more' if own[1:] else ''}: {line}" if own[0] else line
+        for line, own in names.items()
+    ]
+
+
+def as_number(value: object) -> str:
+    """A value in a line that asks for a number: YAML takes ``1e-3``, without a point, for text."""
+    if isinstance(value, str) and (found := re.fullmatch(r"([-+]?\d+)([eE][-+]?\d+)", value)):
+        return f"{value!r}, which is text (in YAML write {found[1]}.0{found[2]})"
+    return repr(value)
 
 
 def short(value: object) -> str:

@@ -6,14 +6,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from forked import typed
 from mmengine.registry import DATASETS
+from runs import builder, run
 from torch import nn
 
 import fbt_plugins
+from fbt_plugins.data import FashionMNISTMini
 from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.loaders import build_loader, loader_problems
 from fbt_plugins.models.knowledge import Batch
@@ -54,6 +57,28 @@ def test_the_data_set_of_the_data_page_has_what_a_run_asks_for() -> None:
             assert torch.equal(across, batch["labels"] == 0)
     finally:
         DATASETS.module_dict.pop("Stripes", None)
+
+
+def test_the_students_of_the_readme_are_the_same_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """load_student, and timm by itself with the mean and std of the file, as README has them."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    ours, timms = [
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "student.safetensors" in code
+    ]
+    student = dict(type="timm", name="resmlp_s4_patch4_32", num_classes=10)
+    config = builder(tmp_path / "work_dirs")(
+        "fbt_convnext_resmlp", **{"model.student": student, "train_cfg.max_epochs": 1}
+    )
+    config.train_dataloader.num_batch_per_epoch = 1
+    run(config)
+    monkeypatch.chdir(tmp_path)
+    image = FashionMNISTMini("test").image(0)
+    loaded: dict[str, Any] = {"image": image}
+    exec(ours, loaded)
+    alone: dict[str, Any] = {"images": nn.functional.pad(image, (2, 2, 2, 2))[None] / 255}
+    exec(timms, alone)
+    assert loaded["logits"].shape == (1, 10)
+    torch.testing.assert_close(loaded["logits"], alone["logits"])
 
 
 def test_links_lead_somewhere() -> None:

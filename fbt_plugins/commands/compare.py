@@ -42,6 +42,8 @@ def parse() -> Parser:
 def main(argv: Sequence[str]) -> int:
     parser = parse()
     args = parser.parse_args(argv)
+    from mmengine.config import Config
+
     with extras("search,report"):  # imported late: --help and usage errors must not wait for the engine
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401
@@ -49,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         from ..compare.live_table import Screen
         from ..compare.runs import Runs
         from ..config.hashing import config_hash
+        from ..engine.check import check_cells
         from ..engine.loaders import open_all
         from ..jobs.study import FAILURES, Run, SharedStudy, complaint, hidden
     from .. import load_plugins
@@ -86,7 +89,10 @@ def main(argv: Sequence[str]) -> int:
     runs = Runs(study, wanted, train, folder / "runs", results, args.workers)
     if others := [run for run in runs.done if hashes.get((run.pair, run.method), run.config) != run.config]:
         say(f"{len(others)} runs in {relative(results)} are of other configs than today's: they do not count")
-    open_all([configs[cell] for cell in dict.fromkeys((r.pair, r.method) for r in wanted if r not in runs.done)])
+    to_run = {f"{r.pair}/{r.method}": configs[r.pair, r.method] for r in wanted if r not in runs.done}
+    of_all = {"work_dir": str(folder), **({"device": args.device} if args.device else {})}
+    check_cells({cell: Config({**config, **of_all}) for cell, config in to_run.items()})
+    open_all(to_run)
     try:
         stopped = runs.work(Screen(runs))
     except FAILURES as error:  # runs are told to save when this process ends, and are free when their heartbeats stop

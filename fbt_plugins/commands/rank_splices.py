@@ -70,8 +70,11 @@ def main(argv: Sequence[str]) -> None:
                 splice = Splice.parse(next(iter(trial.splices.values()))[0])
             splices.setdefault(trial.method, splice)
     trials = [trial for trial in found if trial.method in splices]
-    if len(pairs := {trial.pair for trial in trials}) != 1:
-        raise FBTError(f"{args.results}: trainings of one pair, not of {', '.join(sorted(pairs)) or 'none'}")
+    if not trials:
+        what = f"its {len(found)} runs are of other methods" if found else "it has no finished run"
+        raise FBTError(f"{args.results}: {what}; needed are trainings of methods that are splices, such as 'S1-3+T4'")
+    if len(pairs := {trial.pair for trial in trials}) > 1:
+        raise FBTError(f"{args.results}: trainings of several pairs ({', '.join(sorted(pairs))}); keep those of one")
     if len({(trial.method, trial.seed) for trial in trials}) < len(trials):
         raise FBTError(f"{results}: trainings of several configs with one name and seed; keep the lines of one of them")
     one_shots = [table for path in args.one_shot for table in _one_shots(path)]

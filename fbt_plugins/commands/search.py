@@ -48,11 +48,12 @@ def main(argv: Sequence[str]) -> int:
         from ..search.results import write_results
         from ..search.search import Search, space_of
         from ..search.settings import Settings
-    from ..config.loading import Arguments, load_config
+    from ..config.loading import Arguments, blaming, load_config
     from ..console import relative, say
 
     config = load_config(args.config, args.cfg_options, args.pair, args.method, Arguments(device=args.device))
-    settings, space = Settings.of(config), space_of(config)
+    with blaming(args.config):
+        settings, space = Settings.of(config), space_of(config)
     if args.list:
         print("\n".join(space.lines()))
         return 0
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     url = args.storage or f"sqlite:///{out / 'study.db'}"
     study = SharedStudy(f"{name}-{part}", url, Slot, settings.directions)
     trials = out / f"trials-{part}"
-    open_all([config])
+    open_all({"": config})
     if fusion is not None:
         one_shot = out / f"one_shot-{part}"
         try:

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from ..errors import typed
+from ..errors import ConfigError, typed
 from .arguments import Parser
 
 EXAMPLES = """\
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported late: --help and usage errors must not wait for the engine.
     from ..config.loading import Arguments
     from ..console import say
-    from ..engine.loaders import open_splits
+    from ..engine.loaders import missing_data, open_splits
     from ..engine.plan import Plan
 
     given = ("work_dir", "launcher", "resume", "device", "seed", "amp", "compile")
@@ -67,9 +67,17 @@ def main(argv: Sequence[str]) -> None:
     if not args.check:
         plan.run()
         return
-    data = open_splits(plan.config, plan.distiller) if args.data else ["data     not opened: --check --data does"]
-    for line in (f"{args.config}: nothing wrong", *data, *plan.lines()):
+    missing: list[str] = []
+    if args.data:
+        data = open_splits(plan.config, plan.distiller)
+    elif missing := missing_data(plan.config):
+        data = ["data     not here"]
+    else:
+        data = ["data     not opened: --check --data does"]
+    for line in (f"{args.config}: nothing wrong{' but that data are missing' * bool(missing)}", *data, *plan.lines()):
         say(line)
+    if missing:
+        raise ConfigError([f"{args.config}: {line}" for line in missing])
 
 
 def command_line(argv: Sequence[str]) -> str:

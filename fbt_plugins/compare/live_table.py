@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.live import Live
 from rich.table import Table
 
 from ..console import console, say
+from ..engine.hooks.teacher_check import NEAR_CHANCE
 from ..jobs.study import Run
 from ..report.cells import mean_sd
 from ..report.intervals import spread
@@ -45,6 +48,8 @@ class Screen:
             if run not in self._said and (run in runs.done or run in runs.failed):
                 self._said.add(run)
                 what = f"{runs.done[run].student:.2f} %" if run in runs.done else f"failed: {runs.failed[run]}"
+                if (warning := _warning(runs.folder_of(run) / "output.txt")) and run in runs.done:
+                    what += f"; {warning}"
                 say(f"[{len(runs.wanted) - len(runs.left)}/{len(runs.wanted)}] {run}: {what}")
         if self._live is not None:
             self._live.update(self.table())
@@ -79,3 +84,11 @@ class Screen:
         left = seconds * len(self.runs.left) / busy
         end = time.strftime("%a %H:%M", time.localtime(time.time() + left))
         return f", about {left / 3600:.1f} h ({end})"
+
+
+def _warning(output: Path) -> str:
+    """What a run said about its teacher; empty where that was nothing to worry about."""
+    with suppress(OSError):
+        found = re.search(rf"{NEAR_CHANCE}[^│\n]*", output.read_text(encoding="utf-8", errors="replace"))
+        return found[0].rstrip() if found else ""
+    return ""

@@ -94,9 +94,12 @@ class Runs(Workers[Run]):
             raise FBTError(f"{where}: what should be the result of {run} is that of {other}")
         return found
 
+    def folder_of(self, run: Run) -> Path:
+        """Where a run of this machine is, and its ``output.txt``."""
+        return self.folder / run.pair / run.method / f"seed_{run.seed}_{run.config[:8]}"
+
     def plan(self, claim: Claim[Run]) -> tuple[Path, list[str] | None]:
-        run = claim.run
-        folder = self.folder / run.pair / run.method / f"seed_{run.seed}_{run.config[:8]}"
+        run, folder = claim.run, self.folder_of(claim.run)
         if is_finished(folder):
             return folder, None
         arguments = ["--pair", run.pair, "--method", run.method, "--seed", str(run.seed)]

@@ -20,7 +20,7 @@ from ..registry.loading import load_plugins
 from .locating import find_config
 from .matrix import Matrix
 from .merging import merge, merge_options
-from .mmengine_patches import base_circle, is_lazy, merging_our_way, without_chatter
+from .mmengine_patches import RepeatedKey, base_circle, is_lazy, merging_our_way, without_chatter
 from .options import DEFAULTS
 
 PATHS = ("work_dir", "resume", "load_from", "publish")
@@ -85,7 +85,7 @@ def load_config(
     """
     config = _load(path)
     contents = config.to_dict()
-    with _blaming(path):
+    with blaming(path):
         if (matrix := Matrix.of(contents)) is not None:
             contents = matrix.cell(pair, method)
         elif pair is not None or method is not None:
@@ -145,7 +145,7 @@ def load_matrix(path: str | Path) -> Matrix:
         ConfigError: if it is missing, cannot be read, or is none.
     """
     contents = _load(path).to_dict()
-    with _blaming(path):
+    with blaming(path):
         if (matrix := Matrix.of(contents)) is None:
             raise ConfigError("it is no matrix: it has no pairs and methods")
     return matrix
@@ -174,8 +174,8 @@ def _load(path: str | Path) -> Config:
 
 
 @contextmanager
-def _blaming(path: str | Path) -> Iterator[None]:
-    """Puts the file before what is wrong with its matrix."""
+def blaming(path: str | Path) -> Iterator[None]:
+    """Puts the file before what is wrong with its contents."""
     try:
         yield
     except ConfigError as error:
@@ -198,6 +198,8 @@ def _read(path: Path) -> Config:
     except SyntaxError as error:
         where = f"{error.filename}, line {error.lineno}: " if error.lineno else ""
         raise ConfigError(f"config {where or f'{path}: '}{error.msg} {(error.text or '').strip()}".rstrip()) from error
+    except RepeatedKey as error:
+        raise ConfigError(f"config {path}: it or its _base_: {error}; keep one of them") from error
     except FBTError:
         raise
     except RecursionError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,10 @@ from typing import Any
 
 import yaml
 from mmengine.config import Config, ConfigDict
-from mmengine.fileio import YamlHandler, register_handler
+from mmengine.fileio import JsonHandler, YamlHandler, register_handler
 from mmengine.logging import MMLogger
 
+from ..errors import ConfigError
 from .matrix import yielding
 from .merging import merge
 
@@ -45,8 +47,22 @@ def without_chatter() -> Iterator[None]:
         logger.setLevel(level)
 
 
+class RepeatedKey(ConfigError):
+    """A key that one dict of a YAML or JSON file has twice, of which their readers keep the last without a word."""
+
+
 class _PlainLoader(yaml.SafeLoader):
-    """Makes plain values only; of Python's own tags it knows tuples, which mmengine writes."""
+    """Makes plain values only, of keys that differ; of Python's own tags it knows tuples, which mmengine writes."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)  # before "<<" has put another mapping's keys into it
+        lines: dict[str, int] = {}
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise RepeatedKey(f"the key {key.value!r} is in line {lines[key.value]} and again in line {line}")
+            lines[key.value] = line
+        return node
 
 
 def _tuple(loader: _PlainLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
@@ -65,6 +81,22 @@ class PlainYamlHandler(YamlHandler):
         if not isinstance(found, dict):
             raise yaml.YAMLError(f"its contents are {type(found).__name__}, not keys and values")
         return found
+
+
+def _different(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    for key in found:
+        if sum(other == key for other, _ in pairs) > 1:
+            raise RepeatedKey(f"a dict has the key {key!r} twice")
+    return found
+
+
+@register_handler("json")
+class PlainJsonHandler(JsonHandler):
+    """mmengine's handler of JSON files, which takes no key twice."""
+
+    def load_from_fileobj(self, file: Any) -> Any:
+        return json.load(file, object_pairs_hook=_different)
 
 
 def is_lazy(path: Path) -> bool:

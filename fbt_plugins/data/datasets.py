@@ -99,6 +99,11 @@ class FashionMNIST(InMemoryDataset):
             images, labels = images[chosen], labels[chosen]
         super().__init__(self.known_classes, images, labels, transforms, seed)
 
+    @classmethod
+    def missing(cls, split: str = "train", root: str = "data", download: bool = False, **options: Any) -> str:
+        problem = "" if download else fashion_mnist.missing_original(root, "test" if split == "test" else "train")
+        return problem and f"{problem}; {_download_hint(split)}, or {_DEBIAN}"
+
     @staticmethod
     def _held_out(labels: Tensor, validation: int) -> Tensor:
         """Positions of the validation images."""
@@ -174,21 +179,40 @@ class CIFAR10(InMemoryDataset):
         try:
             return cls.source(root, split != "test")
         except (RuntimeError, OSError) as error:
-            archive = f"with {cls.source.filename} in {root} that needs no network"
             problem = one_line(error) if isinstance(error, OSError) else cls._problem(root)
-            raise FBTError(f"{cls.__name__}: {problem}; {failure or _download_hint(split)}; {archive}") from error
+            raise FBTError(cls._how_to_get_it(problem, failure or _download_hint(split), root)) from error
+
+    @classmethod
+    def missing(cls, split: str = "train", root: str = "data", download: bool = False, **options: Any) -> str:
+        folder = Path(root).expanduser().resolve()
+        problem = "" if download else cls._missing(folder)
+        return problem and cls._how_to_get_it(problem, _download_hint(split), folder)
+
+    @classmethod
+    def _how_to_get_it(cls, problem: str, hint: str, root: Path) -> str:
+        return f"{cls.__name__}: {problem}; {hint}; with {cls.source.filename} in {root} that needs no network"
 
     @classmethod
     def _problem(cls, root: Path) -> str:
         """Which files are missing or damaged, on one line; empty where none is."""
+        if problem := cls._missing(root):
+            return problem
         folder = root / cls.source.base_folder
-        meta = (cls.source.meta["filename"], cls.source.meta["md5"])
-        sums = [*cls.source.train_list, *cls.source.test_list, meta]
-        missing = [name for name, _ in sums if not (folder / name).is_file()]
-        if missing:
-            return f"no {', '.join(missing)} in {folder}"
-        damaged = [name for name, md5 in sums if not check_integrity(folder / name, md5)]
+        damaged = [name for name, md5 in cls._sums() if not check_integrity(folder / name, md5)]
         return f"{', '.join(damaged)} in {folder} damaged (another md5 sum)" if damaged else ""
+
+    @classmethod
+    def _missing(cls, root: Path) -> str:
+        """Which files are missing, on one line; empty where none is."""
+        folder = root / cls.source.base_folder
+        missing = [name for name, _ in cls._sums() if not (folder / name).is_file()]
+        return f"no {', '.join(missing)} in {folder}" if missing else ""
+
+    @classmethod
+    def _sums(cls) -> list[tuple[str, str]]:
+        """The files, with their md5 sums."""
+        meta = (cls.source.meta["filename"], cls.source.meta["md5"])
+        return [*cls.source.train_list, *cls.source.test_list, meta]
 
 
 @DATASETS.register_module()
@@ -246,6 +270,14 @@ class ImageFolder(ImageDataset):
             return len(class_folders(train if train.is_dir() else folder)), size
         except (FBTError, OSError, KeyError, TypeError):  # not on this machine, or wrong: said where they are checked
             return None, size
+
+    @classmethod
+    def missing(cls, split: str = "train", root: str = "", **options: Any) -> str:
+        try:
+            class_folders(cls._folder(split, root))
+            return ""
+        except (FBTError, OSError) as error:
+            return one_line(error)
 
     @classmethod
     def stored_size(cls, **options: Any) -> tuple[int, int] | None:

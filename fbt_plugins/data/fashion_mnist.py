@@ -69,8 +69,13 @@ def read_original(root: str | Path, split: str) -> Images:
         if images and labels:
             count = SIZES[split]
             return Images(_read_idx(images, (count, 28, 28)), _read_idx(labels, (count,)).long(), torch.arange(count))
-    names = " and ".join(f"{name}.gz" for name in FILES[split])
-    raise FBTError(f"Fashion-MNIST: no {names} in {folders[0]} or {folders[1]}")
+    raise FBTError(missing_original(root, split))
+
+
+def missing_original(root: str | Path, split: str) -> str:
+    """Which files of ``"train"`` or ``"test"`` are in none of those folders, on one line; else empty."""
+    folders, names = original_folders(root), " and ".join(f"{name}.gz" for name in FILES[split])
+    return "" if has_original(root, split) else f"Fashion-MNIST: no {names} in {folders[0]} or {folders[1]}"
 
 
 def _path(folder: Path, name: str) -> Path | None:

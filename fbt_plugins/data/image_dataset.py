@@ -101,6 +101,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return cls.known_size
 
     @classmethod
+    def missing(cls, **options: Any) -> str:
+        """What of the data is not on this machine, as far as that can be told at once; empty where nothing is known of.
+
+        Args:
+            options: the data set's arguments, but for transforms.
+        """
+        return ""
+
+    @classmethod
     def known_length(cls, split: str, validation: int = 0) -> int | None:
         """How many images a split has, without any data; None where only data can tell.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,7 +94,9 @@ def _build_one(name: str, arguments: dict[str, Any], place: str, problems: list[
     try:
         if name != "timm" and isinstance(arguments.get("interpolation"), str):  # words: torchvision >= 0.27 only
             arguments["interpolation"] = InterpolationMode(arguments["interpolation"])
-        return factory(**arguments)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The transform `ToTensor")  # of which we take the equivalent
+            return factory(**arguments)
     except Exception as error:  # the libraries check arguments with any exception there is
         problems.append(f"{place} {name}: {one_line(error)}")
         return None

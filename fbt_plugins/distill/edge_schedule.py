@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, as_number
 from ..registry.signatures import is_number
 
 TIMES = ("begin", "ramp", "end")
@@ -65,7 +65,7 @@ def checked_weight(value: Any, place: str) -> float:
         ConfigError: if it is no finite number.
     """
     if not is_number(value) or not math.isfinite(value):
-        raise ConfigError(f"{place}: weight must be a finite number, not {value!r}")
+        raise ConfigError(f"{place}: weight must be a finite number, not {as_number(value)}")
     return float(value)
 
 

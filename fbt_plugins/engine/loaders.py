@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data import EpochSampler, InMemoryLoader, SeededSampler
+from ..data import EpochSampler, ImageDataset, InMemoryLoader, SeededSampler
 from ..distill.distiller import Distiller
-from ..errors import ConfigError, FBTError, one_line, short
+from ..errors import ConfigError, FBTError, by_name, one_line, short
 from ..randomness import seeded
 from .data_workers import worker_context
 from .processes import allow_open_files
@@ -72,6 +74,9 @@ def loader_problems(loader: Any, where: str) -> list[str]:
         One line each.
     """
     dataset = loader.dataset
+    stored = getattr(dataset, "_dataset", dataset)  # mmengine's slice of a data set wraps it, and counts nothing
+    if len(dataset) > len(stored):
+        return [too_many_batches(where, len(dataset), len(stored))]
     missing = [name for name in ("classes", "image_size") if not hasattr(dataset, name)]
     if missing:
         return [f"{where}.dataset: {_name(dataset)} has no {' and no '.join(missing)}: {CONTRACT}"]
@@ -96,6 +101,20 @@ def loader_problems(loader: Any, where: str) -> list[str]:
         found = " and ".join(f"{height}x{width}" for height, width in sorted(shapes)[:2])
         return [f"{where}.dataset: images of {found} pixels fit no batch: {ADD_RESIZE}"]
     return []
+
+
+def too_many_batches(where: str, asked: int, images: int) -> str:
+    """Says that ``num_batch_per_epoch`` asks for more than there is.
+
+    Args:
+        where: the loader's key in the config.
+        asked: images of so many batches, of all processes.
+        images: that there are.
+    """
+    return (
+        f"{where}: num_batch_per_epoch asks for {asked:,} images, and the data have {images:,}: lower it, or drop it, "
+        "which shows all of them"
+    )
 
 
 ADD_RESIZE = "add dict(type='Resize', size=(HEIGHT, WIDTH)) to the transforms"
@@ -178,23 +197,46 @@ def open_splits(config: Mapping[str, Any] | Config, distiller: Distiller | None 
     return lines
 
 
-def open_all(configs: Sequence[Mapping[str, Any] | Config]) -> None:
+def missing_data(config: Mapping[str, Any] | Config) -> list[str]:
+    """What of a run's data is not on this machine, a line for each split, as far as that can be told without them.
+
+    Args:
+        config: of the run, checked.
+    """
+    lines, fetched = [], set()
+    for split in SPLITS:
+        dataset = dict((config.get(f"{split}_dataloader") or {}).get("dataset") or {})
+        kind = DATASETS.module_dict.get(str(dataset.pop("type", "")))
+        if not (inspect.isclass(kind) and issubclass(kind, ImageDataset)):
+            continue
+        if dataset.get("download"):  # which gets what the other splits need as well
+            fetched.add((kind, dataset.get("root")))
+        dataset.pop("transforms", None)
+        if (kind, dataset.get("root")) not in fetched and (problem := kind.missing(**dataset)):
+            lines.append(f"{split}_dataloader: {problem}")
+    return lines
+
+
+def open_all(configs: Mapping[str, Mapping[str, Any] | Config]) -> None:
     """Opens the data of many runs, those that are the same once.
+
+    Args:
+        configs: by name, which is put before what is wrong with one's data; "" is a name that is not.
 
     Raises:
         ConfigError: with everything that is wrong, one line each.
     """
-    problems: dict[str, None] = {}
-    seen = set()
-    for config in configs:
-        parts = {split: config.get(f"{split}_dataloader") for split in SPLITS}
-        key = json.dumps(parts, sort_keys=True, default=repr)
-        if key in seen:
-            continue
-        seen.add(key)
-        try:
-            open_splits(config)
-        except ConfigError as error:
-            problems |= dict.fromkeys(error.problems)
-    if problems:
-        raise ConfigError(list(problems))
+    opened: dict[str, list[str]] = {}
+    problems = {}
+    for name, config in configs.items():
+        splits = {split: config.get(f"{split}_dataloader") for split in SPLITS}
+        key = json.dumps(splits, sort_keys=True, default=repr)
+        if key not in opened:
+            try:
+                open_splits(config)
+                opened[key] = []
+            except ConfigError as error:
+                opened[key] = error.problems
+        problems[name] = opened[key]
+    if lines := by_name(problems):
+        raise ConfigError(lines)

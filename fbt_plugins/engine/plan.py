@@ -20,6 +20,7 @@ from ..errors import FBTError, Interrupted
 from ..files import locked
 from .check import check_config
 from .loaders import open_splits
+from .optim.schedules import unlike_training
 from .processes import find_processes, leave_processes
 from .runner import DistillRunner
 from .teacher_run import TRAIN, missing_teacher
@@ -75,7 +76,9 @@ class Plan:
             about = f"features {model.num_features}, classes {model.num_classes}"
             lines.append(f"{role} {model.name}: {stages}; {about}")
         lines += [f"{name}: {fusion.title}" for name, fusion in self.distiller.fusions.items()]
-        return lines + [f"splice {line}" for line in self.distiller.splices_in_words()]
+        lines += [f"splice {line}" for line in self.distiller.splices_in_words()]
+        schedules = unlike_training(self.config.get("param_scheduler"), self.config.train_cfg)
+        return lines + [f"rate    {line}" for line in schedules]
 
     def run(self, hooks: Sequence[Hook] = (), on_the_way: bool = False) -> None:
         """Trains; before that its teacher, where that is missing and the config says so.

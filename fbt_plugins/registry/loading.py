@@ -7,12 +7,13 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
-from ..errors import FBTError, TakenNameError, debugging, nearest, one_line
+from ..errors import FBTError, TakenNameError, debugging, described, nearest, one_line
 from . import hookspecs
 from .registries import REGISTRIES, PluginFailure, PluginInfo, Registries, Snapshot
 
@@ -73,7 +74,7 @@ class Plugins:
                 traceback.print_exception(error)
             for registry, snapshot in zip(self.registries, before, strict=True):
                 registry.restore(snapshot)
-            failure = (plugin.name, plugin.distribution, plugin.version, one_line(error), remedy(plugin, error))
+            failure = (plugin.name, plugin.distribution, plugin.version, _what_and_where(error), remedy(plugin, error))
             self.failures.append(PluginFailure(*failure))
             return
         plugin = replace(plugin, module=getattr(module, "__name__", plugin.module))
@@ -127,6 +128,19 @@ class ForeignVersionError(FBTError):
     def __init__(self, wanted: Any) -> None:
         super().__init__(f"written for plugin interface {wanted}, this is {hookspecs.API_VERSION}")
         self.newer = isinstance(wanted, int) and wanted > hookspecs.API_VERSION
+
+
+_OF_OTHERS = tuple(str(Path(module.__file__ or "").parent) for module in (pluggy, importlib))
+"""Folders of those who call a plugin's code."""
+
+
+def _what_and_where(error: BaseException) -> str:
+    """A plugin's own exception with its type and the line of its code that raised it; ours say all in their line."""
+    if isinstance(error, FBTError | ImportError | SyntaxError):
+        return one_line(error)
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    own = [(file, line) for file, line in frames if not (file == __file__ or file.startswith(("<", *_OF_OTHERS)))]
+    return f"{described(error)} ({own[-1][0]}, line {own[-1][1]})" if own else described(error)
 
 
 def remedy(plugin: PluginInfo, error: BaseException) -> str:

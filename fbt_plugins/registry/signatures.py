@@ -9,7 +9,7 @@ from inspect import Parameter
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..errors import nearest
+from ..errors import as_number, nearest
 
 
 def parameters_of(factory: Callable[..., Any], follow: bool = False) -> tuple[dict[str, Parameter], bool]:
@@ -102,7 +102,7 @@ def value_problem(where: str, parameter: Parameter, value: Any) -> str | None:
         expected = _WORDS[kind] if kind and isinstance(value, _NEVER[kind]) and not _fits(kind, value) else None
     if expected is None and is_number(value) and value < LEAST.get(name, value):
         expected = f"{LEAST[name]} or more"
-    return f"{where}: {name} must be {expected}, not {value!r}" if expected else None
+    return f"{where}: {name} must be {expected}, not {as_number(value)}" if expected else None
 
 
 _WORDS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", list: "a list"}

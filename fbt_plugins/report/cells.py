@@ -135,7 +135,7 @@ _CKA = (
 
 def how_to_read(comparison: Comparison) -> list[str]:
     """What the figures are, one paragraph each."""
-    splits = sorted({trial.split for trial in comparison.trials})
+    splits = sorted({trial.split for trial in comparison.trials}) or ["final"]
     return [
         f"Top-1 accuracy of the student in percent on the {' and '.join(splits)} split, of the epoch that validation "
         "chose: mean ± standard deviation over n seeds. F is the fusion model, T the teacher, S the student.",

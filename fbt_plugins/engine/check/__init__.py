@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from mmengine.config import Config
 
 from ...distill.distiller import Distiller
-from ...errors import ConfigError, one_line
+from ...errors import ConfigError, by_name, one_line
 from ...models.weights import misfit
 from ..hooks.teacher_cache import refusals
 from ..teacher_run import TeacherRun, missing_teacher
 from .data import data, mixing
 from .findings import Findings
-from .model import model
+from .model import model, parts
 from .options import ema, machine, options, publish, start, top_level
 from .training import hooks, loops, optimizer, steps
 
@@ -36,12 +36,8 @@ def check_config(config: Config) -> Distiller:
         ConfigError: with all problems, one line each.
     """
     findings = Findings(config)
-    for checker in CHECKERS:
-        try:
-            checker(findings)
-        except (TypeError, AttributeError, ValueError, KeyError) as error:  # something of quite another form
-            findings.problems.append(f"config cannot be read: {one_line(error)}")
-    run = None if "teacher_run" in findings.wrong_options else missing_teacher(findings.config)
+    _hold(findings)
+    run = _missing_teacher(findings.wrong_options, findings)
     distiller = model(findings, without_checkpoint=run is not None)
     if run is not None:
         _teacher_run(findings, run, distiller)
@@ -52,6 +48,47 @@ def check_config(config: Config) -> Distiller:
         raise ConfigError(lines)
     assert distiller is not None  # else a line says why
     return distiller
+
+
+def check_cells(configs: Mapping[str, Config]) -> None:
+    """Checks many configs in little time: as :func:`check_config`, but no whole model is built, so no shapes are known.
+
+    Args:
+        configs: by name, "pair/method".
+
+    Raises:
+        ConfigError: with all problems, one line each, and which configs have it.
+    """
+    found: dict[str, list[str]] = {}
+    held: dict[str, Findings] = {}  # by all that a config says beside the model: cells differ by little
+    built: dict[str, list[str]] = {}
+    for name, config in configs.items():
+        findings = Findings(config)
+        key = repr({k: v for k, v in findings.config.items() if k not in ("model", "cell")})
+        if key not in held:
+            _hold(held.setdefault(key, Findings(config)))
+        findings.problems += held[key].problems
+        run = _missing_teacher(held[key].wrong_options, findings)
+        if run is not None and (refusal := run.refusal(findings.config)):
+            findings.problems.append(refusal)
+        parts(findings, run is not None, built)
+        found[name] = findings.lines()
+    if lines := by_name(found):
+        raise ConfigError(lines)
+
+
+def _hold(findings: Findings) -> None:
+    """Holds every key but the model's against what will be built."""
+    for checker in CHECKERS:
+        try:
+            checker(findings)
+        except (TypeError, AttributeError, ValueError, KeyError) as error:  # something of quite another form
+            findings.problems.append(f"config cannot be read: {one_line(error)}")
+
+
+def _missing_teacher(wrong_options: Collection[str], findings: Findings) -> TeacherRun | None:
+    """The run that is to make a missing teacher."""
+    return None if "teacher_run" in wrong_options else missing_teacher(findings.config)
 
 
 def _teacher_run(findings: Findings, run: TeacherRun, distiller: Distiller | None) -> None:

@@ -18,6 +18,7 @@ from .findings import Findings
 SPLITS = ("train", "val", "test")
 _EITHER = ("dataset", "sampler", "num_batch_per_epoch", "in_memory")
 LOADER_KEYS = (*_EITHER, "batch_sampler", "collate_fn", "worker_init_fn")
+_OF_WORKERS = ("persistent_workers", "prefetch_factor", "timeout")
 IN_MEMORY_KEYS = (*_EITHER, "batch_size", "drop_last")
 
 
@@ -85,6 +86,12 @@ def _loader(findings: Findings, where: str) -> None:
         ends = where != "train_dataloader" or by_epoch
         if sampler.get("type") == "InfiniteSampler" and ends:
             findings.problems.append(f"{where}.sampler: InfiniteSampler never ends an epoch; use SeededSampler")
+    if not loader.get("num_workers"):
+        for key in (key for key in _OF_WORKERS if loader.get(key) and not loader.get("in_memory")):
+            findings.problems.append(f"{where}: {key} is for worker processes: set num_workers above 0, or drop it")
+    batches = loader.get("num_batch_per_epoch")
+    if batches is not None and (type(batches) is not int or batches < 1):
+        findings.problems.append(f"{where}: num_batch_per_epoch must be a whole number, 1 or more, not {batches!r}")
     if not {"batch_size", "batch_sampler"} & loader.keys():
         findings.problems.append(f"{where}: 'batch_size' is missing")
 

@@ -11,7 +11,7 @@ from ...distill.edge import SLOTS, parse_edges
 from ...distill.edge_schedule import TIMES
 from ...errors import FBTError, one_line
 from ...models.weightless import on_meta
-from ...registry.registries import FUSIONS, LOSSES
+from ...registry.registries import ARCHITECTURES, FUSIONS, LOSSES
 from ..training_mode import stage_problems
 from .data import described
 from .findings import Findings
@@ -50,6 +50,42 @@ def model(findings: Findings, without_checkpoint: bool) -> Distiller | None:
     except Exception as error:  # a third party's architecture may fail in any way
         findings.problems.append(f"model cannot be built: {one_line(error)}")
     return None
+
+
+def parts(findings: Findings, without_checkpoint: bool, built: dict[str, list[str]]) -> None:
+    """Checks the parts of a model, each by itself.
+
+    Args:
+        findings: to which everything that is wrong with them goes.
+        without_checkpoint: whether the teacher's is not there yet.
+        built: what is wrong with students and teachers that have been built before, by their configs; it grows.
+    """
+    config = findings.config.get("model")
+    if not isinstance(config, Mapping):
+        findings.problems += [f"model: expected a dict, got {config!r}"] if config is not None else []
+        return
+    findings.signature(Distiller, config, "model", extra=("type",))
+    for role in ("student", "teacher"):
+        options = config.get(role)
+        if without_checkpoint and role == "teacher" and isinstance(options, Mapping):
+            options = {key: value for key, value in options.items() if key != "checkpoint"}
+        if options is not None:
+            if (key := f"{role}{options!r}") not in built:
+                built[key] = _wrong_with(role, options)
+            findings.problems += built[key]
+    _parts(findings, config)
+
+
+def _wrong_with(role: str, options: Any) -> list[str]:
+    """What is wrong with a student or a teacher alone."""
+    try:
+        with on_meta():
+            ARCHITECTURES.build(options)
+    except FBTError as error:
+        return [f"model.{role}: {line}" for line in error.lines()]
+    except Exception as error:  # a third party's architecture may fail in any way
+        return [f"model.{role} cannot be built: {one_line(error)}"]
+    return []
 
 
 def _channel_problems(distiller: Distiller) -> list[str]:

@@ -75,7 +75,11 @@ def machine(findings: Findings) -> None:
         findings.problems.append(f"randomness.seed: from 0 to 2**32 - 1, not {seed}")
     findings.signature(DistillRunner.set_randomness, randomness, "randomness", ("self", "seed"), ("seed",))
     distributed = findings.config.get("launcher", "none") != "none"
-    findings.collect("device", resolve_device, findings.config.get("device"), distributed)
+    device = findings.config.get("device")
+    if isinstance(device, str | None):
+        findings.collect("device", resolve_device, device, distributed)
+    else:
+        findings.problems.append(f"device: one of cpu, cuda and cuda:N, not {device!r}")
 
 
 def start(findings: Findings) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from ...console import console, count, describe_device, millions, relative, say, warn
 from ...distill.fusion import BORROWED
 from ..device import slowdown
+from ..optim.schedules import unlike_training
 from ..optim.wrapper import PRECISIONS
 from ..training_run import TrainingRun
 
@@ -57,12 +58,16 @@ def header(runner: TrainingRun) -> None:
             f"rate    {rate:g} is for a total batch of {base:,}; scaled to {rate * runner.rate_scale:g} for "
             f"{runner.total_batch:,} (--cfg-options auto_scale_lr.enable=False keeps it)"
         )
+    for line in unlike_training(runner.cfg.get("param_scheduler"), runner.cfg.train_cfg):
+        say(f"rate    {line}")
     precision = runner.cfg.optim_wrapper.get("precision", "fp32")
     if (slower := slowdown(PRECISIONS[precision], runner.device)) > TOLERABLE:
         warn(
             f"{precision} takes {slower:.0f} times as long as fp32 on this CPU, which has no instructions for it",
             "--cfg-options optim_wrapper.precision=fp32",
         )
+    if (runner.cfg.get("default_hooks") or {}).get("summary", {}) is None:
+        say("summary none: with default_hooks.summary=None the student is neither tested nor written to a file")
     say(f"folder  {relative(runner.work_dir)}")
 
 

@@ -9,6 +9,9 @@ from ...console import say, warn
 from ...distill.edge import TEACHER
 from ..training_run import TrainingRun
 
+NEAR_CHANCE = "THE TEACHER IS NEAR CHANCE"
+"""How the warning begins."""
+
 
 @HOOKS.register_module()
 class TeacherCheckHook(Hook):
@@ -25,7 +28,7 @@ class TeacherCheckHook(Hook):
         chance = 100 / classes
         if top1 < chance + 0.1 * (100 - chance):
             warn(
-                f"THE TEACHER IS NEAR CHANCE: {top1:.1f} % top-1, and guessing gives {chance:.1f} %.",
+                f"{NEAR_CHANCE}: {top1:.1f} % top-1, and guessing gives {chance:.1f} %.",
                 "Whatever it gives will be noise. The usual reasons:",
                 "- an untrained head or no checkpoint: is model.teacher.checkpoint (or pretrained=True) set?",
                 "- another order of the classes than this data set's:",

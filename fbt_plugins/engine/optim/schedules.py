@@ -51,6 +51,43 @@ def in_iterations(schedules: Sequence[Any], max_iters: int, epoch_length: int) -
     return converted
 
 
+_TO_AN_END = ("Cosine", "Poly", "OneCycle")
+"""What names of schedules begin with that are meant to reach their end as the training does."""
+
+
+def unlike_training(schedules: Any, train: Any) -> list[str]:
+    """Schedules that training cuts off, or that it outlasts; a changed ``max_epochs`` alone does not move them.
+
+    Args:
+        schedules: a config's ``param_scheduler``.
+        train: its ``train_cfg``.
+
+    Returns:
+        A line for each, with what to set.
+    """
+    if not isinstance(train, Mapping):
+        return []
+    by_epoch = train.get("by_epoch", True)
+    total, unit = train.get("max_epochs" if by_epoch else "max_iters"), "epoch" if by_epoch else "iteration"
+    lines = []
+    for i, one in enumerate(as_list(schedules)):
+        if not isinstance(one, Mapping) or one.get("by_epoch", True) != by_epoch or not isinstance(total, int):
+            continue
+        begin, kind, place = one.get("begin", 0), str(one.get("type")), f"param_scheduler.{i}"
+        ends = [one.get("end"), begin + one["T_max"] if one.get("T_max") else None, one.get("total_steps")]
+        last = max([end for end in (*ends, *as_list(one.get("milestones"))) if isinstance(end, int)], default=total)
+        if last <= total and not (last < total and kind.startswith(_TO_AN_END)):
+            continue
+        wanted = {"end": total, "T_max": total - begin, "total_steps": total}
+        options = " ".join(f"{place}.{key}={value}" for key, value in wanted.items() if key in one and value > 0)
+        if begin >= total:
+            options = f"an earlier {place}.begin"
+        elif one.get("milestones"):
+            options = f"earlier {place}.milestones"
+        lines.append(f"{place}: {kind} lasts to {unit} {last}, and training to {unit} {total}: set {options}")
+    return lines
+
+
 def scaled(schedule: Any, ratio: float) -> Any:
     """A schedule of a rate that was multiplied by ``ratio``: so is every rate that it names."""
     if not isinstance(schedule, Mapping) or not str(schedule["type"]).endswith("LR"):

@@ -37,7 +37,10 @@ TYPED: list[tuple[list[object], list[str]]] = [
     ),
     (["train", FLAGSHIP, "--seed", "x"], ["argument --seed: invalid int value: 'x' (see python "]),
     (["compare", FLAGSHIP], [f"config {FLAGSHIP}: it is no matrix"]),
-    (["search", FLAGSHIP], ["it has no search=dict(space={...}): there is nothing to choose from"]),
+    (
+        ["search", FLAGSHIP],
+        [f"config {FLAGSHIP}: it has no search=dict(space={{...}}): there is nothing to choose from"],
+    ),
     (
         ["choose", CONFIGS / "fashion_mnist_tuning.py"],
         ["work_dirs/compare/fashion_mnist_tuning: no finished runs; expected is a trials.jsonl"],

@@ -275,6 +275,30 @@ def test_real_runs_and_a_worker_that_is_killed(tmp_path: Path) -> None:
     assert [r["method"] for r in row] == ["t_s", "fbt", "either"] and row[1]["published"]["top1"] == 81.6
 
 
+def test_all_cells_are_checked_before_the_first_runs(compare: Callable, tmp_path: Path) -> None:
+    wrong = """
+methods["typo"] = dict(model=dict(student=dict(name="resmlp_s4_patch4_23")))
+pairs["a_d"] = dict(test_dataloader=dict(dataset=dict(type="ImageFolder", split="test", root="/nowhere")))
+"""
+    (tmp_path / "grid.py").write_text(GRID + wrong)
+    code, out, err = compare("grid.py")
+    assert code == 2 and not calls(tmp_path) and len(err) == 1, out
+    assert err[0].startswith("error: a_b/typo and 2 more: model.student: timm has no model 'resmlp_s4_patch4_23'")
+    code, _, err = compare("grid.py", "--methods", "t_s", "fbt")
+    assert code == 2 and not calls(tmp_path) and len(err) == 1
+    assert err[0].startswith("error: a_d/t_s and 1 more: test_dataloader: ImageFolder: no folder /nowhere/test")
+    code, out, _ = compare("grid.py", "--pairs", "a_b", "--methods", "t_s", "--seeds", "0")
+    assert code == 0 and len(calls(tmp_path)) == 1
+
+
+def test_a_teacher_near_chance_is_told(compare: Callable, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    line = "THE TEACHER IS NEAR CHANCE: 6.4 % top-1, and guessing gives 10.0 %."
+    python.write_text(python.read_text().replace("seed = int(", f"print('\u2502 {line}   \u2502'); seed = int(", 1))
+    _, out, _ = compare("grid.py", "--pairs", "a_b", "--methods", "t_s", "--seeds", "0")
+    assert f"[1/1] a_b/t_s/seed 0: 81.00 %; {line}" in out
+
+
 # ---- rank splices ---------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +313,7 @@ def test_rankings_of_a_comparison(tool: Callable, tmp_path: Path, monkeypatch: p
     assert code == 2 and f"{folder}: no finished runs; expected is a trials.jsonl" in err
     (folder / "trials.jsonl").touch()
     code, _, err = tool("rank_splices", folder)
-    assert code == 2 and "trainings of one pair, not of none" in err
+    assert code == 2 and f"{folder}: it has no finished run; needed are trainings of methods that are splices" in err
     values = [[0.1 * (i + j) for j in range(4)] for i in range(4)]
     names = dict(
         models=["teacher", "student"],

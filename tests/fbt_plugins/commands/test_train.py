@@ -97,6 +97,26 @@ def test_a_missing_teacher_is_refused_with_the_command_that_makes_it(train: Call
     assert train("student.py", "--check")[0] == 0
 
 
+def test_check_looks_whether_data_are_there_and_opens_them_where_it_is_told_to(train: Callable, tmp_path: Path) -> None:
+    nowhere = dict(type="ImageFolder", split="test", root="/nowhere")
+    (tmp_path / "plain.py").write_text(f"{TINY}\nmodel['teacher']['checkpoint'] = None\n")
+    (tmp_path / "none.py").write_text(
+        f"_base_ = 'plain.py'\ntest_dataloader = dict(dataset=dict({nowhere}, _delete_=True))"
+    )
+    code, out, _ = train("plain.py", "--check")
+    assert code == 0 and "plain.py: nothing wrong\ndata     not opened: --check --data does" in out
+    code, out, _ = train("plain.py", "--check", "--data")
+    assert code == 0 and "train    32 images of 32x32, 10 classes, 4 batches" in out and "test     20 images" in out
+    for args in (["--check"], ["--check", "--data"]):
+        code, out, error = train("none.py", *args)
+        assert code == 2 and error.startswith("error: none.py: test_dataloader: ImageFolder: no folder /nowhere/test")
+        assert error.count("\n") == 1 and ("none.py: nothing wrong but that data are missing" in out) == (
+            len(args) == 1
+        )
+    code, _, error = train("plain.py", "--data")
+    assert code == 2 and "--data goes with --check; a run opens all its data before it trains" in error
+
+
 @pytest.mark.slow
 def test_the_whole_flagship(tmp_path: Path) -> None:
     done = subprocess.run([*COMMAND, "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True)

@@ -284,3 +284,24 @@ def test_a_yaml_file_without_keys_is_one_line(text: str, kind: str, tmp_path: Pa
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=f"its contents are {kind}, not keys and values"):
         load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("c.yaml", "a:\n  b: 1\n  c: 2\n  b: 3\n", "the key 'b' is in line 2 and again in line 4; keep one of them"),
+        ("c.yaml", "a: {b: 1, b: 2}\n", "the key 'b' is in line 1 and again in line 1"),
+        ("c.json", '{"a": {"b": 1, "b": 2}}', "a dict has the key 'b' twice; keep one of them"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(file: str, text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(text)
+    (tmp_path / "child.py").write_text(f"_base_ = {file!r}\n")
+    for name in (file, "child.py"):
+        with pytest.raises(ConfigError, match=f"{name}: it or its _base_: {says}"):
+            load_config(tmp_path / name)
+
+
+def test_yaml_may_merge_mappings_that_share_keys(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("one: &one {a: 1, b: 2}\ntwo: {<<: *one, b: 3}\n")
+    assert load_config(tmp_path / "c.yaml").two == dict(a=1, b=3)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from fbt_plugins.config.loading import load_config
 from fbt_plugins.data import InMemoryDataset
-from fbt_plugins.engine.check import check_config
+from fbt_plugins.engine.check import check_cells, check_config
 from fbt_plugins.engine.loaders import open_splits
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError
@@ -184,6 +184,42 @@ SEVERAL: list[dict[str, tuple[Any, str]]] = [
     {"model": (3, "model: expected a dict, got 3"), "train_cfg": (3, "train_cfg: expected a dict, got 3")},
     {"train_dataloader": (3, "train_dataloader: expected a dict, got 3")},
     {"optim_wrapper.optimizer.lr": (-1, "optim_wrapper.optimizer: Invalid learning rate: -1")},  # when it is built
+    {
+        "train_dataloader.num_batch_per_epoch": (
+            0,
+            "train_dataloader: num_batch_per_epoch must be a whole number, 1 or",
+        ),
+        "val_dataloader.num_batch_per_epoch": (
+            8,
+            "val_dataloader: num_batch_per_epoch asks for 2,000 images, and the data have 1,000: lower it, or drop it",
+        ),
+    },
+    {
+        "optim_wrapper.clip_grad.max_norm": (-1, "optim_wrapper.clip_grad: max_norm must be above 0, not -1"),
+        "train_dataloader.persistent_workers": (True, "train_dataloader: persistent_workers is for worker processes"),
+        "val_dataloader.timeout": (5, "val_dataloader: timeout is for worker processes: set num_workers above 0"),
+        "device": ([0, 1], "device: one of cpu, cuda and cuda:N, not [0, 1]"),
+        "param_scheduler": (
+            [dict(type="MultiStepLR", milestones=[0.5, 0.75])],
+            "param_scheduler.0: milestones must be whole numbers, not [0.5, 0.75]",
+        ),
+    },
+    {
+        "param_scheduler": (
+            [dict(type="ReduceOnPlateauLR", monitor="student_acc")],
+            "param_scheduler.0: monitor 'student_acc' is no metric of the validation; did you mean 'student_top",
+        )
+    },
+    {  # which mmengine divides by, in the second iteration
+        "param_scheduler.0.start_factor": (0, "param_scheduler: ZeroDivisionError"),
+    },
+    {"optim_wrapper.type": ("ApexOptimWrapper", "optim_wrapper: AssertionError: Apex is not installed")},
+    {
+        "train_cfg": (
+            dict(by_epoch=False, max_iters=9, max_epochs=3),
+            "train_cfg: max_epochs does not go with by_epoch=False; where it is inherited, rep",
+        )
+    },
     {"resume": ("gone.pth", "resume: 'gone.pth': no such file")},
     {"resume": (True, "--resume: no checkpoint in unused")},
 ]
@@ -307,3 +343,27 @@ def test_a_last_batch_that_is_too_small_for_a_loss_is_counted(tmp_path: Path) ->
         open_splits(config, distiller)
     config.train_dataloader.dataset.count = 18
     open_splits(config, distiller)
+
+
+# ---- many configs ---------------------------------------------------------------------------------------------------
+
+
+def test_the_cells_of_a_matrix_are_checked_by_name(tmp_path: Path) -> None:
+    cells = {
+        "a/fbt": builder(tmp_path)(),
+        "a/kd": builder(tmp_path)(**{"model.logit_loss.type": "KDLos"}),
+        "b/fbt": builder(tmp_path)(**{"model.student.name": "resmlp_s4_patch4_23"}),
+        "b/kd": builder(tmp_path)(
+            **{"model.student.name": "resmlp_s4_patch4_23", "optim_wrapper.optimizer.lr": "fast"}
+        ),
+        "c/kd": builder(tmp_path)(**{"model.teacher.checkpoint": "gone.pth"}),
+    }
+    with pytest.raises(ConfigError) as caught:
+        check_cells(cells)
+    where = f"{tmp_path / 'tiny.py'}: "
+    assert [line.partition("; ")[0] for line in caught.value.problems] == [
+        f"a/kd: {where}model.logit_loss: 'KDLos' is not a registered loss",
+        f"b/fbt and 1 more: {where}model.student: timm has no model 'resmlp_s4_patch4_23'",
+        f"b/kd: {where}optim_wrapper.optimizer: lr must be a number, not 'fast'",
+        f"c/kd: {where}model.teacher: checkpoint 'gone.pth': no such file",
+    ]

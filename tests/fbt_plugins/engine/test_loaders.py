@@ -16,7 +16,15 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 from fbt_plugins.data import InMemoryDataset, SeededSampler
 from fbt_plugins.engine.hooks import summary
-from fbt_plugins.engine.loaders import build_loader, loader_problems, open_all, open_splits, sampler_of
+from fbt_plugins.engine.loaders import (
+    SPLITS,
+    build_loader,
+    loader_problems,
+    missing_data,
+    open_all,
+    open_splits,
+    sampler_of,
+)
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError, FBTError
 from fbt_plugins.files import is_finished
@@ -30,9 +38,9 @@ def test_a_missing_split_stops_a_run_before_its_model_is_built(tmp_path: Path, m
     with pytest.raises(FBTError, match="no folder /nowhere/test"):
         DistillRunner.from_cfg(config)
     with pytest.raises(ConfigError, match=r"tiny.py: test_dataloader: ImageFolder: no folder /nowhere/test"):
-        open_all([builder(tmp_path)(), config])
-    with pytest.raises(ConfigError, match=r"^test_dataloader: ImageFolder: no folder /nowhere/test"):
-        open_all([config.to_dict(), config.to_dict()])  # as a matrix's cells are
+        open_all({"": builder(tmp_path)(), "one": config})
+    with pytest.raises(ConfigError, match=r"^a/fbt and 1 more: test_dataloader: ImageFolder: no folder /nowhere/test"):
+        open_all({"a/fbt": config.to_dict(), "a/kd": config.to_dict()})  # as a matrix's cells are
 
 
 def test_what_is_opened_is_said_and_everything_wrong_at_once(tmp_path: Path) -> None:
@@ -136,3 +144,31 @@ def test_a_sampler_is_found_behind_one_of_batches(monkeypatch: pytest.MonkeyPatc
     assert sampler_of(build_loader(options, 1, "cpu")).name == "DefaultSampler"
     inner = SequentialSampler(range(9))
     assert sampler_of(SimpleNamespace(batch_sampler=BatchSampler(inner, 2, True), sampler=None)) is inner
+
+
+def test_more_batches_than_there_are_images_are_refused_by_counting(tmp_path: Path) -> None:
+    """mmengine's slice of a data set counts images that are not there."""
+    few = {"train_dataloader.dataset": dict(type="FashionMNISTMini", split="val"), "train_dataloader.batch_size": 500}
+    config = builder(tmp_path)(**few, **{"train_dataloader.num_batch_per_epoch": 3})
+    line = "train_dataloader: num_batch_per_epoch asks for 1,500 images, and the data have 1,000: lower it, or drop it"
+    for look in (open_splits, DistillRunner.from_cfg):
+        with pytest.raises(ConfigError, match=line):
+            look(config)
+    config.train_dataloader.num_batch_per_epoch = 2
+    assert open_splits(config)[0].startswith("train    1,000 images")
+
+
+def test_missing_data_are_known_without_opening_them(tmp_path: Path) -> None:
+    def missing(**dataset: object) -> list[str]:
+        return missing_data({f"{split}_dataloader": dict(dataset=dict(dataset, split=split)) for split in SPLITS})
+
+    for folder in ("train/cat", "val"):
+        (tmp_path / folder).mkdir(parents=True)
+    val, test = missing(type="ImageFolder", root=str(tmp_path), transforms=[])
+    assert val.startswith(f"val_dataloader: ImageFolder: {tmp_path}/val has no class folder")
+    assert test.startswith(f"test_dataloader: ImageFolder: no folder {tmp_path}/test")
+    for name, file in (("FashionMNIST", "t10k-images-idx3-ubyte.gz"), ("CIFAR10", "data_batch_1")):
+        lines = missing(type=name, root=str(tmp_path))
+        assert len(lines) == 3 and file in lines[2] and "test_dataloader.dataset.download=True" in lines[2]
+        assert missing(type=name, root=str(tmp_path), download=True) == []
+    assert missing(type="FashionMNISTMini") == missing(type="NoSuch") == missing_data({}) == []

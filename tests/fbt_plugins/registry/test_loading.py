@@ -78,6 +78,11 @@ FAULTS = {
     "exit": ("raise SystemExit(3)", "SystemExit: 3", "pip uninstall fbt-bad; FBT_DEBUG=1 shows the traceback"),
     "no Python": ("def f(:", "SyntaxError", "pip uninstall fbt-bad"),
     "raises in its hook": (HALF, "RuntimeError: out of ideas", "pip uninstall fbt-bad"),
+    "a wrong value in its hook": (
+        HALF.replace("RuntimeError", "ValueError"),
+        "ValueError: out of ideas (",  # a type and a place, whatever was raised
+        "pip uninstall fbt-bad",
+    ),
     "no hook": ("x = 1", "no hook: define fbt_register(registries)", "pip uninstall fbt-bad"),
     "misspelt hook": (
         GOOD.replace("fbt_register(", "fbt_registr("),
@@ -120,6 +125,7 @@ def test_a_failing_plugin_hurts_nobody_else(isolated: Load, source: str, reason:
     line = str(failure)
     assert line.startswith("plugin 'bad' (fbt-bad 1.2) failed to load: ") and "\n" not in line
     assert reason in failure.error and remedy in failure.remedy
+    assert ("plugin_bad.py, line 7)" in failure.error) == ("out of ideas" in reason)
     with pytest.raises(UnknownNameError) as missed:
         plugins.registries.losses.get("Missing")
     assert line in str(missed.value)

@@ -239,3 +239,8 @@ def test_names_are_no_formulas(tmp_path: Path) -> None:
     controls = {name: name, "scratch": "$\\frac{"}
     assert len(write_report(tmp_path, compare("grid", trials, order, [], controls), "command")) == 3
     assert "<b>" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_of_nothing_has_whole_sentences() -> None:
+    text = markdown(compare("grid", [], ORDER, ["a_b/kd/seed 0"], CONTROLS), "fbt compare grid.py")
+    assert "in percent on the final split" in text and "Not finished (1)" in text

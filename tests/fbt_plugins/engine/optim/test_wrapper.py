@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.check import check_config
 from fbt_plugins.engine.hooks.checkpoint_identity import refuse_another
 from fbt_plugins.engine.optim.param_groups import MergedGroupConstructor
-from fbt_plugins.engine.optim.schedules import in_iterations, scaled
+from fbt_plugins.engine.optim.schedules import in_iterations, scaled, unlike_training
 from fbt_plugins.engine.optim.wrapper import MOST_SKIPPED, AlwaysOverflows, AutocastOptimWrapper
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import ConfigError, FBTError
@@ -347,3 +348,49 @@ def test_data_that_make_no_batch_are_counted(config: Build) -> None:
         DistillRunner.from_cfg(settings)
     settings.train_dataloader.drop_last = False
     check_config(settings)
+
+
+TWELVE = [dict(type="LinearLR", end=1), dict(type="CosineAnnealingLR", begin=1, T_max=11, end=12)]
+
+
+@pytest.mark.parametrize(
+    ("schedules", "train", "found"),
+    [
+        (TWELVE, dict(max_epochs=12), []),
+        (TWELVE[:1], dict(max_epochs=12), []),  # a warm-up, then a constant rate
+        (dict(type="MultiStepLR", milestones=[3, 6]), dict(max_epochs=9), []),
+        (dict(type="ConstantLR", by_epoch=False, end=500), dict(max_epochs=9), []),  # of another unit
+        (None, dict(max_epochs=9), []),
+        (
+            TWELVE,
+            dict(max_epochs=3),
+            ["1: CosineAnnealingLR lasts to epoch 12, and training to epoch 3: set 1.T_max=2"],
+        ),
+        (TWELVE, dict(max_epochs=20), ["1: CosineAnnealingLR lasts to epoch 12, and training to epoch 20"]),
+        (
+            TWELVE,
+            dict(max_epochs=1),
+            ["1: CosineAnnealingLR lasts to epoch 12, and training to epoch 1: set an earlier"],
+        ),
+        (dict(type="MultiStepLR", milestones=[3, 6]), dict(max_epochs=4), ["0: MultiStepLR lasts to epoch 6"]),
+        (
+            dict(type="CosineAnnealingLR", by_epoch=False, T_max=100),
+            dict(by_epoch=False, max_iters=60),
+            ["0: CosineAnnealingLR lasts to iteration 100, and training to iteration 60: set 0.T_max=60"],
+        ),
+    ],
+)
+def test_schedules_of_another_length_than_the_training_are_told(schedules: Any, train: dict, found: list[str]) -> None:
+    lines = unlike_training(schedules, train)
+    assert len(lines) == len(found)
+    for line, start in zip(lines, found, strict=True):
+        assert line.replace("end=3 param_scheduler.1.", "").replace("param_scheduler.", "").startswith(start), line
+
+
+def test_a_run_says_that_its_schedule_is_of_another_length(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    one = {"train_cfg.max_epochs": 1, "default_hooks.summary": None}
+    runner = run(config("short", **one, **{"train_dataloader.num_batch_per_epoch": 1}))
+    shown = capsys.readouterr().out
+    assert "rate    param_scheduler.0: CosineAnnealingLR lasts to epoch 3, and training to epoch 1: set" in shown
+    assert "summary none: with default_hooks.summary=None the student is neither tested nor written to a file" in shown
+    assert not (Path(runner.work_dir) / "student.safetensors").exists()
