@@ -16,6 +16,7 @@ from .knowledge import Knowledge
 from .net_part import Unowned
 from .proof import SplitProof, prove
 from .weightless import meta_copy, whole_copy
+from .writes import Writes, find_writes
 
 LAYOUTS = ("NCHW", "NHWC", "NLC")
 
@@ -134,6 +135,7 @@ class StagedModel(nn.Module):
         self.mean, self.std = self._per_channel("mean", mean), self._per_channel("std", std)
         self.arguments, self.way = dict(arguments or {}), way
         self._shapes: dict[tuple[int, int], _Shapes] = {}
+        self._writes: Writes | None = None
 
     def _per_channel(self, what: str, values: float | Sequence[float]) -> tuple[float, ...]:
         each = (values,) if isinstance(values, int | float) else tuple(values)
@@ -173,19 +175,37 @@ class StagedModel(nn.Module):
             images: (N, C, H, W), normalised.
             needs: numbers (from 1) of the stages whose outputs are kept.
         """
-        kept, last = set(needs), len(self.stages)
-        outputs = self.stage_outputs(images, {*kept, last})
-        known = self.head(outputs[last])
-        return Knowledge(known.features, known.logits, {i: outputs[i] for i in sorted(kept)}, known.extra)
+        x, outputs = self._run(images, set(needs), len(self.stages))
+        known = self.head(x)
+        return Knowledge(known.features, known.logits, outputs, known.extra)
 
     def stage_outputs(self, images: Tensor, needs: Iterable[int]) -> dict[int, Tensor]:
         """Outputs of the stages in ``needs`` (from 1); no stage behind the last of them is run."""
-        wanted, x, outputs = set(needs), images, {}
-        for number, stage in zip(range(1, max(wanted, default=0) + 1), self.stages, strict=False):
+        wanted = set(needs)
+        last = max(wanted, default=0)
+        x, outputs = self._run(images, wanted - {last}, last)
+        return {**outputs, last: x} if wanted else outputs
+
+    def _run(self, images: Tensor, wanted: set[int], last: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """The output of the last of some stages, and those of the wanted ones, as what comes behind finds them."""
+        x, outputs = images, {}
+        copied = self.writes.outputs if wanted else ()
+        for number, stage in zip(range(1, last + 1), self.stages, strict=False):
             x = stage(x)
             if number in wanted:
-                outputs[number] = x
-        return outputs
+                outputs[number] = x.clone() if number in copied else x
+        return x, outputs
+
+    @property
+    def writes(self) -> Writes:
+        """What it overwrites while it runs; found out when this is first asked for."""
+        return self._writes or self._find_writes()
+
+    @torch.compiler.disable
+    def _find_writes(self) -> Writes:
+        self.specs_at(size := next(iter(self._shapes), self.image_size))
+        self._writes = find_writes(meta_copy(self, self._shapes), size)
+        return self._writes
 
     @property
     def specs(self) -> list[StageSpec]:
