@@ -152,9 +152,7 @@ class FusionModel(nn.Module):
         self.copies = nn.ModuleDict()
         if tail == COPIED:
             self._copy(steps)
-        self.statistics = nn.ModuleDict(
-            {step.statistics: self._second(step) for step in steps if step.statistics}
-        )
+        self.statistics = nn.ModuleDict({step.statistics: self._second(step) for step in steps if step.statistics})
         runs = [{id(part): part for part in self.parts(i)} for i in range(len(self.splices))]
         everything = {key: part for parts in runs for key, part in parts.items()}
         # What each splice leaves out.

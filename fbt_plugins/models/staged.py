@@ -14,7 +14,7 @@ from ..errors import FBTError, PartError, nearest
 from .census import FAMILIES, of_model, of_stages, take_census
 from .knowledge import Knowledge
 from .net_part import Unowned
-from .proof import SplitProof, prove
+from .proof import CLASSIFIER, SplitProof, prove
 from .weightless import meta_copy, whole_copy
 from .writes import Writes, find_writes
 
@@ -90,6 +90,8 @@ class StagedModel(nn.Module):
         input_size: what images are resized to before this model sees them, as ``image_size``; None leaves them alone.
         name: what messages and files call the model.
         arguments: what the model was built with, so that a file can say it.
+        feature: what the head's features are: "classifier", the input of the last linear layer, to which a proof holds
+            them; any other word says that they are something else on purpose.
         way: how it was cut, "declared", "traced" or "made by hand"; for people to read.
     """
 
@@ -112,6 +114,7 @@ class StagedModel(nn.Module):
         input_size: int | Sequence[int] | None = None,
         name: str = "",
         arguments: dict[str, Any] | None = None,
+        feature: str = CLASSIFIER,
         way: str = "made by hand",
     ) -> None:
         super().__init__()
@@ -133,7 +136,7 @@ class StagedModel(nn.Module):
         self.image_size = self.input_size or pixels(image_size)
         self.in_chans = in_chans
         self.mean, self.std = self._per_channel("mean", mean), self._per_channel("std", std)
-        self.arguments, self.way = dict(arguments or {}), way
+        self.arguments, self.feature, self.way = dict(arguments or {}), feature, way
         self._shapes: dict[tuple[int, int], _Shapes] = {}
         self._writes: Writes | None = None
 
@@ -338,7 +341,11 @@ class StagedModel(nn.Module):
             raise PartError(self.name, f"has a prefix of shape {tuple(self._prefix.shape)}, not {wanted}")
 
     def verify(self, image_size: int | tuple[int, int] | None = None, seed: int = 0) -> SplitProof:
-        """Proves on a perturbed copy that stages and head are the model: outputs, gradients, parameters, buffers.
+        """Proves on perturbed copies that stages and head are the model, and that what it tells of them is so.
+
+        The network is compared with itself; then outputs, gradients and buffers with those of stages and head, in eval
+        mode, in two steps of training and in eval mode again; each stage's output with what is kept of it; features
+        with the input of the last linear layer; and the order of tokens with what a changed patch changes.
 
         Args:
             image_size: pixels, one number for a square; None is the model's own size.

@@ -1,0 +1,101 @@
+"""Whether tokens stand where a StageSpec says: one patch of an image is changed, and one token must change most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .weightless import whole_copy
+
+_PROBES = 8
+_ENOUGH = 0.75
+"""Of the probes must be found in their place; by chance it is one in as many as there are tokens."""
+
+_SCALES = (1.0, 0.3, 0.1)
+"""What weights are multiplied by. With small ones blocks add little to what passes through a network, so that a token
+is that of its own patch even where trained attention has mixed all of them."""
+
+
+def probe_tokens(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) -> tuple[int, str]:
+    """Probes the order of the tokens of a model's stages.
+
+    Args:
+        model: a StagedModel; a copy of it is run.
+        specs: of its stages, for that image size.
+        image_size: (height, width) in pixels.
+
+    Returns:
+        How many stages were probed, and what is wrong with the first that is wrong, or "". Maps are not probed, nor
+        tokens that are said to have an order nobody knows.
+    """
+    rows = {i: s for i, s in enumerate(specs, 1) if s.layout == "NLC" and (s.raster or s.order is not None)}
+    rows = {i: s for i, s in rows.items() if s.grid[0] * s.grid[1] > 1}
+    if not rows:
+        return 0, ""
+    images, cells = _probes(model, image_size, max((s.grid for s in rows.values()), key=lambda g: g[0] * g[1]))
+    model, open_rows, found = whole_copy(model).eval(), dict(rows), {}
+    own = [p.detach().clone() for p in model.parameters()]
+    for scale in _SCALES:
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), own, strict=True):
+                if value.ndim > 1:
+                    parameter.copy_(scale * value)
+            outputs = model.stage_outputs(images.to(own[0] if own else images), tuple(open_rows))
+        for i, spec in list(open_rows.items()):
+            landed, expected = _landed(outputs[i], spec), _places(cells, spec.grid)
+            if (landed == expected).float().mean() >= _ENOUGH:
+                del open_rows[i]
+            else:
+                found[i] = landed, expected
+    if not open_rows:
+        return len(rows), ""
+    i, spec = next(iter(open_rows.items()))
+    return len(rows), _problem(i, spec, *found[i])
+
+
+def _probes(model: Any, image_size: tuple[int, int], grid: tuple[int, int]) -> tuple[Tensor, list[tuple[float, float]]]:
+    """An image, and copies of it with one patch changed; and where those patches are, as fractions of its sides."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(model.in_chans, *image_size, generator=generator)
+    (h, w), (height, width) = grid, image_size
+    images, cells = [image], []
+    for cell in torch.randperm(h * w, generator=generator)[:_PROBES].tolist():
+        row, column = divmod(cell, w)
+        changed = image.clone()
+        patch = changed[:, row * height // h : (row + 1) * height // h, column * width // w : (column + 1) * width // w]
+        patch.copy_(torch.randn(patch.shape, generator=generator))
+        images.append(changed)
+        cells.append(((row + 0.5) / h, (column + 0.5) / w))
+    return torch.stack(images), cells
+
+
+def _landed(tokens: Tensor, spec: Any) -> Tensor:
+    """(probes,), the position on the grid that each changed patch has changed most."""
+    change = (tokens[1:] - tokens[:1])[:, spec.prefix_tokens :].double()
+    if spec.order is not None:
+        change = change[:, spec.order]
+    change = change - change.mean(1, keepdim=True)  # what uniform attention tells all tokens alike
+    return change.norm(dim=2).nan_to_num().argmax(1).cpu()
+
+
+def _places(cells: Sequence[tuple[float, float]], grid: tuple[int, int]) -> Tensor:
+    """(probes,), the position that each patch has on a grid."""
+    return torch.tensor([int(y * grid[0]) * grid[1] + int(x * grid[1]) for y, x in cells])
+
+
+def _problem(number: int, spec: Any, landed: Tensor, expected: Tensor) -> str:
+    h, w = spec.grid
+    given = "in the order given" if spec.order is not None else "row by row"
+    prefix = f" behind {spec.prefix_tokens} prefix tokens" if spec.prefix_tokens else ""
+    claim = f"stage {number} is said to give the tokens of a {h}x{w} grid {given}{prefix}"
+    if len(landed.unique()) < _ENOUGH * len(expected.unique()):
+        what = "whatever patch of an image is changed, the same tokens change most, as merged tokens do"
+        return f"{claim}, but {what}; cut before they are merged, or set raster=False: no map is made of them"
+    wrong = int((landed != expected).nonzero()[0])
+    row, column = divmod(int(expected[wrong]), w)
+    numbers = f"token {int(landed[wrong]) + 1} of the grid and not {int(expected[wrong]) + 1}"
+    what = f"the patch of row {row + 1} and column {column + 1} is {numbers}"
+    return f"{claim}, but {what}; say with order= which token stands where, or set raster=False: no map is made of them"
