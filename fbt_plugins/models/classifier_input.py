@@ -40,7 +40,7 @@ def features_problem(head: nn.Module, x: Tensor) -> tuple[bool, str]:
     if not rows or not rows[0]:
         return False, ""
     means = [[sum(several) / n for several in zip(*rows[:n], strict=False)] for n in range(2, len(rows) + 1)]
-    candidates = [tensor for row in (rows[0], *means) for tensor in row]
+    candidates = [tensor for row in (*rows, *means) for tensor in row]
     found = known.features
     fitting = [c for c in candidates if c.shape == found.shape and _close(found, c)]
     if not fitting:

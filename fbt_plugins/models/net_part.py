@@ -58,7 +58,7 @@ class NetPart(nn.Module):
                 self.register_buffer(path.replace(".", "_"), module._buffers[name], persistent)
 
     def direct_buffers(self) -> dict[str, tuple[nn.Module, str]]:
-        """The buffers among its tensors by their names here: the module of the network that has each, its name there."""
+        """The buffers among its tensors, by name: the module of the network that has each, and its name there."""
         found = {}
         for path in self._tensors:
             owner, _, name = path.rpartition(".")

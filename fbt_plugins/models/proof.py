@@ -178,7 +178,7 @@ def _training(left: Split, run_left: Run, right: Split, run_right: Run, image_si
     """Compares two models that take the same steps, then their logits in eval mode; the number of gradients."""
     draw, gradients, counted = _images(left, image_size, seed + 1), 0, [_plain_state(left.net)]
     for step in range(1, _STEPS + 1):
-        images = next(draw)(4)
+        images = next(draw)(4 if step == 1 else 2)
         expected, found = (_train_step(m, run, images, seed) for m, run in ((left, run_left), (right, run_right)))
         when = "in train mode" if step == 1 else f"in step {step} of training"
         for name, tensor in expected.items():

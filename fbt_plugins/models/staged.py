@@ -80,7 +80,8 @@ class StagedModel(nn.Module):
         head: maps the last stage's output to :class:`Knowledge`.
         layout: layout of the stages' outputs, one for all or one each.
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
-        raster: whether tokens come row by row (see :class:`StageSpec`).
+        raster: whether tokens come row by row (see :class:`StageSpec`); None was read off their number, so that a proof
+            must find them there.
         order: (net, grid) -> which token stands at each position of such a grid, for tokens that don't.
         image_size: (height, width) of the images in pixels that ``specs`` speaks of; one number for a square.
         prefix_tokens: prefix tokens in the stages' outputs, one number for all or one each.
@@ -103,7 +104,7 @@ class StagedModel(nn.Module):
         *,
         layout: str | Sequence[str] = "NCHW",
         family: str | None = None,
-        raster: bool = True,
+        raster: bool | None = True,
         order: Callable[[nn.Module, tuple[int, int]], Tensor] | None = None,
         image_size: int | Sequence[int] = (224, 224),
         prefix_tokens: int | Sequence[int] = 0,
@@ -130,7 +131,8 @@ class StagedModel(nn.Module):
         self._prefix = None if prefix is None else prefix.detach().clone()
         if family not in (None, *FAMILIES):
             raise ValueError(f"family {family!r}{nearest(family, FAMILIES)}")
-        self._family, self._raster, self._order = family, raster, order
+        self._family, self._raster, self._order = family, raster is not False, order
+        self.guessed = raster is None
         self.name = name or type(net).__name__
         self.input_size = None if input_size is None else pixels(input_size)
         self.image_size = self.input_size or pixels(image_size)

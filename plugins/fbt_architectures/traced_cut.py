@@ -48,6 +48,7 @@ def cut_by_trace(
         classifiers = classifiers_of(net, image)
         code, cuts, reached = _cut(net, stages, classifiers, image)
         shapes = [_shape(cut.name, cut.shape, layout, i, image, net) for i, cut in enumerate(cuts)]
+        _not_guessed(shapes, cuts, getattr(net, "num_prefix_tokens", 0))
     except TraceError as error:
         raise ConfigError(f"{name}: {error}") from error
     reached[-1] = (reached[-1][0], reached[-1][1] | _left(net, reached))
@@ -134,6 +135,18 @@ def _shape(
             "set layout to 'NCHW' or 'NHWC' if it is a map, or cut elsewhere with stages=[...]"
         )
     return shape
+
+
+def _not_guessed(shapes: Sequence[Shape], cuts: Sequence[Crossing], known: object) -> None:
+    """One stage's number of tokens alone says nothing of prefix tokens: another stage, or the network, has as many."""
+    numbers = [shape.prefix_tokens for shape in shapes if shape.layout == "NLC"]
+    for shape, cut in zip(shapes, cuts, strict=True):
+        if shape.layout == "NLC" and shape.prefix_tokens not in (0, known) and numbers.count(shape.prefix_tokens) < 2:
+            (h, w), more = shape.grid, shape.prefix_tokens
+            raise TraceError(
+                f"behind {cut.name!r} {h * w + more} tokens cross, and no other stage has {more} besides a grid: that "
+                f"they are {h}x{w} and {more} would be a guess; cut where tokens still stand on their grid"
+            )
 
 
 def _left(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> set[str]:
