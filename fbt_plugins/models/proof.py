@@ -190,7 +190,7 @@ def _training(left: Split, run_left: Run, right: Split, run_right: Run, image_si
     for name, value in twice.items():
         if once.get(name) != value != stages.get(name):
             what = f"{name} of the network changes with each step of training ({once.get(name)}, then {value})"
-            reason = f"with stages and head it stays {stages.get(name)}: keep it in a buffer of a layer"
+            reason = f"with stages and head it stays {stages.get(name, 'unset')}: keep it in a buffer of a layer"
             raise SplitError(f"{left.name}: {what}; {reason}, since a cut takes no part in what Python remembers")
     left.train(False), right.train(False)
     images = next(draw)(2)

@@ -51,7 +51,8 @@ def build_module(
         mean, std: input normalisation; by default none.
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
         layout: of the stages' outputs; None reads it off their sizes ("NCHW" with ``head``).
-        prefix_tokens: tokens before the grid's, with ``head`` and layout "NLC"; a trace reads them off the sizes.
+        prefix_tokens: tokens before the grid's, with ``head`` and layout "NLC"; a trace reads them off the sizes, and
+            needs this where one stage alone has them.
         raster: whether tokens come row by row; None takes it that they do, and the proof must find them there. False
             makes no map of them.
         order: "package.module:function"; a function of yours of the network and a grid (h, w) that gives, as a tensor
@@ -76,7 +77,7 @@ def build_module(
         arguments={} if num_classes is None else {"num_classes": num_classes, **arguments},
     )
     if head is None:
-        model = cut_by_trace(net, stages, layout=layout, **about)
+        model = cut_by_trace(net, stages, layout=layout, prefix_tokens=prefix_tokens, **about)
     elif stages is None or isinstance(stages, int):
         raise ConfigError(f"{path}: head= comes with stages=[...] that name all that runs in each of them")
     else:
