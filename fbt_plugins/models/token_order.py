@@ -111,10 +111,11 @@ def _problem(number: int, spec: Any, landed: Tensor, expected: Tensor) -> str:
     prefix = f" behind {spec.prefix_tokens} prefix tokens" if spec.prefix_tokens else ""
     claim = f"stage {number} is said to give the tokens of a {h}x{w} grid {given}{prefix}"
     if not _apart(landed, expected):
-        what = "whatever patch of an image is changed, the same tokens change most, as merged tokens do"
-        return f"{claim}, but {what}; cut before they are merged, or set raster=False: no map is made of them"
-    wrong = int((landed != expected).nonzero()[0])
-    row, column = divmod(int(expected[wrong]), w)
-    numbers = f"token {int(landed[wrong]) + 1} of the grid and not {int(expected[wrong]) + 1}"
-    what = f"the patch of row {row + 1} and column {column + 1} is {numbers}"
-    return f"{claim}, but {what}; say with order= which token stands where, or set raster=False: no map is made of them"
+        what = "whatever patch of an image is changed, the same tokens change most"
+    else:
+        wrong = int((landed != expected).nonzero()[0])
+        row, column = divmod(int(expected[wrong]), w)
+        numbers = f"token {int(landed[wrong]) + 1} of the grid and not {int(expected[wrong]) + 1}"
+        what = f"the patch of row {row + 1} and column {column + 1} is {numbers}"
+    mend = "cut before tokens are merged or moved, say with order= which stands where, or set raster=False"
+    return f"{claim}, but {what}; {mend}: no map is made of them then"

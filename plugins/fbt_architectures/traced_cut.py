@@ -145,7 +145,7 @@ def _not_guessed(shapes: Sequence[Shape], cuts: Sequence[Crossing], known: Set[A
     for shape, cut in zip(shapes, cuts, strict=True):
         if shape.layout == "NLC" and shape.prefix_tokens not in known and numbers.count(shape.prefix_tokens) < 2:
             (h, w), more = shape.grid, shape.prefix_tokens
-            what = f"behind {cut.name!r} {h * w + more} tokens cross; that they are {h}x{w} and {more} before them would be"
+            what = f"behind {cut.name!r} {h * w + more} tokens cross; that they are {h}x{w} and {more} more would be"
             why = f"a guess, for no other stage has {more}"
             raise TraceError(f"{what} {why}; set prefix_tokens={more} if it is so, or cut where tokens stand on a grid")
 
