@@ -345,7 +345,7 @@ def test_merged_tokens_are_no_grid(tokens: Callable[..., StagedModel]) -> None:
     with pytest.raises(
         ConfigError, match=r"behind 'blocks.3' 8 tokens cross; that they are 2x2 and 4 more would be a guess"
     ):
-        tokens(merged=True, stages=["blocks.0", "blocks.3"], verify=False)
+        tokens(merged=True, stages=["blocks.0", "blocks.3"], prefix_tokens=1, verify=False)
 
 
 # ---- statistics and tied weights ------------------------------------------------------------------------------------
