@@ -92,6 +92,10 @@ def inspect(args: Any) -> None:
             f"proof: stages and head are the model bit for bit: outputs in eval (batches of {batches}) and train mode, "
             f"{proof.gradients} gradients, {proof.buffers} buffers; each of {proof.parameters} parameters in one part"
         )
+        also = [f"{proof.steps} steps of training", f"what is kept of {proof.stages} stages"]
+        also += ["features are what the last linear layer is given"] if proof.features else []
+        also += [f"tokens of {proof.tokens} stages stand where they are said to"] if proof.tokens else []
+        print(f"also: {', '.join(also)}")
     found = {"model": model.name, "family": model.family, "way": model.way, "image_size": size, "parts": rows}
     found["proof"] = proof and vars(proof)
     if args.against or args.against_type:

@@ -333,6 +333,8 @@ class Distiller(BaseModel):
             for _, fusion, number in self._spliced(wanted, splices):
                 role, last = start_of(fusion, number)
                 needs.setdefault(role, set()).add(last)
+            for role in needs:
+                _ = self.models[role].writes  # found out now: a compiled graph would stop for it
             self._needed[key] = needs
         return self._needed[key]
 

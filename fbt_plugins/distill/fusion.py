@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ConfigError, described, one_line, short
 from ..models.knowledge import Knowledge
-from ..models.net_part import Unowned
+from ..models.net_part import NetPart, Unowned
 from ..models.staged import StagedModel, StageSpec, partial_copy
 from ..models.weightless import Shortened, meta_copy
+from ..models.writes import places_of_buffers
 from ..registry.registries import ARCHITECTURES, FUSIONS
 from .blame import blaming
 from .splice import Junction, Piece, Splice
@@ -106,8 +106,9 @@ def junction_problem(
 class FusionModel(nn.Module):
     """Stages of one model, a junction, stages and head of another (FBT, section "Adaptive knowledge fusion").
 
-    It owns the junctions, and BatchNorm statistics for stages and head of the student that it runs a second time, so
-    that the student's own statistics see the student's own activations only. All else it holds by reference, unless its
+    It owns the junctions, and running statistics (BatchNorm's, and whatever else training changes in place of a
+    gradient) for stages and head of the student that it runs a second time, so that the student's own see the student's
+    own activations only. All else it holds by reference, unless its
     tail is copied: then all that stands behind a junction is its own too, and trained.
 
     With several splices, each training step runs one of them (the random paths of FCFD, arXiv 2304.11832). Where
@@ -151,9 +152,7 @@ class FusionModel(nn.Module):
         self.copies = nn.ModuleDict()
         if tail == COPIED:
             self._copy(steps)
-        self.statistics = nn.ModuleDict(
-            {step.statistics: _Statistics(self._part(step)) for step in steps if step.statistics}
-        )
+        self.statistics = nn.ModuleDict({step.statistics: self._second(step) for step in steps if step.statistics})
         runs = [{id(part): part for part in self.parts(i)} for i in range(len(self.splices))]
         everything = {key: part for parts in runs for key, part in parts.items()}
         # What each splice leaves out.
@@ -250,7 +249,7 @@ class FusionModel(nn.Module):
         """
         x: Any = with_idle(activations, self._idle.value[number])
         for junction, steps in zip(self.splices[number].junctions, self._routes[number], strict=True):
-            x = self._join(junction, x)
+            x = self._own(steps[0], self._join(junction, x))
             for step in steps:
                 x = self._run(step, x)
         return x
@@ -269,21 +268,28 @@ class FusionModel(nn.Module):
             outputs[junction.name] = x = self._join(junction, x)
             for step in steps:
                 if step.name != HEAD:
-                    outputs[step.copy] = x = self._run(step, x)
+                    outputs[step.copy] = x = self._run(step, self._own(step, x))
         return outputs
+
+    def _second(self, step: _Step) -> _Statistics:
+        return _Statistics(self._part(step), self._models.value[step.owner].writes.statistics[step.number - 1])
 
     def _part(self, step: _Step) -> nn.Module:
         return self.copies[step.copy] if self.tail == COPIED else self._models.value[step.owner].part(step.number)
 
+    def _own(self, step: _Step, x: Any) -> Any:
+        """A tensor for a stage that overwrites what it is given: a junction may have given one that others need."""
+        return x.clone() if step.number - 1 in self._models.value[step.owner].writes.outputs else x
+
     def _run(self, step: _Step, x: Tensor) -> Any:
-        """A stage or head, where needed with BatchNorm buffers of this model, which train mode updates in place."""
+        """A stage or head, where needed with running statistics of this model, which train mode updates."""
         part = self._part(step)
         with blaming(ARCHITECTURES, self._kinds[step.owner]):
             if not step.statistics:
                 return part(x)
             own = self.statistics[step.statistics]
             assert isinstance(own, _Statistics)
-            return functional_call(part, own.named(), (x,))
+            return own.run(part, x)
 
     def _join(self, junction: Junction, x: Tensor) -> Any:
         with blaming(FUSIONS, self._kinds["F"]):
@@ -310,7 +316,7 @@ class _Step:
         owner: "S" or "T".
         number: of the stage from 1; one more than there are is the head.
         name: "4" or "head".
-        statistics: where the fusion model keeps BatchNorm statistics for it, "" where it needs no second set.
+        statistics: where the fusion model keeps running statistics for it, "" where it needs no second set.
     """
 
     owner: str
@@ -325,18 +331,43 @@ class _Step:
 
 
 class _Statistics(nn.Module):
-    """A second set of BatchNorm running statistics for a stage or a head."""
+    """A second set of running statistics for a stage or a head.
 
-    def __init__(self, part: nn.Module) -> None:
+    Args:
+        part: the stage or the head.
+        names: of its buffers that training changes.
+    """
+
+    def __init__(self, part: nn.Module, names: Set[str]) -> None:
         super().__init__()
         self._names: dict[str, str] = {}
-        for prefix, module in part.named_modules():
-            if isinstance(module, _NormBase):
-                for name, buffer in module.named_buffers(recurse=False):
-                    key = f"{prefix}.{name}"
-                    self._names[key] = key.replace(".", "_")
-                    self.register_buffer(self._names[key], buffer.detach().clone())
+        copies: dict[int, Tensor] = {}
+        for key, (module, name) in places_of_buffers(part).items():
+            if key in names:
+                buffer = module.get_buffer(name)
+                self._names[key] = key.replace(".", "_")
+                self.register_buffer(self._names[key], copies.setdefault(id(buffer), buffer.detach().clone()))
 
     def named(self) -> dict[str, Tensor]:
-        """The buffers by their names inside the stage."""
+        """The buffers by their names inside the part."""
         return {key: getattr(self, name) for key, name in self._names.items()}
+
+    def run(self, part: nn.Module, x: Tensor) -> Any:
+        """What the part gives with these statistics, which train mode updates."""
+        own = self.named()
+        places = part.direct_buffers() if isinstance(part, NetPart) else {}
+        direct = {key: place for key, place in places.items() if key in own}
+        inside = {key: buffer for key, buffer in own.items() if key not in direct}
+        kept = {key: module._buffers[name] for key, (module, name) in direct.items()}
+        for key, (module, name) in direct.items():
+            module._buffers[name] = own[key]
+        try:
+            out = functional_call(part, inside, (x,), tie_weights=False)
+            now = inside | {key: module.get_buffer(name) for key, (module, name) in direct.items()}
+        finally:
+            for key, (module, name) in direct.items():
+                module._buffers[name] = kept[key]
+        for key, buffer in own.items():
+            if now[key] is not buffer:  # the module put another tensor there, and did not write to this one
+                buffer.copy_(now[key].detach())
+        return out

@@ -145,7 +145,7 @@ class Declaration:
         function = step_head(*self.head.split()) if isinstance(self.head, str) else self.head
         pool = self._average(about.get("prefix_tokens", 0)) if _one_of(feature) == "avgpool" else None
         head = Head(net, tail, function, left, pool)
-        given = {"way": "declared", "layout": self.layout, "raster": self.raster, **about}
+        given = {"way": "declared", "layout": self.layout, "raster": self.raster, "feature": feature, **about}
         if problems := argument_problems(StagedModel, {"net": net, "stages": parts, "head": head, **given}, "cut"):
             raise ConfigError(problems)
         return StagedModel(net, parts, head, **given)

@@ -56,3 +56,13 @@ class NetPart(nn.Module):
             elif name in module._buffers:
                 persistent = name not in module._non_persistent_buffers_set
                 self.register_buffer(path.replace(".", "_"), module._buffers[name], persistent)
+
+    def direct_buffers(self) -> dict[str, tuple[nn.Module, str]]:
+        """The buffers among its tensors, by name: the module of the network that has each, and its name there."""
+        found = {}
+        for path in self._tensors:
+            owner, _, name = path.rpartition(".")
+            module = self.net.get_submodule(owner)
+            if module._buffers.get(name) is not None:
+                found[path.replace(".", "_")] = module, name
+        return found

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import FBTError
+from ..errors import FBTError, one_line
+from ..randomness import seeded
+from .classifier_input import features_problem
+from .knowledge import Knowledge
+from .token_order import probe_tokens
 from .weightless import whole_copy
 
 
@@ -21,6 +25,7 @@ class Split(Protocol):
     name: str
     net: nn.Module
     in_chans: int
+    feature: str
 
     @property
     def stages(self) -> nn.ModuleList: ...
@@ -28,13 +33,18 @@ class Split(Protocol):
     @property
     def head(self) -> nn.Module: ...
 
-    def __call__(self, images: Tensor) -> Tensor: ...
+    def knowledge(self, images: Tensor, needs: Iterable[int] = ()) -> Knowledge: ...
+
+    @property
+    def writes(self) -> Any: ...
+
+    def stage_outputs(self, images: Tensor, needs: Iterable[int]) -> dict[int, Tensor]: ...
+
+    def specs_at(self, image_size: tuple[int, int]) -> list[Any]: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def train(self, mode: bool = True) -> Any: ...
-
-    def zero_grad(self, set_to_none: bool = True) -> None: ...
 
 
 class SplitError(FBTError):
@@ -50,9 +60,13 @@ class SplitProof:
         image_size: (height, width) in pixels.
         batch_sizes: at which the outputs in eval mode were equal.
         gradients: number of parameters whose gradients in train mode were equal.
-        buffers: number of buffers that were equal after the step.
+        buffers: number of buffers that were equal after each step.
         parameters: number of parameters, each of which is in exactly one stage or the head; a buffer may be in several
             where nothing ever changes it.
+        steps: of training, after each of which all that was equal, and outputs in eval mode after the last.
+        stages: whose output was kept, and was what the stage gives alone.
+        features: whether they were held against the input of the last linear layer, and its gradient.
+        tokens: number of stages of tokens whose place was probed.
     """
 
     model: str
@@ -61,51 +75,173 @@ class SplitProof:
     gradients: int
     buffers: int
     parameters: int
+    steps: int
+    stages: int
+    features: bool
+    tokens: int
+
+
+_BATCHES = (2, 3)
+_STEPS = 2
+_ITSELF = "the network disagrees with itself, so no cut can be compared with it"
+CLASSIFIER = "classifier"
+"""What ``StagedModel.feature`` says of features that are the input of the last linear layer."""
+
+Run = Callable[[Split, Tensor], Tensor]
 
 
 def prove(model: Split, image_size: tuple[int, int], seed: int = 0) -> SplitProof:
-    """Compares ``model.stages`` and ``model.head`` with ``model.net`` on a perturbed copy.
+    """Compares ``model.stages`` and ``model.head`` with ``model.net`` on perturbed copies.
 
-    The weights are perturbed because a zero-initialised gain would hide whatever stands behind it.
+    The network is first compared with itself: what draws random numbers in eval mode, or remembers its last images,
+    could be compared with nothing. Then come outputs in eval mode, two steps of training and eval mode once more; what
+    is kept of each stage is compared with what the stage gives. The weights are perturbed because a zero-initialised
+    gain would hide whatever stands behind it.
 
     Raises:
         SplitError: naming the first thing that differs.
     """
-    model = whole_copy(model)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    _ = model.writes  # found out now, for all copies
+    with seeded(seed):
+        net, parts = _perturbed_twins(model, image_size, seed)
+        buffers = {name: buffer.clone() for name, buffer in net.net.named_buffers()}
+        features = _eval_mode(net, parts, image_size, seed)
+        try:
+            gradients = _training(net, of_net, parts, of_parts, image_size, seed)
+        except SplitError as error:
+            _disagrees_in_training(model, image_size, seed, error)
+            raise
+        fixed = {n for n, buffer in net.net.named_buffers() if n in buffers and torch.equal(buffer, buffers[n])}
+        parameters = _each_once(parts, fixed)
+        tokens, problem = probe_tokens(model, model.specs_at(image_size), image_size)
+    if problem:
+        raise SplitError(f"{model.name}: {problem}")
+    stages = len(model.stages)
+    return SplitProof(
+        model.name, image_size, _BATCHES, gradients, len(buffers), parameters, _STEPS, stages, features, tokens
+    )
+
+
+def of_net(model: Split, images: Tensor) -> Tensor:
+    """Logits of the untouched network."""
+    with _fault(model, "the network itself"):
+        return model.net(images.clone())  # a network may change its images
+
+
+def of_parts(model: Split, images: Tensor) -> Tensor:
+    """Logits of stages and head.
+
+    Raises:
+        SplitError: if what is kept of a stage is not what it gives.
+    """
+    given: list[Tensor] = []
+    hooks = [s.register_forward_hook(lambda m, args, out: given.append(out.detach().clone())) for s in model.stages]
+    try:
+        known = model.knowledge(images.clone(), range(1, len(hooks) + 1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for number, output in enumerate(given, 1):
+        if not torch.allclose(known.stages[number], output, 0, 0, equal_nan=True):
+            what = f"what is kept of stage {number} is not what the stage gives: something behind it overwrites it"
+            raise SplitError(f"{model.name}: {what} in place where no operator shows it; use inplace=False there")
+    return known.logits
+
+
+def _eval_mode(net: Split, parts: Split, image_size: tuple[int, int], seed: int) -> bool:
+    """Compares logits, and features with the classifier's input; whether there were any to compare with."""
+    net.train(False), parts.train(False)
+    draw = _images(parts, image_size, seed)
+    batches = [next(draw)(batch) for batch in _BATCHES]
+    with torch.no_grad():
+        expected = [of_net(net, images) for images in batches]
+        again = of_net(net, batches[0])
+        if not _same(expected[0], again):
+            what = (
+                f"for the same images its logits in eval mode {_differ(expected[0], again)} from one call to the next"
+            )
+            reason = "it draws random numbers in eval mode, or remembers other images (spiking neurons, observers)"
+            raise SplitError(f"{net.name}: {_ITSELF}: {what}; {reason}")
+        for images, logits in zip(batches, expected, strict=True):
+            _equal(net, "logits in eval mode", logits, of_parts(parts, images))
+        last = len(parts.stages)
+        x = parts.stage_outputs(batches[0].clone(), (last,))[last]
+    if parts.feature != CLASSIFIER:
+        return False
+    held, problem = features_problem(parts.head, x)
+    if problem:
+        raise SplitError(f"{parts.name}: {problem}")
+    return held
+
+
+def _training(left: Split, run_left: Run, right: Split, run_right: Run, image_size: tuple[int, int], seed: int) -> int:
+    """Compares two models that take the same steps, then their logits in eval mode; the number of gradients."""
+    draw, gradients, counted = _images(left, image_size, seed + 1), 0, [_plain_state(left.net)]
+    for step in range(1, _STEPS + 1):
+        images = next(draw)(4 if step == 1 else 2)
+        expected, found = (_train_step(m, run, images, seed) for m, run in ((left, run_left), (right, run_right)))
+        when = "in train mode" if step == 1 else f"in step {step} of training"
+        for name, tensor in expected.items():
+            _equal(left, f"{name} {when}", tensor, found.get(name))
+        gradients = sum(1 for k, v in expected.items() if k.startswith("gradient of ") and v is not None)
+        counted.append(_plain_state(left.net))
+    stages = _plain_state(right.net)
+    *_, once, twice = counted
+    for name, value in twice.items():
+        if once.get(name) != value != stages.get(name):
+            what = f"{name} of the network changes with each step of training ({once.get(name)}, then {value})"
+            reason = f"with stages and head it stays {stages.get(name, 'unset')}: keep it in a buffer of a layer"
+            raise SplitError(f"{left.name}: {what}; {reason}, since a cut takes no part in what Python remembers")
+    left.train(False), right.train(False)
+    images = next(draw)(2)
+    with torch.no_grad():
+        what = f"logits in eval mode after {_STEPS} steps of training"
+        _equal(left, what, run_left(left, images), run_right(right, images))
+    return gradients
+
+
+def _disagrees_in_training(model: Split, image_size: tuple[int, int], seed: int, error: SplitError) -> None:
+    """Blames the network where it differs in training from an untouched copy of itself."""
+    one, other = _perturbed_twins(model, image_size, seed)
+    try:
+        _training(one, of_net, other, of_net, image_size, seed)
+    except SplitError as own:
+        reason = str(own).removeprefix(f"{model.name}: ")
+        what = f"{_ITSELF}: of two copies that are trained on the same images under one seed, {reason}"
+        raise SplitError(f"{model.name}: {what}") from error
+
+
+def _images(model: Split, image_size: tuple[int, int], seed: int) -> Iterator[Callable[[int], Tensor]]:
+    """Functions that draw so many images."""
     generator = torch.Generator().manual_seed(seed)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    batch_sizes = (2, 3)
+    while True:
+        yield lambda batch: torch.randn(batch, model.in_chans, *image_size, generator=generator).to(device)
 
-    model.train(False)
-    _perturb(model, image_size, generator, device)
-    for batch in batch_sizes:
-        images = torch.randn(batch, model.in_chans, *image_size, generator=generator).to(device)
-        with torch.no_grad():
-            _equal(model, "logits in eval mode", model.net(images), model(images))
 
-    images = torch.randn(4, model.in_chans, *image_size, generator=generator).to(device)
-    before = {name: buffer.clone() for name, buffer in model.net.named_buffers()}
-    expected = _train_step(model, model.net, images, seed)
-    found = _train_step(model, model, images, seed)
-    for name, tensor in expected.items():
-        _equal(model, f"{name} in train mode", tensor, found[name])
-
-    fixed = {name for name, buffer in before.items() if torch.equal(buffer, expected[f"buffer {name}"])}  # type: ignore[arg-type]
-    count = _each_once(model, fixed)
-    gradients = sum(1 for k, v in expected.items() if k.startswith("gradient of ") and v is not None)
-    buffers = sum(1 for k in expected if k.startswith("buffer "))
-    return SplitProof(model.name, image_size, batch_sizes, gradients, buffers, count)
+@contextmanager
+def _fault(model: Split, whose: str) -> Iterator[None]:
+    """Says whose code raised something: what the untouched network raises by itself is no fault of a cut."""
+    try:
+        yield
+    except FBTError:
+        raise
+    except Exception as error:  # it is anyone's code
+        raise SplitError(f"{model.name}: {whose} cannot be run: {one_line(error)}") from error
 
 
 NOISE = (0.1, 0.03, 0.01)
 """Deviations of what is added to weights; some networks overflow with the larger ones."""
 
 
-def _perturb(model: Split, image_size: tuple[int, int], generator: torch.Generator, device: torch.device) -> None:
-    """Adds noise to all weights, as much as leaves the network's outputs finite."""
-    net = model.net
+def _perturbed_twins(model: Split, image_size: tuple[int, int], seed: int) -> tuple[Split, Split]:
+    """Two equal copies with noise added to all weights, as much as leaves the network's outputs finite."""
+    model = whole_copy(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    model.train(False)
+    net, generator = model.net, torch.Generator().manual_seed(seed)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     tensors = [*net.parameters(), *net.buffers()]
     own = [tensor.detach().clone() for tensor in tensors]
     for noise in NOISE:
@@ -118,29 +254,58 @@ def _perturb(model: Split, image_size: tuple[int, int], generator: torch.Generat
                 if buffer.is_floating_point():  # scaled, so that variances stay positive
                     buffer.mul_(1 + 0.1 * torch.rand(buffer.shape, generator=generator).to(buffer))
             images = torch.randn(2, model.in_chans, *image_size, generator=generator).to(device)
-            if net(images).isfinite().all():
-                return
+            if of_net(model, images).isfinite().all():
+                return model, whole_copy(model)
     raise SplitError(f"{model.name}: its outputs are not finite, so nothing can be compared")
 
 
-def _train_step(model: Split, run: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> dict[str, Tensor | None]:
-    """Logits, gradients and buffers of one forward and backward in train mode, after which the model is as before."""
-    before = copy.deepcopy(dict(model.net.named_buffers()))
+def _train_step(model: Split, run: Run, images: Tensor, seed: int) -> dict[str, Tensor | None]:
+    """Logits, gradients and buffers of one forward and backward in train mode, and a small step along the gradients."""
     model.train()
-    model.zero_grad()
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+    whose = "the network itself" if run is of_net else "its row of stages and head"
+    with seeded(seed), torch.random.fork_rng([images.device] if images.is_cuda else []), _fault(model, whose):
         torch.manual_seed(seed)
-        logits = run(images)
+        logits = run(model, images)
         weights = torch.linspace(-1, 1, logits.numel(), device=logits.device, dtype=logits.dtype).reshape(logits.shape)
         (logits.log_softmax(-1) * weights).sum().backward()
     result: dict[str, Tensor | None] = {"logits": logits.detach()}
     result |= {f"gradient of {n}": p.grad for n, p in model.net.named_parameters()}
     result |= {f"buffer {n}": b.clone() for n, b in model.net.named_buffers()}
-    model.zero_grad()
     with torch.no_grad():
-        for name, buffer in model.net.named_buffers():
-            buffer.copy_(before[name])
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(0.001 * parameter.grad / (parameter.grad.abs().max() + 1e-12))
+            parameter.grad = None
     return result
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+
+def _plain_state(net: nn.Module) -> dict[str, Any]:
+    """Numbers, texts and what is made of them that the network's modules keep as plain attributes."""
+    return {
+        f"{path}.{name}" if path else name: repr(value)
+        for path, module in net.named_modules()
+        for name, value in vars(module).items()
+        if name not in _OF_TORCH and _is_plain(value)
+    }
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return isinstance(value, bool | int | float | str)
+
+
+def _same(expected: Tensor, found: Tensor) -> bool:
+    return expected.shape == found.shape and torch.equal(expected, found)
+
+
+def _differ(expected: Tensor, found: Tensor) -> str:
+    return f"differ by up to {(expected.double() - found.double()).abs().max().item():.3g}"
 
 
 def _equal(model: Split, what: str, expected: Tensor | None, found: Tensor | None) -> None:
@@ -151,8 +316,7 @@ def _equal(model: Split, what: str, expected: Tensor | None, found: Tensor | Non
     elif expected.shape != found.shape:
         raise SplitError(f"{model.name}: {what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
     elif not torch.equal(expected, found):
-        worst = (expected.double() - found.double()).abs().max().item()
-        raise SplitError(f"{model.name}: {what} differ by up to {worst:.3g}")
+        raise SplitError(f"{model.name}: {what} {_differ(expected, found)}")
 
 
 def _each_once(model: Split, fixed: Set[str] = frozenset()) -> int:

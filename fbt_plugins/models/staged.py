@@ -14,8 +14,9 @@ from ..errors import FBTError, PartError, nearest
 from .census import FAMILIES, of_model, of_stages, take_census
 from .knowledge import Knowledge
 from .net_part import Unowned
-from .proof import SplitProof, prove
+from .proof import CLASSIFIER, SplitProof, prove
 from .weightless import meta_copy, whole_copy
+from .writes import Writes, find_writes
 
 LAYOUTS = ("NCHW", "NHWC", "NLC")
 
@@ -79,7 +80,8 @@ class StagedModel(nn.Module):
         head: maps the last stage's output to :class:`Knowledge`.
         layout: layout of the stages' outputs, one for all or one each.
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
-        raster: whether tokens come row by row (see :class:`StageSpec`).
+        raster: whether tokens come row by row (see :class:`StageSpec`); None was read off their number, so that a proof
+            must find them there.
         order: (net, grid) -> which token stands at each position of such a grid, for tokens that don't.
         image_size: (height, width) of the images in pixels that ``specs`` speaks of; one number for a square.
         prefix_tokens: prefix tokens in the stages' outputs, one number for all or one each.
@@ -89,6 +91,8 @@ class StagedModel(nn.Module):
         input_size: what images are resized to before this model sees them, as ``image_size``; None leaves them alone.
         name: what messages and files call the model.
         arguments: what the model was built with, so that a file can say it.
+        feature: what the head's features are: "classifier", the input of the last linear layer, to which a proof holds
+            them; any other word says that they are something else on purpose.
         way: how it was cut, "declared", "traced" or "made by hand"; for people to read.
     """
 
@@ -100,7 +104,7 @@ class StagedModel(nn.Module):
         *,
         layout: str | Sequence[str] = "NCHW",
         family: str | None = None,
-        raster: bool = True,
+        raster: bool | None = True,
         order: Callable[[nn.Module, tuple[int, int]], Tensor] | None = None,
         image_size: int | Sequence[int] = (224, 224),
         prefix_tokens: int | Sequence[int] = 0,
@@ -111,6 +115,7 @@ class StagedModel(nn.Module):
         input_size: int | Sequence[int] | None = None,
         name: str = "",
         arguments: dict[str, Any] | None = None,
+        feature: str = CLASSIFIER,
         way: str = "made by hand",
     ) -> None:
         super().__init__()
@@ -126,14 +131,16 @@ class StagedModel(nn.Module):
         self._prefix = None if prefix is None else prefix.detach().clone()
         if family not in (None, *FAMILIES):
             raise ValueError(f"family {family!r}{nearest(family, FAMILIES)}")
-        self._family, self._raster, self._order = family, raster, order
+        self._family, self._raster, self._order = family, raster is not False, order
+        self.guessed = raster is None
         self.name = name or type(net).__name__
         self.input_size = None if input_size is None else pixels(input_size)
         self.image_size = self.input_size or pixels(image_size)
         self.in_chans = in_chans
         self.mean, self.std = self._per_channel("mean", mean), self._per_channel("std", std)
-        self.arguments, self.way = dict(arguments or {}), way
+        self.arguments, self.feature, self.way = dict(arguments or {}), feature, way
         self._shapes: dict[tuple[int, int], _Shapes] = {}
+        self._writes: Writes | None = None
 
     def _per_channel(self, what: str, values: float | Sequence[float]) -> tuple[float, ...]:
         each = (values,) if isinstance(values, int | float) else tuple(values)
@@ -173,19 +180,37 @@ class StagedModel(nn.Module):
             images: (N, C, H, W), normalised.
             needs: numbers (from 1) of the stages whose outputs are kept.
         """
-        kept, last = set(needs), len(self.stages)
-        outputs = self.stage_outputs(images, {*kept, last})
-        known = self.head(outputs[last])
-        return Knowledge(known.features, known.logits, {i: outputs[i] for i in sorted(kept)}, known.extra)
+        x, outputs = self._run(images, set(needs), len(self.stages))
+        known = self.head(x)
+        return Knowledge(known.features, known.logits, outputs, known.extra)
 
     def stage_outputs(self, images: Tensor, needs: Iterable[int]) -> dict[int, Tensor]:
         """Outputs of the stages in ``needs`` (from 1); no stage behind the last of them is run."""
-        wanted, x, outputs = set(needs), images, {}
-        for number, stage in zip(range(1, max(wanted, default=0) + 1), self.stages, strict=False):
+        wanted = set(needs)
+        last = max(wanted, default=0)
+        x, outputs = self._run(images, wanted - {last}, last)
+        return {**outputs, last: x} if wanted else outputs
+
+    def _run(self, images: Tensor, wanted: set[int], last: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """The output of the last of some stages, and those of the wanted ones, as what comes behind finds them."""
+        x, outputs = images, {}
+        copied = self.writes.outputs if wanted else ()
+        for number, stage in zip(range(1, last + 1), self.stages, strict=False):
             x = stage(x)
             if number in wanted:
-                outputs[number] = x
-        return outputs
+                outputs[number] = x.clone() if number in copied else x
+        return x, outputs
+
+    @property
+    def writes(self) -> Writes:
+        """What it overwrites while it runs; found out when this is first asked for."""
+        return self._writes or self._find_writes()
+
+    @torch.compiler.disable
+    def _find_writes(self) -> Writes:
+        self.specs_at(size := next(iter(self._shapes), self.image_size))
+        self._writes = find_writes(meta_copy(self, self._shapes), size)
+        return self._writes
 
     @property
     def specs(self) -> list[StageSpec]:
@@ -318,7 +343,11 @@ class StagedModel(nn.Module):
             raise PartError(self.name, f"has a prefix of shape {tuple(self._prefix.shape)}, not {wanted}")
 
     def verify(self, image_size: int | tuple[int, int] | None = None, seed: int = 0) -> SplitProof:
-        """Proves on a perturbed copy that stages and head are the model: outputs, gradients, parameters, buffers.
+        """Proves on perturbed copies that stages and head are the model, and that what it tells of them is so.
+
+        The network is compared with itself; then outputs, gradients and buffers with those of stages and head, in eval
+        mode, in two steps of training and in eval mode again; each stage's output with what is kept of it; features
+        with the input of the last linear layer; and the order of tokens with what a changed patch changes.
 
         Args:
             image_size: pixels, one number for a square; None is the model's own size.

@@ -178,6 +178,12 @@ def _largest(net: nn.Module, inside: set[str]) -> str | None:
     return max(sizes, key=sizes.__getitem__, default=None)
 
 
+def _linear(name: str, module: nn.Module) -> str:
+    """The one linear layer of a classifier that is more than that, such as LeViT's with its norm; else itself."""
+    inside = [n for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return f"{name}.{inside[0]}" if len(inside) == 1 and inside[0] else name
+
+
 def classifiers_of(net: nn.Module, image: Image) -> list[str]:
     """Names of a network's classifiers: timm's ``get_classifier()``, else the last layer with weights that runs.
 
@@ -189,7 +195,7 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
         own: Any = net.get_classifier()  # type: ignore[operator]
         own = list(own) if isinstance(own, tuple | list | nn.ModuleList) else [own]
         if all(id(module) in names and any(True for _ in module.parameters()) for module in own):
-            return [names[id(module)] for module in own]
+            return [_linear(names[id(module)], module) for module in own]
     inside: set[str] = set()
     while True:
         nodes = ShallowTracer(net, inside, image, training=False).run().nodes

@@ -30,6 +30,8 @@ def build_module(
     family: str | None = None,
     layout: str | Sequence[str] | None = None,
     prefix_tokens: int = 0,
+    raster: bool | None = None,
+    order: str | None = None,
     verify: bool = True,
     **arguments: Any,
 ) -> StagedModel:
@@ -49,7 +51,12 @@ def build_module(
         mean, std: input normalisation; by default none.
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
         layout: of the stages' outputs; None reads it off their sizes ("NCHW" with ``head``).
-        prefix_tokens: tokens before the grid's, with ``head`` and layout "NLC"; a trace reads them off the sizes.
+        prefix_tokens: tokens before the grid's, with ``head`` and layout "NLC"; a trace reads them off the sizes, and
+            needs this where one stage alone has them.
+        raster: whether tokens come row by row; None takes it that they do, and the proof must find them there. False
+            makes no map of them.
+        order: "package.module:function"; a function of yours of the network and a grid (h, w) that gives, as a tensor
+            (h * w,), which token stands at each position, row by row, where tokens have an order of their own.
         verify: prove the cut when the network is built, which takes a few seconds.
         arguments: of the factory.
 
@@ -64,11 +71,13 @@ def build_module(
         name=path,
         image_size=pixels(image_size),
         in_chans=in_chans,
+        raster=False if order is not None else raster,
+        order=None if order is None else _named("order", order),
         family=family,
         arguments={} if num_classes is None else {"num_classes": num_classes, **arguments},
     )
     if head is None:
-        model = cut_by_trace(net, stages, layout=layout, **about)
+        model = cut_by_trace(net, stages, layout=layout, prefix_tokens=prefix_tokens, **about)
     elif stages is None or isinstance(stages, int):
         raise ConfigError(f"{path}: head= comes with stages=[...] that name all that runs in each of them")
     else:
@@ -85,15 +94,7 @@ def build_module(
 
 
 def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn.Module:
-    package, found, attribute = str(path).partition(":")
-    if not found or not attribute:
-        raise ConfigError(f"path: {path!r}: write package.module:factory")
-    try:
-        module = importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(f"path: {package!r} cannot be imported ({one_line(error)})") from error
-    if not callable(factory := getattr(module, attribute, None)):
-        raise ConfigError(f"path: {package} has no function {attribute!r}{nearest(attribute, vars(module))}")
+    factory = _named("path", path)
     parameters = inspect.signature(factory).parameters
     if num_classes is not None and ("num_classes" in parameters or _takes_anything(parameters)):
         arguments = {"num_classes": num_classes, **arguments}
@@ -103,6 +104,22 @@ def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn
     if not isinstance(net, nn.Module):
         raise ConfigError(f"path: {path} returns a {type(net).__name__}, not an nn.Module")
     return net
+
+
+def _named(argument: str, path: str) -> Any:
+    """The function or class behind "package.module:name"."""
+    package, found, attribute = str(path).partition(":")
+    if not found or not attribute:
+        raise ConfigError(
+            f"{argument}: {path!r}: write package.module:{'factory' if argument == 'path' else 'function'}"
+        )
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise ConfigError(f"{argument}: {package!r} cannot be imported ({one_line(error)})") from error
+    if not callable(function := getattr(module, attribute, None)):
+        raise ConfigError(f"{argument}: {package} has no function {attribute!r}{nearest(attribute, vars(module))}")
+    return function
 
 
 def _takes_anything(parameters: Any) -> bool:

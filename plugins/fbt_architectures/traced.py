@@ -79,7 +79,7 @@ class Trace:
         wanted = {f"{ROOT}.{name}" for name in classifiers}
         ran = [n for n in self.nodes if n.op == "call_module" and n.target in wanted]
         self.features = [n.args[0] for n in ran]
-        heads = {str(n.target).rsplit(".", 1)[-1]: n for n in ran}
+        heads = {next((p for p in str(n.target).split(".") if p in TWO_HEADS), ""): n for n in ran}
         both = len(ran) == 2 and heads.keys() == TWO_HEADS.keys() and all(val(n).ndim == 2 for n in ran)
         self.extra = {told: heads[name] for name, told in TWO_HEADS.items()} if both else {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ def cut_by_trace(
     input_size: tuple[int, int] | None = None,
     layout: str | Sequence[str] | None = None,
     feature: str = "classifier",
+    prefix_tokens: int = 0,
     **about: Any,
 ) -> StagedModel:
     """Cuts a network.
@@ -36,6 +37,7 @@ def cut_by_trace(
         image_size, input_size, in_chans: see :class:`StagedModel`; the first trace is of images of that size.
         layout: of the stages' outputs, one or one each; None reads it off their sizes.
         feature: "classifier"; "avgpool" needs a declaration, which says what the last norm is.
+        prefix_tokens: where a stage alone has so many, and no other confirms them.
         about: what :class:`StagedModel` is told besides.
 
     Raises:
@@ -48,6 +50,7 @@ def cut_by_trace(
         classifiers = classifiers_of(net, image)
         code, cuts, reached = _cut(net, stages, classifiers, image)
         shapes = [_shape(cut.name, cut.shape, layout, i, image, net) for i, cut in enumerate(cuts)]
+        _not_guessed(shapes, cuts, {0, prefix_tokens, getattr(net, "num_prefix_tokens", 0)})
     except TraceError as error:
         raise ConfigError(f"{name}: {error}") from error
     reached[-1] = (reached[-1][0], reached[-1][1] | _left(net, reached))
@@ -134,6 +137,17 @@ def _shape(
             "set layout to 'NCHW' or 'NHWC' if it is a map, or cut elsewhere with stages=[...]"
         )
     return shape
+
+
+def _not_guessed(shapes: Sequence[Shape], cuts: Sequence[Crossing], known: Set[Any]) -> None:
+    """One stage's number of tokens alone says nothing of prefix tokens: another stage, or the network, has as many."""
+    numbers = [shape.prefix_tokens for shape in shapes if shape.layout == "NLC"]
+    for shape, cut in zip(shapes, cuts, strict=True):
+        if shape.layout == "NLC" and shape.prefix_tokens not in known and numbers.count(shape.prefix_tokens) < 2:
+            (h, w), more = shape.grid, shape.prefix_tokens
+            what = f"behind {cut.name!r} {h * w + more} tokens cross; that they are {h}x{w} and {more} more would be"
+            why = f"a guess, for no other stage has {more}"
+            raise TraceError(f"{what} {why}; set prefix_tokens={more} if it is so, or cut where tokens stand on a grid")
 
 
 def _left(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> set[str]:

@@ -392,6 +392,10 @@ def save_student(model: StagedModel, path: Path, about: Mapping[str, Any]) -> No
         about: further metadata, such as classes and accuracy.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}
+    first = {t.untyped_storage()._cdata: name for name, t in reversed(tensors.items())}
+    for name, tensor in tensors.items():
+        if first[tensor.untyped_storage()._cdata] != name:  # tied weights: the file has them under each of their names
+            tensors[name] = tensor.clone()
     metadata: dict[str, Any] = {"name": model.name, "arguments": model.arguments, "mean": model.mean, "std": model.std}
     metadata |= {"input_size": model.input_size, **about}
     text = json.dumps(metadata, default=str)

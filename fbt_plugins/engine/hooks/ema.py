@@ -38,10 +38,16 @@ class EMAHook(Hook):
         self.decay = decay
         self._averages: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
+        self._names: dict[str, list[str]] = {}  # all names of each weight, for a state dict has tied weights under each
 
     def before_train(self, runner: TrainingRun) -> None:
         model = runner.distiller
-        self._weights = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._weights = {name: p.data for name, p in trained.items()}
+        names: dict[int, list[str]] = {}
+        for name, p in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(p), []).append(name)
+        self._names = {name: names[id(p)] for name, p in trained.items()}
         start = self._averages or self._weights
         self._averages = {name: start[name].to(weight, copy=True) for name, weight in self._weights.items()}
 
@@ -74,8 +80,9 @@ class EMAHook(Hook):
 
     def before_save_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
-        checkpoint[TRAINED] = {name: state[name] for name in self._averages}
-        state.update({name: average.cpu().clone() for name, average in self._averages.items()})
+        names = [(name, self._averages[first]) for first, names in self._names.items() for name in names]
+        checkpoint[TRAINED] = {name: state[name] for name, _ in names}
+        state.update({name: average.cpu().clone() for name, average in names})
 
     def after_load_checkpoint(self, runner: TrainingRun, checkpoint: dict[str, Any]) -> None:
         if not runner.resuming:

@@ -111,6 +111,7 @@ def build_huggingface(
         std=std or defaults["std"],
         input_size=pair(size) if size else None,
         name=name,
+        feature=feature,
         arguments={"num_classes": num_classes, **changed_arguments(config)},
     )
 
