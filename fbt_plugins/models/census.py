@@ -91,7 +91,7 @@ def of_stages(found: Sequence[str | None]) -> list[str]:
 def of_model(stages: Iterable[str]) -> str:
     """The family of a model, by those of its stages: one for all, or a hybrid.
 
-    Attention beside layers alone is attention: on a grid of one position a transformer's stage has nothing to attend to.
+    Attention beside layers alone is attention: on a grid of one position a transformer has nothing to attend to.
     """
     found = set(stages)
     if found == {"attention", "mlp"}:
