@@ -13,7 +13,7 @@ from ..errors import ConfigError, nearest, short
 from ..models.staged import StageSpec
 from ..registry.registries import LOSSES
 
-NEEDS = ("same_width", "stages", "student_stages", "student_extra")
+NEEDS = ("same_width", "stages", "student_stages", "student_extra", "min_batch")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
         kind: the name that it is registered under, for messages.
 
     Raises:
-        PluginError: if ``needs`` is no dict, has a key that nobody reads, or stages that are no numbers from 1.
+        PluginError: if ``needs`` is no dict, has a key that nobody reads, or a value that cannot be read.
     """
     needs = getattr(loss, "needs", {})
     if not isinstance(needs, Mapping):
@@ -57,15 +57,17 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
         raise LOSSES.fault(kind, f"needs same_width={short(needs['same_width'])}, not True or False")
     for key in ("stages", "student_stages"):
         stages = needs.get(key, ())
-        if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(_is_stage, stages)):
+        if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(_is_count, stages)):
             raise LOSSES.fault(kind, f"needs {key}={short(stages)}, not stage numbers from 1 such as (3, 4)")
     names = needs.get("student_extra", ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise LOSSES.fault(kind, f"needs student_extra={short(names)}, not names such as ('class_logits',)")
+    if not _is_count(needs.get("min_batch", 1)):
+        raise LOSSES.fault(kind, f"needs min_batch={short(needs['min_batch'])}, not a number of images such as 2")
     return needs
 
 
-def _is_stage(number: object) -> bool:
+def _is_count(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
@@ -130,13 +132,20 @@ def weighted(loss: Tensor, weight: float, *factors: Tensor) -> Tensor:
     return value
 
 
-def value_fault(value: object) -> str | None:
-    """What is wrong with a loss's value, as the rest of a sentence whose subject is the loss; None if nothing is."""
+def value_fault(value: object, device: torch.device) -> str | None:
+    """What is wrong with a loss's value, as the rest of a sentence whose subject is the loss; None if nothing is.
+
+    Args:
+        value: what it returned.
+        device: of what it was given.
+    """
     if not isinstance(value, Tensor):
         return f"returned {short(value)}, not a scalar tensor"
     if value.ndim or not value.is_floating_point():
         kind = f"a tensor of shape {tuple(value.shape)}" if value.ndim else f"a scalar of {value.dtype}"
         return f"returned {kind}, not a scalar of a floating type: reduce it, by .mean() for example"
+    if value.device != device:
+        return f"returned a scalar on {value.device}, and was given what is on {device}: make no tensors elsewhere"
     if torch.is_grad_enabled() and not value.requires_grad:
         return "returned a scalar without gradient: it must be computed from what the student knows, not detached"
     return None

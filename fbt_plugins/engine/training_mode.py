@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..distill.distiller import Distiller
+from ..errors import text_of
 from ..models.weightless import Shortened, meta_copy
 
 ONE_IMAGE = "a batch of one image cannot train BatchNorm: set train_dataloader.drop_last=True, or another batch_size"
@@ -62,7 +63,7 @@ def stage_problems(distiller: Distiller) -> list[str]:
 
 
 def one_image_problems(distiller: Distiller, loader: Any) -> list[str]:
-    """What a last batch of a single image does to BatchNorm.
+    """What a last batch of a single image does to BatchNorm, and one that is too small to a loss that says so.
 
     Args:
         distiller: to be trained.
@@ -72,7 +73,21 @@ def one_image_problems(distiller: Distiller, loader: Any) -> list[str]:
         One line, or none.
     """
     size, images = loader.batch_size, len(loader.sampler)
-    if size is None or (size > 1 and (images % size != 1 or loader.drop_last)):
+    if size is None:
+        return []
+    smallest = size if loader.drop_last else images % size or size
+    for edge in distiller.edges.values():
+        for kind, least in edge.min_batch.items():
+            if smallest < least:
+                which = f"the smallest of {len(loader)} batches has {smallest}" if smallest < size else "too few"
+                hint = (
+                    "another batch_size"
+                    if smallest == size
+                    else "train_dataloader.drop_last=True, or another batch_size"
+                )
+                what = f"{images} images in batches of {size}, {which}: {kind} needs {least} or more in each"
+                return [f"train_dataloader: {what}; set {hint}"]
+    if smallest != 1:
         return []
     try:
         outputs_in_training(distiller, 1, loader.dataset.image_size)
@@ -87,4 +102,4 @@ def one_image_problems(distiller: Distiller, loader: Any) -> list[str]:
 
 def is_of_one_image(error: BaseException) -> bool:
     """Whether that is what torch says of BatchNorm on one image."""
-    return isinstance(error, ValueError) and "more than 1 value per channel" in str(error)
+    return isinstance(error, ValueError) and "more than 1 value per channel" in text_of(error)

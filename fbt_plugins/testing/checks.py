@@ -216,7 +216,7 @@ class _LossCheck:
 
     def run(self) -> None:
         value = self.value()
-        wrong = value_fault(value)
+        wrong = value_fault(value, torch.device("cpu"))
         _that(wrong is None, f"{self.who} {wrong}")
         _that(
             value.dtype == torch.float32, f"{self.who}: its value is {value.dtype} for float32 knowledge, not float32"
