@@ -79,14 +79,9 @@ def one_image_problems(distiller: Distiller, loader: Any) -> list[str]:
     for edge in distiller.edges.values():
         for kind, least in edge.min_batch.items():
             if smallest < least:
-                which = f"the smallest of {len(loader)} batches has {smallest}" if smallest < size else "too few"
-                hint = (
-                    "another batch_size"
-                    if smallest == size
-                    else "train_dataloader.drop_last=True, or another batch_size"
-                )
-                what = f"{images} images in batches of {size}, {which}: {kind} needs {least} or more in each"
-                return [f"train_dataloader: {what}; set {hint}"]
+                hint = "drop_last=True" if size >= least else f"batch_size={least} or more"
+                what = f"{images} images in batches of {size}, the smallest of {smallest}: {kind} needs {least} or more"
+                return [f"train_dataloader: {what}; set train_dataloader.{hint}"]
     if smallest != 1:
         return []
     try:

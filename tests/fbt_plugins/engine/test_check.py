@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS
 from runs import builder
 from torch.utils.data import Dataset
 
+from fbt_plugins import LOSSES
 from fbt_plugins.config.loading import load_config
 from fbt_plugins.data import InMemoryDataset
 from fbt_plugins.engine.check import check_config
@@ -293,3 +294,22 @@ def test_a_last_batch_of_one_image_is_counted_where_batchnorm_cannot_train_on_it
     open_splits(config, distiller)
     config.train_dataloader.update(drop_last=False, dataset=dict(type="Few", count=18))
     open_splits(config, distiller)
+
+
+def test_a_loss_says_how_many_images_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LOSSES.get("KDLoss"), "needs", {"min_batch": 2}, raising=False)
+    few = {"train_dataloader.dataset": dict(type="Few", count=17), "train_dataloader.num_batch_per_epoch": None}
+    kd = {"model.fusion": None, "model.edges": ["teacher_to_student"], "model.logit_loss": dict(type="KDLoss")}
+    config = builder(tmp_path)(**few, **kd, **{"train_dataloader.drop_last": False})
+    distiller = check_config(config)
+    needs = "the smallest of 1: KDLoss needs 2 or more; set train_dataloader."
+    with pytest.raises(ConfigError, match=f"17 images in batches of 8, {needs}drop_last=True"):
+        open_splits(config, distiller)
+    config.train_dataloader.drop_last = True
+    open_splits(config, distiller)
+    config.train_dataloader.batch_size = 1
+    with pytest.raises(ConfigError, match=f"17 images in batches of 1, {needs}batch_size=2 or more"):
+        open_splits(config, distiller)
+    monkeypatch.setattr(LOSSES.get("KDLoss"), "needs", {"min_batch": 0})
+    with pytest.raises(ConfigError, match="needs min_batch=int 0, not a number of images such as 2"):
+        check_config(config)
