@@ -63,7 +63,7 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise LOSSES.fault(kind, f"needs student_extra={short(names)}, not names such as ('class_logits',)")
     if not _is_count(needs.get("min_batch", 1)):
-        raise LOSSES.fault(kind, f"needs min_batch={short(needs['min_batch'])}, not a number of images such as 2")
+        raise LOSSES.fault(kind, f"needs min_batch={short(needs['min_batch'])}, not a number of images from 1")
     return needs
 
 
@@ -151,9 +151,9 @@ def value_fault(value: object, device: torch.device) -> str | None:
     return None
 
 
-def out_of_reach(value: Tensor, module: nn.Module) -> list[str]:
-    """Names of a module's trained parameters that a value's gradient does not lead back to."""
-    reached: set[int] = set()
+def leaves(value: Tensor) -> list[Tensor]:
+    """The tensors that a value's gradient leads back to."""
+    found: dict[int, Tensor] = {}
     seen, waiting = set(), [value.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -161,8 +161,14 @@ def out_of_reach(value: Tensor, module: nn.Module) -> list[str]:
             continue
         seen.add(node)
         if (leaf := getattr(node, "variable", None)) is not None:
-            reached.add(id(leaf))
+            found[id(leaf)] = leaf
         waiting += [before for before, _ in node.next_functions]
+    return list(found.values())
+
+
+def out_of_reach(value: Tensor, module: nn.Module) -> list[str]:
+    """Names of a module's trained parameters that a value's gradient does not lead back to."""
+    reached = set(map(id, leaves(value)))
     return [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in reached]
 
 

@@ -62,8 +62,8 @@ def stage_problems(distiller: Distiller) -> list[str]:
     return []
 
 
-def one_image_problems(distiller: Distiller, loader: Any) -> list[str]:
-    """What a last batch of a single image does to BatchNorm, and one that is too small to a loss that says so.
+def last_batch_problems(distiller: Distiller, loader: Any) -> list[str]:
+    """What a last batch that is too small does to a loss, and one of a single image to BatchNorm.
 
     Args:
         distiller: to be trained.
@@ -75,24 +75,28 @@ def one_image_problems(distiller: Distiller, loader: Any) -> list[str]:
     size, images = loader.batch_size, len(loader.sampler)
     if size is None:
         return []
-    smallest = size if loader.drop_last else images % size or size
+    last = size if loader.drop_last else images % size or size
+    why = _too_few(distiller, last) or (ONE_IMAGE if last == 1 and _one_is_too_few(distiller, loader) else "")
+    which = f"the last of {len(loader)} batches" if last < size else "each"
+    count = "one image" if last == 1 else f"{last} images"
+    return [f"train_dataloader: {images} images in batches of {size}, {which} with {count}: {why}"] if why else []
+
+
+def _too_few(distiller: Distiller, images: int) -> str:
     for edge in distiller.edges.values():
-        for kind, least in edge.min_batch.items():
-            if smallest < least:
-                hint = "drop_last=True" if size >= least else f"batch_size={least} or more"
-                what = f"{images} images in batches of {size}, the smallest of {smallest}: {kind} needs {least} or more"
-                return [f"train_dataloader: {what}; set train_dataloader.{hint}"]
-    if smallest != 1:
-        return []
+        for name, wanted in edge.min_batch.items():
+            if images < wanted:
+                what = f"{edge.types[name]} ({name}) needs {wanted} or more"
+                return f"{what}: set train_dataloader.drop_last=True, or another batch_size"
+    return ""
+
+
+def _one_is_too_few(distiller: Distiller, loader: Any) -> bool:
     try:
         outputs_in_training(distiller, 1, loader.dataset.image_size)
-    except ValueError as error:
-        if is_of_one_image(error):
-            last = f"the last of {len(loader)} batches" if size > 1 else "each"
-            return [f"train_dataloader: {images} images in batches of {size}, {last} with one image: {ONE_IMAGE}"]
-    except Exception:  # said where the model is checked
-        return []
-    return []
+    except Exception as error:  # others are said where the model is checked
+        return is_of_one_image(error)
+    return False
 
 
 def is_of_one_image(error: BaseException) -> bool:

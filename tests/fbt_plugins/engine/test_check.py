@@ -302,14 +302,14 @@ def test_a_loss_says_how_many_images_it_needs(tmp_path: Path, monkeypatch: pytes
     kd = {"model.fusion": None, "model.edges": ["teacher_to_student"], "model.logit_loss": dict(type="KDLoss")}
     config = builder(tmp_path)(**few, **kd, **{"train_dataloader.drop_last": False})
     distiller = check_config(config)
-    needs = "the smallest of 1: KDLoss needs 2 or more; set train_dataloader."
-    with pytest.raises(ConfigError, match=f"17 images in batches of 8, {needs}drop_last=True"):
+    needs = r"with one image: KDLoss \(teacher_to_student/logit\) needs 2 or more: set train_dataloader.drop_last=True"
+    with pytest.raises(ConfigError, match=f"17 images in batches of 8, the last of 3 batches {needs}"):
         open_splits(config, distiller)
     config.train_dataloader.drop_last = True
     open_splits(config, distiller)
     config.train_dataloader.batch_size = 1
-    with pytest.raises(ConfigError, match=f"17 images in batches of 1, {needs}batch_size=2 or more"):
+    with pytest.raises(ConfigError, match=f"17 images in batches of 1, each {needs}"):
         open_splits(config, distiller)
     monkeypatch.setattr(LOSSES.get("KDLoss"), "needs", {"min_batch": 0})
-    with pytest.raises(ConfigError, match="needs min_batch=int 0, not a number of images such as 2"):
+    with pytest.raises(ConfigError, match="needs min_batch=int 0, not a number of images from 1"):
         check_config(config)
