@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..errors import ConfigError, described, one_line, short
+from ..errors import ConfigError, one_line, short
 from ..models.knowledge import Knowledge
 from ..models.net_part import Unowned
 from ..models.staged import StagedModel, StageSpec, partial_copy
-from ..models.weightless import Shortened, meta_copy
+from ..models.weightless import Shortened, meta_copy, raised_on_meta
 from ..registry.registries import ARCHITECTURES, FUSIONS
 from .blame import blaming
 from .splice import Junction, Piece, Splice
@@ -96,7 +96,7 @@ def junction_problem(
         except NotImplementedError:  # something that has no shape without values; it shows when it runs
             continue
         except Exception as error:  # it is anyone's code
-            return f"built a {where} that raises {described(error)}"
+            return f"built a {where} that raises {raised_on_meta(error)}"
         given = tuple(found.shape) if isinstance(found, Tensor) else short(found)
         if given != target.sizes(2):
             return f"built a {where} that gives {given} for a batch of 2; the next stage takes {target.sizes(2)}"

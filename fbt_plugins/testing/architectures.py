@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..distill.fusion import FusionModel
+from ..distill.splice import Splice
 from ..errors import short
-from ..models.staged import StagedModel, pixels
+from ..models.staged import StagedModel, StageSpec, pixels
+from ..models.weightless import on_meta
 from ..registry.registries import ARCHITECTURES
-from .asserting import built, refused, that
+from .asserting import CLOSE, built, check_device, check_registered, refused, that
 
 
 def check_architecture(model: StagedModel | Mapping[str, Any], image_size: int | tuple[int, int] | None = None) -> None:
@@ -23,10 +26,19 @@ def check_architecture(model: StagedModel | Mapping[str, Any], image_size: int |
         image_size: pixels, one number for a square; None is the model's own.
 
     Raises:
-        AssertionError: if stages and head do not compute what the network computes, if shapes are not those of
-            ``specs``, or if the model cannot be copied, saved and loaded, or computed in float64.
+        AssertionError: if stages and head do not compute what the network computes (:meth:`StagedModel.verify`), if
+            shapes are not those of ``specs``, if images of a batch are mixed, if a fusion model that runs its stages a
+            second time changes what they remember, or if the model cannot be copied, saved and loaded, computed in
+            float64, moved to a GPU, or (given as a config) be built without weights.
     """
-    model = built(ARCHITECTURES, model)
+    if isinstance(model, Mapping):
+        config = model
+        model = built(ARCHITECTURES, config)
+        with (
+            refused(f"{config.get('type')}: built without weights, on torch's meta device, as --check does"),
+            on_meta(),
+        ):
+            ARCHITECTURES.build(config)
     if not isinstance(model, StagedModel):
         raise AssertionError(f"{short(model)} is no StagedModel: return one, or Declaration(...).cut(net, ...)")
     who = model.name
@@ -48,7 +60,10 @@ def check_architecture(model: StagedModel | Mapping[str, Any], image_size: int |
                 given == expected,
                 f"{who}: in {mode} mode {what} {given}, and specs say {expected}: a shape may not vary",
             )
+    _check_images(model, size, who)
     _check_copies(model.eval(), size, who)
+    _check_second_run(model, size, who)
+    check_device(who, model.eval(), lambda moved: moved(_images(model, size, 2).to("meta")))
 
 
 def _check_copies(model: StagedModel, size: tuple[int, int], who: str) -> None:
@@ -77,3 +92,49 @@ def _check_copies(model: StagedModel, size: tuple[int, int], who: str) -> None:
 
 def _images(model: StagedModel, size: tuple[int, int], batch: int) -> Tensor:
     return torch.randn(batch, model.in_chans, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _check_images(model: StagedModel, size: tuple[int, int], who: str) -> None:
+    """Each image for itself, and all that is trained in the model."""
+    images = _images(model, size, 3)
+    with torch.no_grad(), refused(f"{who} with one image in eval mode"):
+        together, alone = model.eval()(images), torch.cat([model(image) for image in images.split(1)])
+    that(
+        torch.allclose(together, alone, **CLOSE),
+        f"{who} mixes the images of a batch: in eval mode its logits for an image are others when that comes alone",
+    )
+    before = [name for name, _ in model.named_parameters()]
+    with refused(f"{who} in train mode"):
+        logits = model.train()(_images(model, size, 4))
+    check_registered(who, logits, model, before, ())
+
+
+class _Identities:
+    def build(
+        self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], splice: Splice
+    ) -> nn.ModuleDict:
+        return nn.ModuleDict({junction.name: nn.Identity() for junction in splice.junctions})
+
+
+def _check_second_run(model: StagedModel, size: tuple[int, int], who: str) -> None:
+    """A fusion model of the model and its own twin runs its later stages: their statistics must see it alone."""
+    student, teacher = copy.deepcopy(model).train(), copy.deepcopy(model).requires_grad_(False).eval()
+    specs, images = student.specs_at(size), _images(model, size, 4)
+    n = len(specs)
+    with refused(f"{who} as a part of a fusion model"):
+        fusion = FusionModel(
+            [Splice.parse(f"T1+S2-{n}" if n > 2 else "T1+S2", n, n)],
+            student,
+            teacher,
+            _Identities(),
+            specs,
+            specs,
+        ).train()
+        before = {name: buffer.clone() for name, buffer in student.named_buffers()}
+        fusion(teacher.stage_outputs(images, [1])[1])
+    for name, buffer in student.named_buffers():
+        that(
+            torch.equal(before[name], buffer),
+            f"{who}: {name.removeprefix('net.')} changes when a fusion model runs its stage a second time: it must be "
+            "a buffer that train mode updates in place, as the running statistics of BatchNorm",
+        )

@@ -18,6 +18,9 @@ from ..registry.loading import load_plugins
 from ..registry.registries import PluginRegistry
 from ..registry.torch_defaults import TorchDefaults
 
+CLOSE: dict[str, Any] = dict(rtol=1e-3, atol=1e-4)
+"""Of values that are the same but for rounding: a batch is computed in another order than an image."""
+
 
 def built(registry: PluginRegistry, part: Any) -> Any:
     """A plugin's part, which may be given as its config."""

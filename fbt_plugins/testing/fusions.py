@@ -17,14 +17,12 @@ from ..errors import ConfigError, one_line, short
 from ..models.staged import LAYOUTS, StageSpec
 from ..models.weightless import on_meta
 from ..registry.registries import FUSIONS
-from .asserting import built, check_device, check_gradients, check_registered, refused, that
+from .asserting import CLOSE, built, check_device, check_gradients, check_registered, refused, that
 from .positions import fewest, misplaced, sight, used
 from .samples import MODELS, ORDERED, SPLICES, on_the_way, weightless
 
 PROBED = 64
 """Positions that are changed one by one; larger maps are not."""
-CLOSE: dict[str, Any] = dict(rtol=1e-3, atol=1e-4)
-"""Of values that are the same but for rounding: a batch is computed in another order than an image."""
 
 
 def check_fusion(

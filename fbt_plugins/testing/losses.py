@@ -83,7 +83,8 @@ class _LossCheck:
         wrong = value_fault(value, CPU)
         that(wrong is None, f"{self.who} {wrong}")
         that(value.dtype == torch.float32, f"{self.who}: its value is {value.dtype} for float32 knowledge, not float32")
-        check_registered(self.who, value, loss, before, tensors(student))
+        self._randomness()
+        check_registered(self.who, value, loss, before, (*tensors(student), *tensors(teacher)))
         self._gradients()
         self._teacher()
         self._labels()
@@ -96,7 +97,6 @@ class _LossCheck:
             torch.allclose(value, turned, rtol=1e-4, atol=1e-6),
             f"{self.who}: its value is {value:.6g}, and {turned:.6g} when the same images come in another order",
         )
-        self._randomness()
         self._memory()
         self._direction()
         check_device(self.who, self.loss, self._on_meta)

@@ -52,9 +52,8 @@ def used(seen: Tensor) -> int:
 
 
 def fewest(source: StageSpec, target: StageSpec) -> int:
-    """How many a junction must use at least: a quarter of what a choice of the nearest would, and two if there are."""
-    nearest = math.prod(map(min, source.grid, target.grid))
-    return max(nearest // 4, min(2, nearest))
+    """How many a junction must use at least: a quarter of what a choice of the nearest would."""
+    return max(math.prod(map(min, source.grid, target.grid)) // 4, 1)
 
 
 def misplaced(seen: Tensor, source: StageSpec, target: StageSpec) -> str | None:

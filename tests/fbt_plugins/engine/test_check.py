@@ -281,6 +281,35 @@ def test_patches_may_be_dropped_where_nothing_takes_stages(tmp_path: Path) -> No
     )
 
 
+@DATASETS.register_module()
+class Sizeless(Dataset):
+    """Says its classes, and not how large its images are."""
+
+    def __init__(self, seed: int) -> None:
+        self.classes = ("a", "b")
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return dict(inputs=torch.zeros(3, 8, 8), labels=0, index=position)
+
+
+@DATASETS.register_module()
+class Sized(Sizeless):
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.__dict__.update(image_size=(8, 8))
+
+
+def test_a_data_set_without_an_image_size_is_found_by_the_check(tmp_path: Path) -> None:
+    config = builder(tmp_path)(**SCRATCH, **{"model.logit_loss": None, "val_dataloader.dataset": dict(type="Sized")})
+    check_config(config)
+    config.val_dataloader.dataset = dict(type="Sizeless")
+    with pytest.raises(ConfigError, match="val_dataloader.dataset: Sizeless has no image_size: subclass ImageDataset"):
+        check_config(config)
+
+
 def test_a_last_batch_of_one_image_is_counted_where_batchnorm_cannot_train_on_it(tmp_path: Path) -> None:
     few = {"train_dataloader.dataset": dict(type="Few", count=17), "train_dataloader.num_batch_per_epoch": None}
     config = builder(tmp_path)(**few, **{"model.student": RESNET, "train_dataloader.drop_last": False})
