@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from ..distill.fusion import FusionModel
 from ..distill.splice import Splice
 from ..errors import short
 from ..models.staged import StagedModel, StageSpec, pixels
-from ..models.weightless import on_meta
+from ..models.weightless import on_meta, whole_copy
 from ..registry.registries import ARCHITECTURES
 from .asserting import CLOSE, built, check_device, check_registered, refused, that
 
@@ -47,7 +46,7 @@ def check_architecture(model: StagedModel | Mapping[str, Any], image_size: int |
     with refused(f"{who} at {size[0]}x{size[1]} pixels"):
         model.verify(size)
         specs = model.specs_at(size)
-    model = copy.deepcopy(model)
+    model = cast(StagedModel, whole_copy(model))
     for mode, batch in (("eval", 2), ("eval", 3), ("train", 4)):
         with torch.no_grad(), refused(f"{who} in {mode} mode with a batch of {batch}"):
             known = model.train(mode == "train").knowledge(_images(model, size, batch), range(1, len(specs) + 1))
@@ -70,7 +69,7 @@ def _check_copies(model: StagedModel, size: tuple[int, int], who: str) -> None:
     images = _images(model, size, 2)
     with torch.no_grad(), refused(f"a copy of {who}"):
         expected = model(images)
-        twin = copy.deepcopy(model)
+        twin = whole_copy(model)
         shared = {id(p) for p in model.parameters()} & {
             id(p) for s in (*twin.stages, twin.head) for p in s.parameters()
         }
@@ -118,7 +117,7 @@ class _Identities:
 
 def _check_second_run(model: StagedModel, size: tuple[int, int], who: str) -> None:
     """A fusion model of the model and its own twin runs its later stages: their statistics must see it alone."""
-    student, teacher = copy.deepcopy(model).train(), copy.deepcopy(model).requires_grad_(False).eval()
+    student, teacher = whole_copy(model).train(), whole_copy(model).requires_grad_(False).eval()
     specs, images = student.specs_at(size), _images(model, size, 4)
     n = len(specs)
     with refused(f"{who} as a part of a fusion model"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from ..distill.fusion import FusionStrategy, ends, junction_problem
 from ..distill.splice import Junction, Splice
 from ..errors import ConfigError, one_line, short
 from ..models.staged import LAYOUTS, StageSpec
-from ..models.weightless import on_meta
+from ..models.weightless import on_meta, whole_copy
 from ..registry.registries import FUSIONS
 from .asserting import CLOSE, built, check_device, check_gradients, check_registered, refused, that
 from .positions import fewest, misplaced, sight, used
@@ -204,7 +203,7 @@ class _JunctionCheck:
         that(bool(y.isfinite().all()), f"{self.who} gives values that are not finite in bfloat16 under autocast")
 
     def _positions(self) -> None:
-        seen = sight(copy.deepcopy(self.module).eval(), self.x[:1], self.source, self.target)
+        seen = sight(whole_copy(self.module).eval(), self.x[:1], self.source, self.target)
         count, needed = used(seen), fewest(self.source, self.target)
         that(
             count >= needed,

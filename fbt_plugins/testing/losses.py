@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from ..distill.loss_contract import ModelInfo, check_extra, check_stages, loss_n
 from ..errors import FBTError, described, short
 from ..models.knowledge import Batch, Knowledge
 from ..models.staged import StageSpec
-from ..models.weightless import on_meta
+from ..models.weightless import on_meta, whole_copy
 from ..randomness import seeded
 from ..registry.registries import LOSSES
 from .asserting import built, check_device, check_gradients, check_registered, put, refused, state_of, that
@@ -66,7 +65,7 @@ class _LossCheck:
 
     def _set_up(self, specs: Sequence[list[StageSpec]], widths: tuple[int, int], samples: int = 32) -> nn.Module:
         """A copy of the loss between two models."""
-        loss = copy.deepcopy(self.bare)
+        loss = whole_copy(self.bare)
         student, teacher = (ModelInfo(*pair, extra=EXTRA) for pair in zip(specs, widths, strict=True))
         with refused(self.who):
             check_stages(wanted_stages(self.needs)[0], self.who, "check_loss", "student", student)
@@ -76,7 +75,7 @@ class _LossCheck:
         return loss
 
     def run(self) -> None:
-        loss = copy.deepcopy(self.loss)
+        loss = whole_copy(self.loss)
         before = [name for name, _ in loss.named_parameters()]
         student, teacher = self.student(), self.teacher()
         value = self.value(knowledge=(student, teacher), loss=loss)
@@ -124,7 +123,7 @@ class _LossCheck:
             student, teacher = (mapped(k, lambda x: x[order]) for k in (student, teacher))
             batch = Batch(batch.labels[order], batch.index[order])  # type: ignore[index]
         if loss is None:
-            loss = copy.deepcopy(self.loss).to(torch.float64 if dtype == torch.float64 else torch.float32)
+            loss = whole_copy(self.loss).to(torch.float64 if dtype == torch.float64 else torch.float32)
         works = "" if size == self.size else f", where one of {self.size} works"
         with refused(f"{self.who} with a batch of {size} in {dtype}{works}"), seeded(seed):
             return loss(student, None if self.task else teacher, batch)
@@ -150,7 +149,7 @@ class _LossCheck:
 
     def _gradients(self) -> None:
         for scale, kind in ((1.0, "random"), (0.0, "all-zero"), (1e4, "large")):
-            student, teacher, loss = self.student(scale=scale), self.teacher(scale=scale), copy.deepcopy(self.loss)
+            student, teacher, loss = self.student(scale=scale), self.teacher(scale=scale), whole_copy(self.loss)
             given = mapped(student, on_the_way), mapped(teacher, on_the_way)
             value = self.value(knowledge=given, loss=loss)
             that(bool(value.isfinite()), f"{self.who}: its value is {value} for {kind} features and logits")
@@ -207,7 +206,7 @@ class _LossCheck:
             soft.ndim == 0 and bool(soft.isfinite()),
             f"{self.who}: its value is {short(soft)} for soft labels (N, classes)",
         )
-        loss, batch = copy.deepcopy(self.loss), self.batch(self.size)
+        loss, batch = whole_copy(self.loss), self.batch(self.size)
         for what, teacher, given in (
             ("no labels (batch.labels is None)", None if self.task else self.teacher(), Batch(None)),
             ("no positions (batch.index is None)", None if self.task else self.teacher(), Batch(batch.labels)),
@@ -260,7 +259,7 @@ class _LossCheck:
 
     def _randomness(self) -> None:
         def evaluated(seed: int) -> float:  # dropout of the loss's own networks is off then
-            return float(self.value(loss=copy.deepcopy(self.loss).eval(), seed=seed).detach())
+            return float(self.value(loss=whole_copy(self.loss).eval(), seed=seed).detach())
 
         first, again, other = evaluated(0), evaluated(0), evaluated(1)
         that(
@@ -277,10 +276,10 @@ class _LossCheck:
 
     def _memory(self) -> None:
         """Three training steps in a row, the last of them also in a fresh copy that was given all buffers."""
-        loss, counts = copy.deepcopy(self.loss).train(), []
+        loss, counts = whole_copy(self.loss).train(), []
         for step in range(3):
             if step == 2:
-                fresh = copy.deepcopy(self.loss).train()
+                fresh = whole_copy(self.loss).train()
                 put(state_of(loss), fresh)
             value = self.value(loss=loss, seed=step)
             with refused(f"{self.who}: backward of its step {step + 1} (detach what it remembers)"):
