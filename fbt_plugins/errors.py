@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,9 +196,17 @@ def as_number(value: object) -> str:
     return repr(value)
 
 
+def text_of(value: object, how: Callable[[object], str] = str) -> str:
+    """The text of an exception or another object on one line; somebody's own method makes it, and may fail."""
+    try:
+        return " ".join(how(value).split())
+    except Exception as error:
+        return f"(its own text cannot be made: {type(error).__name__})"
+
+
 def short(value: object) -> str:
     """A value in an error line: its type, and its text where that is short."""
-    text = " ".join(repr(value).split())
+    text = text_of(value, repr)
     return f"{type(value).__name__} {text}" if value is not None and len(text) < 40 else type(value).__name__
 
 
@@ -213,13 +222,22 @@ def is_number(value: object) -> bool:
 
 def described(error: BaseException) -> str:
     """An exception with its type and message on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    return f"{type(error).__name__}: {text_of(error)}".rstrip(": ")
 
 
 def one_line(error: BaseException) -> str:
     """An exception's message on one line, with its type where the message alone says little."""
-    text = " ".join(str(error).split())
+    text = text_of(error)
     return text if isinstance(error, FBTError | ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def _not_ours(error: SystemExit) -> str | None:
+    """Where somebody else's code ends the program; None if it was ours, or argparse for us."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    module = str(frame.f_globals.get("__name__", ""))
+    if module.partition(".")[0] in (__package__, "argparse"):
+        return None
+    return f"in {module}.{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}:{line})"
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -287,6 +305,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except Told as error:
         _print(f"stopped by {signal.Signals(error.signal).name}")
         code = 128 + error.signal
+    except SystemExit as error:
+        if (place := _not_ours(error)) is None or debugging():
+            raise
+        _print(f"error: {described(error)} {place}: a plugin must not end the program; mend it")
+        code = 2
     except KeyboardInterrupt:
         _print("stopped")
         code = 130

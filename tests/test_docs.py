@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from forked import typed
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, HOOKS, METRICS, TRANSFORMS
 from runs import builder, run
 from torch import nn
 
 import fbt_plugins
-from fbt_plugins.data import FashionMNISTMini
+from fbt_plugins.data import FashionMNISTMini, build_transforms
 from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.loaders import build_loader, loader_problems
 from fbt_plugins.models.knowledge import Batch
@@ -104,6 +104,21 @@ def test_a_part_is_a_short_file_that_imports_what_is_public(name: str, most: int
 
 def test_the_page_names_all_that_is_public() -> None:
     assert not [name for name in fbt_plugins.__all__ if f"`{name}`" not in PAGE]
+
+
+def test_the_pages_transform_metric_and_hook_work() -> None:
+    try:
+        exec(dict(BLOCKS)["extras.py"], {"__name__": "extras"})
+        image = torch.full((3, 2, 2), 55, dtype=torch.uint8)
+        assert torch.equal(build_transforms([dict(type="MyPartsInvert", p=1.0)], "x")(image), 255 - image)
+        metric = METRICS.build(dict(type="MyPartsAgreement"))
+        logits = torch.eye(4)
+        metric.process(None, [dict(labels=torch.arange(4), student=logits, teacher=logits[[0, 1, 2, 0]])])
+        assert metric.evaluate(4) == {"my_parts/agreement": 75.0}
+        HOOKS.build(dict(type="MyPartsHook"))
+    finally:
+        for registry, name in ((TRANSFORMS, "Invert"), (METRICS, "Agreement"), (HOOKS, "Hook")):
+            registry.module_dict.pop(f"MyParts{name}", None)
 
 
 @pytest.fixture
@@ -194,7 +209,7 @@ class ScaledNet(nn.Module):
 
 
 def test_a_network_cut_by_hand_is_exact(check_architecture: Callable) -> None:
-    (block,) = (text for name, text in BLOCKS if name not in FILES)
+    (block,) = (text for name, text in BLOCKS if name.startswith("a network"))
     namespace: dict = {"ScaledNet": ScaledNet}
     exec(block, namespace)
     check_architecture(namespace["build_scaled_net"](5))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.registry import TRANSFORMS
 from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -33,7 +34,8 @@ _REFUSED = {
 def build_transforms(configs: Sequence[Mapping[str, Any]], where: str) -> v2.Compose:
     """One callable from a list of ``dict(type=NAME, **arguments)``.
 
-    NAME is a class of torchvision.transforms.v2, or ``timm`` (see `TimmTransform`). ``interpolation`` may be a word
+    NAME is a class of torchvision.transforms.v2, ``timm`` (see `TimmTransform`), or one that somebody registered in
+    mmengine's ``TRANSFORMS``: a class whose objects take an image and return one. ``interpolation`` may be a word
     such as ``"bicubic"``; those that contain others (``RandomApply``, ``RandomChoice``) take a list of dicts again.
 
     Args:
@@ -79,8 +81,11 @@ def _build_one(name: str, arguments: dict[str, Any], place: str, problems: list[
         signature: Callable[..., Any] = create_transform
     elif name in _V2:
         factory = signature = _V2[name]
+    elif name in TRANSFORMS:
+        factory = signature = TRANSFORMS.module_dict[name]
     else:
-        problems.append(f"{place}: torchvision.transforms.v2 has no {name!r}{nearest(name, [*_V2, 'timm'])}")
+        known = [*_V2, "timm", *TRANSFORMS.module_dict]
+        problems.append(f"{place}: torchvision.transforms.v2 has no {name!r}{nearest(name, known)}")
         return None
     if name in _REFUSED:
         problems.append(f"{place} {name}: {_REFUSED[name]}")
@@ -92,7 +97,7 @@ def _build_one(name: str, arguments: dict[str, Any], place: str, problems: list[
     if len(problems) > before:
         return None
     try:
-        if name != "timm" and isinstance(arguments.get("interpolation"), str):  # words: torchvision >= 0.27 only
+        if name in _V2 and isinstance(arguments.get("interpolation"), str):  # words: torchvision >= 0.27 only
             arguments["interpolation"] = InterpolationMode(arguments["interpolation"])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The transform `ToTensor")  # of which we take the equivalent

@@ -70,6 +70,7 @@ class Distiller(BaseModel):
         ConfigError: with everything that does not fit, one line each.
     """
 
+    student_mean: Tensor
     fusions: dict[str, FusionModel]  # an nn.ModuleDict
     edges: dict[str, Edge]  # an nn.ModuleDict
 
@@ -382,8 +383,9 @@ class Distiller(BaseModel):
     def _check_values(self, losses: Mapping[str, Tensor]) -> None:
         edges = [self.edges[name] for name in self.step.on]
         on = {name for edge in edges for name in edge.types}
+        device = self.student_mean.device
         for name in on:
-            if wrong := value_fault(losses[name]):
+            if wrong := value_fault(losses[name], device):
                 raise LOSSES.fault(self._types[name], wrong)
         total = torch.stack([value.float() for value in losses.values()]).sum()
         # A fusion model that only gives stays as it was built, and so does what is off.

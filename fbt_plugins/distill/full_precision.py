@@ -17,7 +17,7 @@ class full_precision:
 
     def __init__(self, *tensors: Tensor) -> None:
         self._tensors = tensors
-        device = tensors[0].device.type
+        device = "cpu" if tensors[0].is_meta else tensors[0].device.type  # the meta device has no autocast
         self._off = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else None
 
     def __enter__(self) -> tuple[Tensor, ...]:

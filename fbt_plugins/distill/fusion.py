@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import ConfigError, described, one_line, short
+from ..errors import ConfigError, one_line, short
 from ..models.knowledge import Knowledge
 from ..models.net_part import NetPart, Unowned
 from ..models.staged import StagedModel, StageSpec, partial_copy
-from ..models.weightless import Shortened, meta_copy
+from ..models.weightless import Shortened, meta_copy, raised_on_meta
 from ..models.writes import places_of_buffers
 from ..registry.registries import ARCHITECTURES, FUSIONS
 from .blame import blaming
@@ -96,7 +96,7 @@ def junction_problem(
         except NotImplementedError:  # something that has no shape without values; it shows when it runs
             continue
         except Exception as error:  # it is anyone's code
-            return f"built a {where} that raises {described(error)}"
+            return f"built a {where} that raises {raised_on_meta(error)}"
         given = tuple(found.shape) if isinstance(found, Tensor) else short(found)
         if given != target.sizes(2):
             return f"built a {where} that gives {given} for a batch of 2; the next stage takes {target.sizes(2)}"

@@ -46,7 +46,7 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
         kind: the name that it is registered under, for messages.
 
     Raises:
-        PluginError: if ``needs`` is no dict, has a key that nobody reads, or stages that are no numbers from 1.
+        PluginError: if ``needs`` is no dict, has a key that nobody reads, or a value that cannot be read.
     """
     needs = getattr(loss, "needs", {})
     if not isinstance(needs, Mapping):
@@ -64,6 +64,8 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
     names = needs.get("student_extra", ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise LOSSES.fault(kind, f"needs student_extra={short(names)}, not names such as ('class_logits',)")
+    if not _is_count(needs.get("min_batch", 1)):
+        raise LOSSES.fault(kind, f"needs min_batch={short(needs['min_batch'])}, not a number of images from 1")
     return needs
 
 
@@ -132,21 +134,28 @@ def weighted(loss: Tensor, weight: float, *factors: Tensor) -> Tensor:
     return value
 
 
-def value_fault(value: object) -> str | None:
-    """What is wrong with a loss's value, as the rest of a sentence whose subject is the loss; None if nothing is."""
+def value_fault(value: object, device: torch.device) -> str | None:
+    """What is wrong with a loss's value, as the rest of a sentence whose subject is the loss; None if nothing is.
+
+    Args:
+        value: what it returned.
+        device: of what it was given.
+    """
     if not isinstance(value, Tensor):
         return f"returned {short(value)}, not a scalar tensor"
     if value.ndim or not value.is_floating_point():
         kind = f"a tensor of shape {tuple(value.shape)}" if value.ndim else f"a scalar of {value.dtype}"
         return f"returned {kind}, not a scalar of a floating type: reduce it, by .mean() for example"
+    if value.device != device:
+        return f"returned a scalar on {value.device}, and was given what is on {device}: make no tensors elsewhere"
     if torch.is_grad_enabled() and not value.requires_grad:
         return "returned a scalar without gradient: it must be computed from what the student knows, not detached"
     return None
 
 
-def out_of_reach(value: Tensor, module: nn.Module) -> list[str]:
-    """Names of a module's trained parameters that a value's gradient does not lead back to."""
-    reached: set[int] = set()
+def leaves(value: Tensor) -> list[Tensor]:
+    """The tensors that a value's gradient leads back to."""
+    found: dict[int, Tensor] = {}
     seen, waiting = set(), [value.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -154,8 +163,14 @@ def out_of_reach(value: Tensor, module: nn.Module) -> list[str]:
             continue
         seen.add(node)
         if (leaf := getattr(node, "variable", None)) is not None:
-            reached.add(id(leaf))
+            found[id(leaf)] = leaf
         waiting += [before for before, _ in node.next_functions]
+    return list(found.values())
+
+
+def out_of_reach(value: Tensor, module: nn.Module) -> list[str]:
+    """Names of a module's trained parameters that a value's gradient does not lead back to."""
+    reached = set(map(id, leaves(value)))
     return [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in reached]
 
 

@@ -12,7 +12,7 @@ import torch
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..console import relative
-from ..errors import ConfigError, FBTError, Interrupted, PluginError, Told, one_line
+from ..errors import ConfigError, FBTError, Interrupted, PluginError, Told, one_line, text_of
 from .hooks.checkpoints import AtomicCheckpointHook, not_finite, read_checkpoint
 from .hooks.loss_guard import NotFinite
 from .loaders import ADD_RESIZE
@@ -53,7 +53,9 @@ def in_one_line(runner: TrainingRun) -> Iterator[None]:
         ) from None
     except FBTError as error:
         cause = error.__cause__ if isinstance(error, PluginError | ConfigError) else None  # what a plugin's code raised
-        if "CUDA error" in str(cause):  # what a GPU reports may have come from anything that was started before
+        if cause is not None and "CUDA error" in text_of(
+            cause
+        ):  # what a GPU reports may have come from anything that was started before
             raise cause from None  # type: ignore[misc]
         known = _known(cause, runner.distributed) if isinstance(cause, Exception) else None
         if cause is None and ((hook := runner.hook(AtomicCheckpointHook)) is None or hook.saved < 0):
@@ -75,20 +77,21 @@ def _known(error: Exception, distributed: bool) -> str | None:
         return ONE_IMAGE
     if not isinstance(error, RuntimeError | MemoryError):
         return None
-    if "stack expects each tensor to be equal size" in str(error):
+    text = text_of(error)
+    if "stack expects each tensor to be equal size" in text:
         return f"the images of a batch have different sizes; {ADD_RESIZE}"
     if isinstance(error, torch._dynamo.exc.TorchDynamoException):  # torch.compile has no public error class
         return f"compile: it fails ({one_line(error)}); set compile=None"
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory is full; lower train_dataloader.batch_size, or try --amp bf16"
-    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
         lower = "lower train_dataloader.batch_size or num_workers"
         return f"memory is full, or limited (ulimit -v; {one_line(error)[:120]}); {lower}"
-    if "DataLoader worker" in str(error):
+    if "DataLoader worker" in text:
         return f"a worker process is gone ({one_line(error)}); lower num_workers if memory was short"
-    if distributed and re.search("timed? ?out", str(error), re.IGNORECASE):
+    if distributed and re.search("timed? ?out", text, re.IGNORECASE):
         return f"another process of this job hangs, or is gone ({one_line(error).rsplit('] ', 1)[-1][:120]})"
-    if distributed and "Connection" in str(error):
+    if distributed and "Connection" in text:
         return f"another process of this job is gone ({one_line(error).rsplit('] ', 1)[-1]})"
     return None
 

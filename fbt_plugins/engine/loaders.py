@@ -25,6 +25,7 @@ from .training_mode import last_batch_problems
 SPLITS = ("train", "val", "test")
 _LOOKED_AT = 8
 """Images of a data set that are read in advance: enough to see that they are alike, too few to take time."""
+ATTRIBUTES = ("classes", "image_size")
 CONTRACT = "subclass ImageDataset, or see docs/data.md for what a data set has"
 
 
@@ -77,7 +78,7 @@ def loader_problems(loader: Any, where: str) -> list[str]:
     stored = getattr(dataset, "_dataset", dataset)  # mmengine's slice of a data set wraps it, and counts nothing
     if len(dataset) > len(stored):
         return [too_many_batches(where, len(dataset), len(stored))]
-    missing = [name for name in ("classes", "image_size") if not hasattr(dataset, name)]
+    missing = [name for name in ATTRIBUTES if not hasattr(dataset, name)]
     if missing:
         return [f"{where}.dataset: {_name(dataset)} has no {' and no '.join(missing)}: {CONTRACT}"]
     if len(loader) == 0:

@@ -13,7 +13,7 @@ from mmengine.runner.base_loop import BaseLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 
 from ..distill.build import TEACHER
-from ..errors import FBTError
+from ..errors import FBTError, text_of
 from .data_workers import begin
 from .loaders import sampler_of
 from .training_run import TrainingRun
@@ -64,7 +64,7 @@ class _Seeking:
         try:
             return next(batches, end)
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):
+            if "DataLoader worker" in text_of(error):
                 self.runner.call_hook("after_workers_lost")
             raise
 

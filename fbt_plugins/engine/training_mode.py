@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..distill.distiller import Distiller
+from ..errors import text_of
 from ..models.weightless import Shortened, meta_copy
 
 ONE_IMAGE = "a batch of one image cannot train BatchNorm: set train_dataloader.drop_last=True, or another batch_size"
@@ -100,4 +101,4 @@ def _one_is_too_few(distiller: Distiller, loader: Any) -> bool:
 
 def is_of_one_image(error: BaseException) -> bool:
     """Whether that is what torch says of BatchNorm on one image."""
-    return isinstance(error, ValueError) and "more than 1 value per channel" in str(error)
+    return isinstance(error, ValueError) and "more than 1 value per channel" in text_of(error)

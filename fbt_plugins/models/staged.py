@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import FBTError, PartError, nearest
+from ..errors import FBTError, PartError, nearest, text_of
 from .census import FAMILIES, of_model, of_stages, take_census
 from .knowledge import Knowledge
 from .net_part import Unowned
@@ -289,7 +289,7 @@ class StagedModel(nn.Module):
         return self._shapes[size]
 
     def _refusal(self, size: tuple[int, int], where: str, error: Exception) -> str:
-        reason = f"{where}: {' '.join(str(error).split()) or type(error).__name__}"
+        reason = f"{where}: {text_of(error) or type(error).__name__}"
         line = f"{self.name} cannot take images of {size[0]}x{size[1]} pixels ({reason})"
         if size == self.image_size:  # no other size would help
             return f"{line}, which is the size that it is said to be made for"

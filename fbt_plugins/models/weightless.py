@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..errors import described
+
 aten = torch.ops.aten
 
 
@@ -31,6 +33,13 @@ def meta_copy(module: nn.Module, shared: object = None) -> Any:
 def _loose(module: nn.Module) -> list[Tensor]:
     """Tensors that are plain attributes of its modules."""
     return [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+
+
+def raised_on_meta(error: BaseException) -> str:
+    """What code that was run without weights raised, and the usual reason."""
+    text = described(error)
+    elsewhere = "expected device" in text or "on the same device" in text
+    return f"{text} (it makes tensors on the CPU, wherever it runs: use device=x.device)" if elsewhere else text
 
 
 def whole_copy(module: Any, memo: Mapping[int, Any] | None = None) -> Any:

@@ -13,9 +13,11 @@ from typing import Any
 
 import pluggy
 
-from ..errors import FBTError, TakenNameError, debugging, described, nearest, one_line
+from ..errors import FBTError, debugging, described, nearest, one_line, short
 from . import hookspecs
-from .registries import REGISTRIES, PluginFailure, PluginInfo, Registries, Snapshot
+from .registries import REGISTRIES, PluginFailure, PluginInfo, Registries, runs_later
+from .rollback import Before
+from .torch_defaults import TorchDefaults
 
 
 class Plugins:
@@ -60,40 +62,34 @@ class Plugins:
         known = [(f.plugin, f.distribution) for f in self.failures]
         if (other and other.distribution == plugin.distribution) or (plugin.name, plugin.distribution) in known:
             return
-        before = [registry.snapshot() for registry in self.registries]
+        before = Before(self.registries, plugin.module.partition(":")[0].partition(".")[0])
+        defaults = TorchDefaults.now()
         try:
             if other:
                 raise FBTError(f"its entry point has the name of {other}")
             module = load()
+            if not isinstance(module, ModuleType):
+                raise FBTError(f"its entry point must name a module, not {short(module)}")
             wanted = getattr(module, "FBT_API_VERSION", hookspecs.API_VERSION)
             if wanted != hookspecs.API_VERSION:
                 raise ForeignVersionError(wanted)
-            self._register(module, plugin.name, needs_hook)
+            self._register(module, plugin.name, needs_hook, before)
+            if changed := defaults.restore():
+                self._manager.unregister(module)
+                raise FBTError(f"it {changed}")
         except (Exception, SystemExit) as error:  # a plugin is anyone's code: whatever it raises is its own failure
             if debugging():
                 traceback.print_exception(error)
-            for registry, snapshot in zip(self.registries, before, strict=True):
-                registry.restore(snapshot)
+            before.restore()
+            defaults.restore()
             failure = (plugin.name, plugin.distribution, plugin.version, _what_and_where(error), remedy(plugin, error))
             self.failures.append(PluginFailure(*failure))
             return
-        plugin = replace(plugin, module=getattr(module, "__name__", plugin.module))
-        for registry, snapshot in zip(self.registries, before, strict=True):
-            registry.owners |= dict.fromkeys(registry.module_dict.keys() - snapshot.modules.keys(), plugin)
+        plugin = replace(plugin, module=module.__name__)
+        before.claim(plugin)
         self.loaded[plugin.name] = plugin
 
-    def _refuse_replacements(self, before: list[Snapshot]) -> None:
-        """A plugin may use ``force=True`` for its own names only.
-
-        Raises:
-            TakenNameError: if a name that was there before now means something else.
-        """
-        for registry, snapshot in zip(self.registries, before, strict=True):
-            for name, module in snapshot.modules.items():
-                if registry.module_dict.get(name) is not module:
-                    raise TakenNameError(f"it replaces the {registry.name} {name!r} of {registry.owners.get(name)}")
-
-    def _register(self, module: ModuleType, name: str, needs_hook: bool) -> None:
+    def _register(self, module: ModuleType, name: str, needs_hook: bool, before: Before) -> None:
         try:
             if self._manager.register(module, name) is None:
                 raise FBTError("its name is blocked")
@@ -106,13 +102,14 @@ class Plugins:
             if callable(getattr(module, "fbt_register", None)) and not self._manager.get_hookcallers(module):
                 raise FBTError("its fbt_register is not marked: write @hookimpl above it (from fbt_plugins)")
             others = [p for p in self._manager.get_plugins() if p is not module]
-            if not any(impl.plugin is module for impl in self._manager.hook.fbt_register.get_hookimpls()):
-                if not needs_hook:  # it may register mmengine's things, such as hooks, while it is imported
-                    return
+            hooks = [impl for impl in self._manager.hook.fbt_register.get_hookimpls() if impl.plugin is module]
+            if any(map(runs_later, (impl.function for impl in hooks))):
+                raise FBTError("its fbt_register must be a plain function, without async and yield: nothing would run")
+            if hooks:
+                self._manager.subset_hook_caller("fbt_register", others)(registries=self.registries)
+            elif needs_hook:  # a module of a config may register mmengine's things, such as hooks, while it is imported
                 raise FBTError("it has no hook: define fbt_register(registries) and mark it with fbt_plugins.hookimpl")
-            before = [registry.snapshot() for registry in self.registries]
-            self._manager.subset_hook_caller("fbt_register", others)(registries=self.registries)
-            self._refuse_replacements(before)
+            before.refuse_replacements()
         except BaseException:
             self._manager.unregister(module)
             raise

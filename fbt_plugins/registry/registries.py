@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,23 @@ from ..errors import (
     short,
 )
 from .signatures import argument_problems
+from .torch_defaults import TorchDefaults
+
+
+def _is_class_or_function(module: object) -> bool:
+    """Whether it is what one may register: an instance would be shared by all configs that name it."""
+    while isinstance(module, functools.partial):
+        module = module.func
+    plain = inspect.unwrap(module) if callable(module) else module  # of a cache, for example
+    return inspect.isclass(plain) or inspect.isroutine(plain)
+
+
+def runs_later(function: object) -> bool:
+    """Whether a call of it runs nothing yet, but makes a generator or a coroutine."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    return any(kind(function) for kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -128,8 +147,13 @@ class PluginRegistry(Registry):
         if module is None:
             return lambda decorated: self.register_module(name, force, decorated)
         for one in name if isinstance(name, list) else [name or getattr(module, "__name__", "")]:
-            if not callable(module) or not isinstance(one, str) or not one:
-                raise FBTError(f"a {self.name} is a class or a function under a name, not {module!r} under {one!r}")
+            if not _is_class_or_function(module) or not isinstance(one, str) or not one:
+                what = f"{short(module)} under {one!r}" if one else f"{short(module)} without a name"
+                raise FBTError(f"a {self.name} is a class or a function under a name, not {what}")
+            if runs_later(module):
+                raise FBTError(
+                    f"{one!r} must be a class or a plain function that returns {self.makes}, without async and yield"
+                )
             if one in self and not force:
                 owner = self.owners.get(one)
                 whose = f"of {owner}" if owner else "that is registered already"
@@ -195,8 +219,9 @@ class PluginRegistry(Registry):
                 owner = self.owners.get(cfg["type"])
                 whose = f"; check its arguments; if they are right, the fault is in {owner}" if owner else ""
                 raise ConfigError(f"{cfg['type']}: {one_line(error)}{whose}") from error
-        if lacking := [m for m in self.members if not hasattr(built, m)]:
-            raise self.fault(cfg["type"], f"made {short(built)}, which has no {lacking[0]!r}: it must be {self.makes}")
+            if lacking := [m for m in self.members if not hasattr(built, m)]:
+                what = f"made {short(built)}, which has no {lacking[0]!r}: it must be {self.makes}"
+                raise self.fault(cfg["type"], what)
         return built
 
     def fault(self, key: str, what: str) -> PluginError:
@@ -215,17 +240,26 @@ class PluginRegistry(Registry):
     def blame(self, key: str) -> Iterator[None]:
         """Names the plugin that registered ``key`` for what its code raises, unless that says what the user got wrong.
 
+        What that code changes of torch's defaults is undone.
+
         Raises:
-            PluginError: in the place of any exception but a :class:`FBTError`, and those of a machine (files, memory).
+            PluginError: in the place of any exception but a :class:`FBTError`, and those of a machine (files, memory);
+                and for changed defaults.
         """
+        defaults = TorchDefaults.now()
         try:
-            yield
+            try:
+                yield
+            finally:
+                changed = defaults.restore()
         except PartError as error:
             raise self.fault(key, error.what) from error
         except (FBTError, OSError, MemoryError):
             raise
         except (Exception, SystemExit) as error:  # a plugin is anyone's code
             raise self.raised(key, error) from error
+        if changed:
+            raise self.fault(key, changed)
 
     def raised(self, key: str, error: BaseException) -> PluginError:
         """The error that says what a registered name's code raised, and where in that code."""

@@ -43,6 +43,8 @@ class CRDLoss(nn.Module):
         ValueError: if an argument is out of range.
     """
 
+    stochastic = True  # which negatives
+
     bank_student: Tensor
     bank_teacher: Tensor
     log_mean: Tensor

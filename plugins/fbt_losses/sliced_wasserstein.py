@@ -35,6 +35,8 @@ class SlicedWassersteinLoss(StageLoss):
         ValueError: if there are no directions, or stages are no stage numbers.
     """
 
+    stochastic = True
+
     def __init__(self, stages: Sequence[int] = (4,), projections: int = 128) -> None:
         super().__init__(stages)
         if projections < 1:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ...data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
 from ...errors import nearest
 from ...registry.signatures import parameters_of
-from ..loaders import CONTRACT
+from ..loaders import ATTRIBUTES, CONTRACT
 from .findings import Findings
 
 SPLITS = ("train", "val", "test")
@@ -47,6 +47,23 @@ def described(dataset: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] |
     return kind.describe(dataset.get("transforms", ()), **options)
 
 
+def _sets(kind: type, name: str) -> bool:
+    """Whether objects of a class may have an attribute: no data set is built here, so its code is looked at."""
+    if hasattr(kind, name) or hasattr(kind, "__getattr__"):
+        return True
+    codes = [function.__code__ for c in kind.__mro__ for function in vars(c).values() if inspect.isfunction(function)]
+    while codes:
+        code = codes.pop()
+        if (
+            name in code.co_names
+            or name in code.co_consts
+            or any(name in c for c in code.co_consts if isinstance(c, tuple))
+        ):
+            return True
+        codes += [inner for inner in code.co_consts if inspect.iscode(inner)]
+    return False
+
+
 def _loader(findings: Findings, where: str) -> None:
     loader = findings.config.get(where)
     if loader is None:
@@ -63,9 +80,12 @@ def _loader(findings: Findings, where: str) -> None:
         takes, complete = parameters_of(DATASETS.module_dict.get(str(dataset.get("type")), dict), follow=True)
         if complete and "seed" not in takes:
             findings.problems.append(f"{where}.dataset: {dataset['type']} takes no seed, which a run gives: {CONTRACT}")
+        kind = DATASETS.module_dict.get(str(dataset.get("type")))
+        if inspect.isclass(kind) and (missing := [name for name in ATTRIBUTES if not _sets(kind, name)]):
+            lacks = f"{dataset['type']} has no {' and no '.join(missing)}"
+            findings.problems.append(f"{where}.dataset: {lacks}: {CONTRACT}")
         before = len(findings.problems)
         findings.collect("", build_transforms, dataset.get("transforms", ()), f"{where}.dataset.transforms")
-        kind = DATASETS.module_dict.get(str(dataset.get("type")))
         if len(findings.problems) == before:
             findings.collect(where, described, dataset)
         split = dataset.get("split", SPLITS[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fbt_plugins import __version__
+from fbt_plugins import __version__, errors
 from fbt_plugins.commands import MODULES, fbt
 from fbt_plugins.commands.train import parse
 from fbt_plugins.errors import TOOLS, TOOLS_FOLDER, FBTError, typed
@@ -246,3 +246,19 @@ def test_what_is_wrong_is_one_line(tool: Callable) -> None:
     ):
         done = tool("inspect_model", *args)
         assert done.code == 2 and done.err.startswith(line) and done.err.count("\n") == 1, done.err
+
+
+def test_code_that_is_not_ours_does_not_end_the_program_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    """A data set, a hook or a metric of a plugin may call sys.exit; what we and argparse end keeps its code."""
+    for argument in (0, "no data"):
+        names = {"__name__": "acme.data", "argument": argument}
+        exec(compile("import sys\ndef read(): sys.exit(argument)", "acme/data.py", "exec"), names)
+        with pytest.raises(SystemExit) as ended:
+            errors.run(names["read"])  # type: ignore[arg-type]
+        line = (
+            f"error: SystemExit: {argument} in acme.data.read (data.py:2): a plugin must not end the program; mend it"
+        )
+        assert ended.value.code == 2 and capsys.readouterr().err.strip() == line
+    with pytest.raises(SystemExit) as ended:
+        errors.run(lambda: fbt(["train", "--help"]))
+    assert ended.value.code == 0

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN
+from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from fbt_plugins.data import ImageFolder, build_transforms, seeded
+from fbt_plugins.data import ImageFolder, batched_transforms, build_transforms, seeded
 from fbt_plugins.data.image_files import read_image
 from fbt_plugins.errors import ConfigError, FBTError
 
@@ -44,6 +46,30 @@ def test_torchvision_by_name() -> None:
         [{"type": "RandomApply", "p": 1.0, "transforms": [{"type": "RandomHorizontalFlip", "p": 1.0}]}], "here"
     )
     assert torch.equal(nested(IMAGE), IMAGE.flip(-1))
+
+
+def test_a_transform_of_a_plugin_by_its_name() -> None:
+    @TRANSFORMS.register_module()
+    class Darker:
+        def __init__(self, by: int = 10) -> None:
+            self.by = by
+
+        def __call__(self, image: Tensor) -> Tensor:
+            return (image.int() - self.by).clamp(0).to(torch.uint8)
+
+    try:
+        image = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+        config = dict(type="Darker", by=30)
+        applied = [dict(type="Resize", size=2), dict(type="RandomApply", p=1.0, transforms=[config])]
+        assert torch.equal(build_transforms(applied, "x")(image), torch.full((3, 2, 2), 70, dtype=torch.uint8))
+        with pytest.raises(ConfigError, match=r"x\[0\] Darker: no argument 'bye'; did you mean 'by'"):
+            build_transforms([dict(type="Darker", bye=30)], "x")
+        with pytest.raises(ConfigError, match=r"has no 'Daker'; did you mean 'Darker'"):
+            build_transforms([dict(type="Daker")], "x")
+        with pytest.raises(ConfigError, match="in_memory=True augments whole batches, which Darker cannot"):
+            batched_transforms([config], "x")
+    finally:
+        del TRANSFORMS.module_dict["Darker"]
 
 
 def test_all_mistakes_are_reported_together_with_their_place() -> None:

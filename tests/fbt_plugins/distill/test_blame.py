@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
@@ -12,7 +13,7 @@ from conftest import CONVNEXT, RESMLP, SWIN
 from runs import Build, builder, run
 from torch import nn
 
-from fbt_plugins import Batch, ConfigError, FBTError, Knowledge, PluginError, StagedModel
+from fbt_plugins import ARCHITECTURES, Batch, ConfigError, FBTError, Knowledge, PluginError, StagedModel
 from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.check import check_config
 from fbt_plugins.registry.loading import Plugins
@@ -45,6 +46,15 @@ def broken_builder(num_classes: int = 10) -> StagedModel:
     return {}["depth"]
 
 
+def exiting_builder(num_classes: int = 10) -> StagedModel:
+    sys.exit(0)
+
+
+def double_builder(num_classes: int = 10) -> StagedModel:
+    torch.set_default_dtype(torch.float64)
+    return ARCHITECTURES.build(RESMLP)
+
+
 class Junctions:
     """A fusion strategy that builds what it is told to."""
 
@@ -71,7 +81,7 @@ class Odd(Loss):
 
 
 PARTS = {
-    "architectures": dict(bare_net=bare_net, broken_builder=broken_builder, tensor_head=tensor_head),
+    "architectures": {f.__name__: f for f in (bare_net, broken_builder, tensor_head, exiting_builder, double_builder)},
     "fusions": dict(Junctions=Junctions, NoStrategy=dict),
     "losses": dict(Loss=Loss, Odd=Odd, NoModule=dict),
 }
@@ -97,6 +107,14 @@ BUILT = {
     "no StagedModel": (
         dict(student=dict(type="bare_net")),
         "architecture 'bare_net' * made Linear, which has no 'stages': it must be a fbt_plugins.StagedModel",
+    ),
+    "a builder that ends the program": (
+        dict(student=dict(type="exiting_builder")),
+        "architecture 'exiting_builder' * raised SystemExit: 0",
+    ),
+    "a builder that changes torch": (
+        dict(student=dict(type="double_builder")),
+        "architecture 'double_builder' * made torch.float64 torch's default dtype, for the whole program",
     ),
     "a builder that raises": (
         dict(student=dict(type="broken_builder")),
@@ -146,12 +164,28 @@ def test_what_is_no_part_is_refused_when_it_is_built(options: dict, reason: str)
     assert reason.replace("*", WHOSE) in line and line.endswith(REMEDY)
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        return str(1 / 0)
+
+
+def mute() -> None:
+    raise Mute
+
+
 RAN = {
     "nothing": (lambda x: None, "returned NoneType, not a scalar tensor"),
     "a number": (lambda x: 0.5, "returned float 0.5, not a scalar tensor"),
     "one value per image": (lambda x: x.mean(1), "returned a tensor of shape (8,), not a scalar"),
     "a constant": (lambda x: x.detach().sum(), "returned a scalar without gradient"),
     "a count": (lambda x: x.argmax(), "returned a scalar of torch.int64"),
+    "a value elsewhere": (lambda x: x.sum().to("meta"), "returned a scalar on meta, and was given what is on cpu"),
+    "gradients off": (
+        lambda x: (torch.set_grad_enabled(False), x.sum())[1],
+        "left torch's gradients switched off (use `with torch.no_grad():`), for the whole program; that was undone",
+    ),
+    "an exit": (lambda x: sys.exit(0), "raised SystemExit: 0"),
+    "an exception without text": (lambda x: mute(), "raised Mute: (its own text cannot be made: ZeroDivisionError)"),
     "an exception": (lambda x: x @ x, "raised RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
 }
 
@@ -172,7 +206,7 @@ def test_a_loss_that_is_none_ends_the_first_step(
     with pytest.raises(FBTError) as ended:
         run(wrong)
     (line,) = str(ended.value).splitlines()
-    assert f"loss 'Loss' {WHOSE} {reason}" in line and REMEDY in line
+    assert f"loss 'Loss' {WHOSE} {reason}" in line and REMEDY in line and torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("does", [does for does, _ in RAN.values()][:2])

@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS
 from runs import builder
 from torch.utils.data import Dataset
 
+from fbt_plugins import LOSSES
 from fbt_plugins.config.loading import load_config
 from fbt_plugins.data import InMemoryDataset
 from fbt_plugins.engine.check import check_cells, check_config
@@ -316,6 +317,35 @@ def test_patches_may_be_dropped_where_nothing_takes_stages(tmp_path: Path) -> No
     )
 
 
+@DATASETS.register_module()
+class Sizeless(Dataset):
+    """Says its classes, and not how large its images are."""
+
+    def __init__(self, seed: int) -> None:
+        self.classes = ("a", "b")
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return dict(inputs=torch.zeros(3, 8, 8), labels=0, index=position)
+
+
+@DATASETS.register_module()
+class Sized(Sizeless):
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.__dict__.update(image_size=(8, 8))
+
+
+def test_a_data_set_without_an_image_size_is_found_by_the_check(tmp_path: Path) -> None:
+    config = builder(tmp_path)(**SCRATCH, **{"model.logit_loss": None, "val_dataloader.dataset": dict(type="Sized")})
+    check_config(config)
+    config.val_dataloader.dataset = dict(type="Sizeless")
+    with pytest.raises(ConfigError, match=r"val_dataloader\.dataset: Sizeless has no image_size: subclass"):
+        check_config(config)
+
+
 def test_a_last_batch_of_one_image_is_counted_where_batchnorm_cannot_train_on_it(tmp_path: Path) -> None:
     few = {"train_dataloader.dataset": dict(type="Few", count=17), "train_dataloader.num_batch_per_epoch": None}
     config = builder(tmp_path)(**few, **{"model.student": RESNET, "train_dataloader.drop_last": False})
@@ -331,18 +361,23 @@ def test_a_last_batch_of_one_image_is_counted_where_batchnorm_cannot_train_on_it
     open_splits(config, distiller)
 
 
-def test_a_last_batch_that_is_too_small_for_a_loss_is_counted(tmp_path: Path) -> None:
+def test_a_loss_says_how_many_images_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LOSSES.get("KDLoss"), "needs", {"min_batch": 2}, raising=False)
     few = {"train_dataloader.dataset": dict(type="Few", count=17), "train_dataloader.num_batch_per_epoch": None}
-    own = {"model.feature_loss": dict(type="RSDLoss"), "train_dataloader.drop_last": False}
-    config = builder(tmp_path)(**few, **own)
+    kd = {"model.fusion": None, "model.edges": ["teacher_to_student"], "model.logit_loss": dict(type="KDLoss")}
+    config = builder(tmp_path)(**few, **kd, **{"train_dataloader.drop_last": False})
     distiller = check_config(config)
-    says = (
-        r"the last of 3 batches with one image: RSDLoss \(teacher_to_student/feature\) needs 2 or more: set train_data"
-    )
-    with pytest.raises(ConfigError, match=says):
+    needs = r"with one image: KDLoss \(teacher_to_student/logit\) needs 2 or more: set train_dataloader.drop_last=True"
+    with pytest.raises(ConfigError, match=f"17 images in batches of 8, the last of 3 batches {needs}"):
         open_splits(config, distiller)
-    config.train_dataloader.dataset.count = 18
+    config.train_dataloader.drop_last = True
     open_splits(config, distiller)
+    config.train_dataloader.batch_size = 1
+    with pytest.raises(ConfigError, match=f"17 images in batches of 1, each {needs}"):
+        open_splits(config, distiller)
+    monkeypatch.setattr(LOSSES.get("KDLoss"), "needs", {"min_batch": 0})
+    with pytest.raises(ConfigError, match="needs min_batch=int 0, not a number of images from 1"):
+        check_config(config)
 
 
 # ---- many configs ---------------------------------------------------------------------------------------------------

@@ -3,9 +3,12 @@ from collections.abc import Callable
 from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 
+import mmengine.hooks  # noqa: F401 - registers EMAHook
 import pytest
+import torch
+from mmengine.registry import HOOKS
 
-from fbt_plugins import load_plugins
+from fbt_plugins import load_plugins, testing
 from fbt_plugins.errors import FBTError, UnknownNameError
 from fbt_plugins.registry.loading import Plugins
 
@@ -111,13 +114,72 @@ FAULTS = {
         "it replaces the loss 'Good' of plugin 'first' (fbt-first 1.2)",
         "pip uninstall fbt-bad",
     ),
-    "no class": (GOOD.replace("module=Good", "name='Five', module=5"), "a class or a function under a name, not 5", ""),
+    "no class": (
+        GOOD.replace("module=Good", "name='Five', module=5"),
+        "class or a function under a name, not int 5",
+        "",
+    ),
+    "an instance": (
+        GOOD.replace("class Good: ...", "class Good:\n    def __call__(self): ...").replace(
+            "=Good", "=Good(), name='A'"
+        ),
+        "a loss is a class or a function under a name, not Good",
+        "pip uninstall fbt-bad",
+    ),
+    "a generator": (
+        GOOD.replace("class Good: ...", "def Good():\n    yield 1"),
+        "'Good' must be a class or a plain function that returns a torch.nn.Module, without async and yield",
+        "pip uninstall fbt-bad",
+    ),
+    "a coroutine": (GOOD.replace("class Good: ...", "async def Good(): ..."), "without async and yield", ""),
+    "a hook that is a coroutine": (
+        GOOD.replace("def fbt_register", "async def fbt_register"),
+        "its fbt_register must be a plain function, without async and yield: nothing would run",
+        "",
+    ),
+    "a hook that is a generator": (GOOD + "    yield", "its fbt_register must be a plain function, without async", ""),
+    "replaced while it is imported": (
+        GOOD.replace("Good", "Bad")
+        + "registries = fbt_plugins.testing.OF_THE_TEST\nregistries.losses.register_module(name='Good', force=True,"
+        " module=list)",
+        "it replaces the loss 'Good' of plugin 'first' (fbt-first 1.2); register another name",
+        "pip uninstall fbt-bad",
+    ),
+    "a replaced hook": (
+        "from mmengine.registry import HOOKS\n@HOOKS.register_module(force=True)\nclass EMAHook: ...\n"
+        + GOOD.replace("Good", "Bad"),
+        "it replaces the hook 'EMAHook' of mmengine.hooks.ema_hook; register another name",
+        "pip uninstall fbt-bad",
+    ),
+    "default dtype": (
+        "import torch\ntorch.set_default_dtype(torch.float64)\n" + GOOD.replace("Good", "Bad"),
+        "it made torch.float64 torch's default dtype, for the whole program; that was undone",
+        "pip uninstall fbt-bad",
+    ),
+    "default device, gradients": (
+        "import torch\ntorch.set_default_device('meta')\n"
+        + GOOD.replace("Good", "Bad")
+        + "    torch.set_grad_enabled(False)",
+        "it made meta torch's default device and left torch's gradients switched off (use `with torch.no_grad():`)",
+        "pip uninstall fbt-bad",
+    ),
+    "an exception without text": (
+        "class Mute(Exception):\n    def __str__(self): raise RuntimeError\nraise Mute",
+        "Mute: (its own text cannot be made: RuntimeError)",
+        "FBT_DEBUG=1 shows the traceback",
+    ),
 }
 
 
 @pytest.mark.parametrize(("source", "reason", "remedy"), FAULTS.values(), ids=FAULTS)
-def test_a_failing_plugin_hurts_nobody_else(isolated: Load, source: str, reason: str, remedy: str) -> None:
+def test_a_failing_plugin_hurts_nobody_else(
+    isolated: Load, source: str, reason: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(testing, "OF_THE_TEST", isolated().registries, raising=False)
+    hooks = dict(HOOKS.module_dict)
     plugins = isolated(first=GOOD, bad=source, last=GOOD.replace("Good", "Last"))
+    assert (torch.get_default_dtype(), torch.ones(1).device.type) == (torch.float32, "cpu") and torch.is_grad_enabled()
+    assert hooks == HOOKS.module_dict
     assert set(plugins.loaded) == {"first", "last"}
     assert set(plugins.registries.losses.module_dict) == {"Good", "Last"}
     (failure,) = plugins.failures
@@ -136,6 +198,19 @@ def test_two_distributions_with_one_name_for_their_plugins(isolated: Load) -> No
     point = EntryPoint("good", "plugin_good", "fbt_plugins")._for(FakeDistribution("other"))  # type: ignore[attr-defined]
     plugins.load_installed([point])
     assert "has the name of plugin 'good' (fbt-good 1.2)" in str(plugins.failures[0])
+
+
+def test_what_is_registered_while_a_plugin_is_imported_goes_with_it(isolated: Load) -> None:
+    source = "from mmengine.registry import HOOKS\n@HOOKS.register_module()\nclass OfA{}: ...\n"
+    isolated(half=source.format("Half") + HALF, good=source.format("Good") + GOOD)
+    assert "OfAHalf" not in HOOKS and "OfAGood" in HOOKS
+    del HOOKS.module_dict["OfAGood"]
+
+
+def test_an_entry_point_names_a_module(isolated_plugins: Plugins) -> None:
+    point = EntryPoint("thing", "collections:OrderedDict", "fbt_plugins")._for(FakeDistribution("d"))  # type: ignore[attr-defined]
+    isolated_plugins.load_installed([point])
+    assert "its entry point must name a module, not type" in str(isolated_plugins.failures[0])
 
 
 def test_debugging_shows_where_a_plugin_failed(

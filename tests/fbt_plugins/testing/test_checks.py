@@ -115,7 +115,7 @@ class Tokens(nn.Module):
             x = x / 0
         if self.fault == "constant":
             x = x.detach()
-        if self.fault == "same prefix":
+        if self.fault == "same prefix" and self.target.prefix_tokens:
             x = nn.functional.interpolate(x.transpose(1, 2), count - 2, mode="linear").transpose(1, 2)
             return torch.cat([torch.ones_like(x[:, :2]), x], 1)
         return nn.functional.interpolate(x.transpose(1, 2), count, mode="linear").transpose(1, 2)
@@ -128,7 +128,7 @@ class TokenFusion:
     def build(self, student_specs: Any, teacher_specs: Any, splice: Any) -> Any:
         if self.fault == "none":
             return None
-        if self.fault == "refuses":
+        if self.fault == "refuses" or not all(spec.raster for spec in (*student_specs, *teacher_specs)):
             raise ValueError("no")
         all_ends = {j.name: ends(j, student_specs, teacher_specs) for j in splice.junctions}
         return nn.ModuleDict({name: Tokens(*pair, self.fault) for name, pair in all_ends.items()})
@@ -143,7 +143,7 @@ def test_a_strategy_for_tokens_passes_with_tokens_and_fails_with_maps() -> None:
     ("fault", "reason"),
     [
         ("none", "built NoneType for the splice S1-3+T4, not a torch.nn.ModuleDict of S3_T4"),
-        ("refuses", "build: ValueError: no"),
+        ("refuses", "TokenFusion refuses all that is tried: "),
         ("short", "gives (2, 23, 20) for a batch of 2; the next stage takes (2, 24, 20)"),
         ("spare", "junction S3_T4 from NLC 20 x 4x6 to NLC 20 x 4x6: no gradient reaches spare.weight"),
         ("infinite", "gives values that are not finite"),
