@@ -78,8 +78,8 @@ class Images(FileDataset):
         known = list(classes) if classes is not None else in_order([name for name in names if name])
         numbers = numbered(names, known, f"Images: {printable(folder)}")
         chosen = self._split(numbers, split, validation)
-        chosen_paths, chosen_labels = ([some[position] for position in chosen] for some in (paths, numbers))
-        super().__init__(folder, chosen_paths, known, chosen_labels, transforms, seed, on_error)
+        paths, numbers = [paths[position] for position in chosen], [numbers[position] for position in chosen]
+        super().__init__(folder, paths, known, numbers, transforms, seed, on_error)
 
     @staticmethod
     def _read(

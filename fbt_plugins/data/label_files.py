@@ -51,7 +51,7 @@ def read_table(path: Path, root: Path) -> dict[str, str]:
         rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         columns = {str(name).strip().lower(): name for name in rows.fieldnames or ()}
         if not {"path", "label"} <= columns.keys():
-            raise FBTError(f"{printable(path)} begins with {one_line(head)[:60]!r}; {_EXPECTED}")
+            raise FBTError(f"{printable(path)} begins with {head.strip()[:60]!r}; {_EXPECTED}")
         for row in rows:
             image, label = ((row[columns[key]] or "").strip() for key in ("path", "label"))
             if not image or not label:

@@ -82,8 +82,8 @@ class TimmDataset(DecodedDataset):
     ) -> None:
         check_on_error("timm", on_error)
         kind = _kind(name)
-        keys = {"input_key": input_key, "target_key": target_key}
-        keys = {key: value for key, value in keys.items() if value is not None}
+        given = {"input_key": input_key, "target_key": target_key}
+        keys: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         folder = Path(root).expanduser() if root is not None else None
         try:
             if kind == "wds":
@@ -213,12 +213,13 @@ def _reader(kind: str, name: str, root: Path | None, split: str, options: dict[s
             import datasets  # noqa: F401
         except ImportError:
             raise FBTError(f"timm: {name!r} needs Hugging Face's datasets: pip install datasets") from None
-        reader = create_reader(name, root=root and str(root), split=split, **options)
+        reader = create_reader(name, root=str(root) if root else None, split=split, **options)
         given = list(reader.iter_targets())
     else:
-        root = root or Path(name.partition("/")[2])
-        if not root.exists():
-            raise FBTError(f"timm: there is no {printable(root)}, a folder or tar file of images")
+        inner = name.partition("/")[2]
+        root = root or (Path(inner).expanduser() if inner else None)
+        if root is None or not root.exists():
+            raise FBTError(f"timm: root={root} is no folder or tar file of images")
         if root.is_dir():
             reader = create_reader("", root=_search_split(str(root), split), **options)
             paths = [path for path, _ in reader.samples]
@@ -239,7 +240,8 @@ def _numbered(given: Sequence[Any], numbers: dict[str, int]) -> tuple[list[int],
         raise FBTError("timm: its images have several labels each, which is not supported; set target_key")
     if any(isinstance(label, str) for label in given):
         names = in_order([str(label) for label in given if label is not None])
-        return [NO_LABEL if label is None else names.index(str(label)) for label in given], names
+        numbers = {name: number for number, name in enumerate(names)}
+        return [NO_LABEL if label is None else numbers[str(label)] for label in given], names
     labels = [NO_LABEL if label is None or int(label) < 0 else int(label) for label in given]
     names = [""] * (max(max(labels), *numbers.values(), -1) + 1) if numbers else [""] * (max(labels) + 1)
     for name, number in numbers.items():
