@@ -61,20 +61,26 @@ def build_loader(dataloader: Mapping[str, Any], seed: int | None, device: Any) -
     return built
 
 
+def labelled(dataset: Any) -> int | None:
+    """How many images of a data set have a label; None where it does not tell."""
+    whole = getattr(dataset, "_dataset", dataset)  # mmengine's slice of a data set wraps it
+    number = getattr(whole, "num_labelled", None)
+    if whole is dataset or not number:
+        return number
+    return len(dataset) if number == len(whole) else None
+
+
 def data_info(dataset: Any) -> dict[str, int]:
     """What losses are told about the training data: images, classes, and how many images have a label, where known."""
     about = {"num_samples": len(dataset)} | ({"num_classes": len(dataset.classes)} if dataset.classes else {})
-    labelled = (
-        None if hasattr(dataset, "_dataset") else getattr(dataset, "num_labelled", None)
-    )  # a slice has its whole's
-    return about | ({} if labelled is None else {"num_labelled": labelled})
+    number = labelled(dataset)
+    return about | ({} if number is None else {"num_labelled": number})
 
 
 def mixing_for(dataset: Any, options: Mapping[str, Any]) -> Mixing:
     """Mixup and CutMix of a data set's images."""
-    labelled = getattr(dataset, "num_labelled", None)
-    whole = len(getattr(dataset, "_dataset", dataset))
-    return Mixing(num_classes=len(dataset.classes), all_labelled=labelled in (None, whole), **options)
+    all_labelled = not hasattr(dataset, "num_labelled") or labelled(dataset) == len(dataset)
+    return Mixing(num_classes=len(dataset.classes), all_labelled=all_labelled, **options)
 
 
 def without_labels(what: str, split: str) -> str:
@@ -102,7 +108,7 @@ def label_problems(datasets: Mapping[str, Any], metrics: Mapping[str, Iterable[A
             what = f"class {number} is {own[number]!r}, and in train {known[number]!r}"
             what = what if number >= 0 else f"{len(own)} classes, and in train {len(known)}"
             problems.append(f"{split}_dataloader.dataset: {what}; give both the same classes=[...]")
-        if getattr(dataset, "num_labelled", None) == 0:
+        if labelled(dataset) == 0:
             for metric in metrics.get(split, ()):
                 if getattr(metric, "needs_labels", False):
                     name = metric.__name__ if isinstance(metric, type) else type(metric).__name__
@@ -112,10 +118,10 @@ def label_problems(datasets: Mapping[str, Any], metrics: Mapping[str, Iterable[A
 
 def describe_labels(dataset: Any) -> str:
     """ "10 classes", and how many images have a label, where that is not all."""
-    classes, labelled = len(dataset.classes), getattr(dataset, "num_labelled", None)
-    if hasattr(dataset, "_dataset") or labelled in (None, len(dataset)):
-        return f"{classes} classes"
-    return f"{classes} classes, {labelled:,} with a label" if labelled else "no labels"
+    classes, number = f"{len(dataset.classes)} classes", labelled(dataset)
+    if number in (None, len(dataset)):
+        return classes
+    return f"{classes}, {number:,} images with a label" if number else "no labels"
 
 
 def sampler_of(loader: Any) -> Any:

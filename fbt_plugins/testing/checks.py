@@ -301,7 +301,9 @@ class _LossCheck:
             f"{self.who}: its value is {short(soft)} for soft labels (N, classes)",
         )
         loss = copy.deepcopy(self.loss)
+        some = torch.where(torch.arange(4) % 2 == 0, torch.arange(4), -1)
         for what, teacher, batch in (
+            ("images without a label (-1 in batch.labels)", None if self.task else self.teacher(), Batch(some)),
             ("no labels (batch.labels is None)", None if self.task else self.teacher(), Batch(None)),
             ("no teacher (as a task loss)", None, Batch(torch.arange(4), torch.arange(4))),
         ):
@@ -311,7 +313,7 @@ class _LossCheck:
                 pass
             except Exception as error:
                 raise AssertionError(
-                    f"{self.who} raises {described(error)} for {what}: raise a ValueError that says so"
+                    f"{self.who} raises {described(error)} for {what}: take it, or raise a ValueError that says so"
                 ) from error
 
     def _precisions(self) -> None:

@@ -13,9 +13,12 @@ import numpy as np
 import PIL.features
 import PIL.Image
 import pytest
+from runs import assert_same, builder, curve, run, run_until
 
-from fbt_plugins.data import Images
+from fbt_plugins.data import FashionMNISTMini, Images
 from fbt_plugins.data.image_files import list_images, read_image, unreadable
+from fbt_plugins.engine.check import check_config
+from fbt_plugins.engine.loaders import data_info, open_splits
 from fbt_plugins.errors import ConfigError, FBTError
 
 RESIZE = [dict(type="Resize", size=(8, 8))]
@@ -314,3 +317,73 @@ def test_damaged_bytes_never_raise_anything_but_a_line(tmp_path: Path) -> None:
             except FBTError as error:
                 assert len(error.lines()) == 1 and str(path) in str(error)
     assert len(list_images(tmp_path).paths) == 8
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+SPLITLESS = {f"{split}_{part}": None for split in ("val", "test") for part in ("dataloader", "evaluator", "cfg")}
+LOADER = {"train_dataloader.num_batch_per_epoch": None, "train_dataloader.drop_last": False}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in range(20):
+        picture(7 * number, (32, 32)).save(root / f"{number:02}.png")
+    return root
+
+
+def images_of(root: Path, **options: object) -> dict[str, object]:
+    crop = dict(type="RandomCrop", size=32, padding=4)
+    return {"train_dataloader.dataset": dict(type="Images", root=str(root), transforms=[crop], **options)}
+
+
+def test_a_run_without_labels_and_with_a_damaged_image_goes_on_exactly(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = photos / "03.png"
+    path.write_bytes(broken_middle(path.read_bytes()))
+    options = {**SPLITLESS, **LOADER, **images_of(photos), "model.task_loss": None, "train_cfg.val_interval": 1}
+    options |= {"model.logit_loss": dict(type="OFALoss", gamma=1.5), "default_hooks.checkpoint.interval": 1}
+    config = builder(tmp_path)
+    whole = run(config("whole", **options))
+    said = capsys.readouterr().out
+    assert "20 images, no labels" in said and said.count("03.png") == 1
+    assert "1 images of train cannot be read; the next is shown in the place of each" in said
+    assert "num_classes" not in data_info(whole.train_dataloader.dataset)
+    run_until(config("cut", **options), 7)
+    assert_same(whole, run(config("cut", **options, resume=True)), "epoch_3.pth")
+    with pytest.raises(FBTError, match=r"03.png is no readable image"):
+        run(config("strict", **options, **{"train_dataloader.dataset.on_error": "stop"}))
+
+
+def test_a_run_with_labels_of_some(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes = FashionMNISTMini.known_classes
+    rows = [f"{number:02}.png,{classes[number]}" for number in range(3)]
+    (photos / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    options = {**LOADER, **images_of(photos, classes=list(classes)), "data_preprocessor": dict(mixup_alpha=0.8)}
+    runner = run(builder(tmp_path)(**options, **{"train_cfg.max_epochs": 1}))
+    assert "20 images, 10 classes, 3 images with a label, 20 for validation" in capsys.readouterr().out
+    assert all(np.isfinite(value) for record in curve(runner) for value in record.values())
+    assert data_info(runner.train_dataloader.dataset) == {"num_samples": 20, "num_classes": 10, "num_labelled": 3}
+    with pytest.raises(ConfigError, match=r"val_dataloader.dataset: class 0 is 'T-shirt/top', and in train 'Pullover'"):
+        open_splits(builder(tmp_path)(**LOADER, **images_of(photos), **{"model.student.num_classes": 3}))
+
+
+def test_what_needs_labels_is_refused_before_any_training(photos: Path, tmp_path: Path) -> None:
+    same = {"val_dataloader.dataset": dict(type="Images", root=str(photos)), "model.task_loss": None}
+    for options, line in (
+        ({}, "model.task_loss: CrossEntropyLoss needs labels, and the training images have none"),
+        ({**same}, "val_evaluator: TopK needs labels, and the images of this split have none: set val_dataloader"),
+        ({"model.teacher": None, "model.edges": [], "model.fusion": None}, "model.task_loss: CrossEntropyLoss needs"),
+    ):
+        config = builder(tmp_path)(**LOADER, **images_of(photos), **options)
+        with pytest.raises(ConfigError) as error:
+            check_config(config)
+        assert sum(line in problem for problem in error.value.problems) == 1, error.value.problems
+    with pytest.raises(ConfigError, match="val_evaluator: TopK needs labels"):
+        open_splits(config := builder(tmp_path)(**LOADER, **images_of(photos), **same))
+    with pytest.raises(ConfigError, match="val_evaluator: TopK needs labels"):
+        run(config)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CNN, CONVNEXT, DEIT, RESMLP, SWIN, VIT
+from fbt_losses import cross_entropy
 from fbt_losses.ofa_exits import TokenExit, make_exit
 from torch import Tensor, nn
 
@@ -222,8 +223,26 @@ def test_cross_entropy_is_a_mean_over_labelled_images(smoothing: float) -> None:
         assert none == 0 and not gradient.any() and gradient.isfinite().all()
     whole, plain = torch.tensor([2, 1, 0, 4]), nn.functional.cross_entropy
     assert torch.equal(loss(some, None, Batch(whole)), plain(logits, whole, label_smoothing=smoothing))  # to the bit
+    loss.setup((), (), {"num_samples": 9, "num_labelled": 9})
+    assert loss.all_labelled
     shares = knowledge(1).logits.softmax(1)
     assert torch.equal(loss(some, None, Batch(shares)), plain(logits, shares, label_smoothing=smoothing))
+
+
+def test_processes_together_descend_the_mean_over_all_labelled_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, logits, labels = build(dict(type="CrossEntropyLoss")), knowledge(0).logits, torch.tensor([2, -1, 0, 1])
+    counts = [1, 2]  # of the two processes, each with two of the four images
+
+    def all_reduce(total: Tensor) -> None:
+        total.fill_(sum(counts))
+
+    monkeypatch.setattr(cross_entropy, "ranks", lambda: 2)
+    monkeypatch.setattr(cross_entropy.dist, "all_reduce", all_reduce)
+    parts = [loss(Knowledge(logits[i : i + 2], logits[i : i + 2]), None, Batch(labels[i : i + 2])) for i in (0, 2)]
+    whole = nn.functional.cross_entropy(logits, labels, ignore_index=-1)
+    assert torch.allclose(sum(parts) / 2, whole)  # gradients of processes are averaged
+    counts[:] = [0, 0]
+    assert loss(Knowledge(logits, logits), None, Batch(torch.full((4,), -1))) == 0
 
 
 # ---- stage loss -----------------------------------------------------------------------------------------------------
