@@ -116,12 +116,15 @@ def label_problems(datasets: Mapping[str, Any], metrics: Mapping[str, Iterable[A
     return problems
 
 
+NO_LABELS = "no labels"
+
+
 def describe_labels(dataset: Any) -> str:
     """ "10 classes", and how many images have a label, where that is not all."""
     classes, number = f"{len(dataset.classes)} classes", labelled(dataset)
     if number in (None, len(dataset)):
         return classes
-    return f"{classes}, {number:,} images with a label" if number else "no labels"
+    return f"{classes}, {number:,} with a label" if number else NO_LABELS
 
 
 def sampler_of(loader: Any) -> Any:

@@ -350,7 +350,7 @@ def test_a_run_without_labels_and_with_a_damaged_image_goes_on_exactly(
     config = builder(tmp_path)
     whole = run(config("whole", **options))
     said = capsys.readouterr().out
-    assert "20 images, no labels" in said and said.count("03.png") == 1
+    assert "20 images without labels" in said and said.count("03.png") == 1
     assert "1 images of train cannot be read; the next is shown in the place of each" in said
     assert "num_classes" not in data_info(whole.train_dataloader.dataset)
     run_until(config("cut", **options), 7)
@@ -365,7 +365,7 @@ def test_a_run_with_labels_of_some(photos: Path, tmp_path: Path, capsys: pytest.
     (photos / "labels.csv").write_text("\n".join(["path,label", *rows]))
     options = {**LOADER, **images_of(photos, classes=list(classes)), "data_preprocessor": dict(mixup_alpha=0.8)}
     runner = run(builder(tmp_path)(**options, **{"train_cfg.max_epochs": 1}))
-    assert "20 images, 10 classes, 3 images with a label, 20 for validation" in capsys.readouterr().out
+    assert "20 images of 10 classes, 3 with a label, 20 for validation" in capsys.readouterr().out
     assert all(np.isfinite(value) for record in curve(runner) for value in record.values())
     assert data_info(runner.train_dataloader.dataset) == {"num_samples": 20, "num_classes": 10, "num_labelled": 3}
     with pytest.raises(ConfigError, match=r"val_dataloader.dataset: class 0 is 'T-shirt/top', and in train 'Pullover'"):
