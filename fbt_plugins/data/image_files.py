@@ -40,11 +40,13 @@ class Listing(NamedTuple):
         paths: of the files that may be images, in alphabetical order of their folders and in these of their names.
         left_out: how many others there are, by extension.
         example: one of those, empty where there is none.
+        locked: folders that cannot be read, which are counted there too.
     """
 
     paths: list[str]
     left_out: Counter[str]
     example: str
+    locked: Sequence[str] = ()
 
     def others(self) -> str:
         """What is left out, in words; empty where nothing is."""
@@ -96,7 +98,7 @@ def list_images(folder: Path, by_content: bool = False) -> Listing:
         OSError: if the folder cannot be read.
     """
     paths: list[tuple[str, str]] = []
-    left_out, example = Counter[str](), ("", "")
+    left_out, example, locked = Counter[str](), ("", ""), []
     for place, name, kind in _entries(folder):
         if not kind and name.lower().endswith(_readable()):
             paths.append((place, name))
@@ -106,11 +108,12 @@ def list_images(folder: Path, by_content: bool = False) -> Listing:
                 paths.append((place, name))
                 continue
             kind = "without extension"
+        if kind == UNREADABLE_FOLDER:
+            locked.append(f"{place}{os.sep}{name}")
         left_out[kind or Path(name).suffix.lower()] += 1
         example = min(example, (place, name)) if example[1] else (place, name)
-    return Listing(
-        [f"{place}{os.sep}{name}" for place, name in sorted(paths)], left_out, os.sep.join(example) if left_out else ""
-    )
+    found = [f"{place}{os.sep}{name}" for place, name in sorted(paths)]
+    return Listing(found, left_out, os.sep.join(example) if left_out else "", sorted(locked))
 
 
 _ENDING = re.compile(r"[^.]\.(?=[a-z0-9]*[a-z])[a-z0-9]{1,8}$", re.IGNORECASE)

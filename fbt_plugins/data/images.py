@@ -91,8 +91,8 @@ class Images(FileDataset):
             others -= Counter({table.suffix.lower(): 1})
         bad = unreadable(listing.paths) if look else {}
         problems = list(bad.values())
-        if number := others.pop(UNREADABLE_FOLDER, 0):
-            problems.append(f"{number} folders cannot be read")
+        del others[UNREADABLE_FOLDER]
+        problems += [f"{printable(locked)} is a folder that cannot be read" for locked in listing.locked]
         paths = [path for position, path in enumerate(listing.paths) if position not in bad]
         if not paths:
             left_out = Listing([], others, listing.example).others()

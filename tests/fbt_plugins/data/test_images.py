@@ -199,7 +199,7 @@ def test_what_permissions_forbid_is_named(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "locked").chmod(0)
     assert len(Images(str(tmp_path))) == 1
     said = capsys.readouterr().out
-    assert "b.png is no readable image (Permission denied)" in said and "1 folders cannot be read" in said
+    assert "b.png is no readable image (Permission denied)" in said and "locked is a folder that cannot be read" in said
 
 
 def folder(root: Path, *names: str) -> Path:
