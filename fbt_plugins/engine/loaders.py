@@ -90,7 +90,7 @@ def without_labels(what: str, split: str) -> str:
 
 
 def label_problems(datasets: Mapping[str, Any], metrics: Mapping[str, Iterable[Any]]) -> list[str]:
-    """Splits whose classes are not those of the training data, and metrics of labels that are not there.
+    """Splits whose classes have other numbers than those of the training data, and metrics of labels that are not there.
 
     Args:
         datasets: by split.
@@ -103,11 +103,11 @@ def label_problems(datasets: Mapping[str, Any], metrics: Mapping[str, Iterable[A
     classes = {split: list(map(str, dataset.classes)) for split, dataset in datasets.items()}
     for split, dataset in datasets.items():
         known, own = classes.get("train"), classes[split]
-        if known and own and known != own:
-            number = next((n for n, pair in enumerate(zip(known, own, strict=False)) if pair[0] != pair[1]), -1)
-            what = f"class {number} is {own[number]!r}, and in train {known[number]!r}"
-            what = what if number >= 0 else f"{len(own)} classes, and in train {len(known)}"
-            problems.append(f"{split}_dataloader.dataset: {what}; give both the same classes=[...]")
+        if known and own:
+            moved = next((name for name in own if name in known and known.index(name) != own.index(name)), None)
+            if moved is not None:
+                what = f"class {moved!r} is number {own.index(moved)}, and in train {known.index(moved)}"
+                problems.append(f"{split}_dataloader.dataset: {what}; give both the same classes=[...]")
         if labelled(dataset) == 0:
             for metric in metrics.get(split, ()):
                 if getattr(metric, "needs_labels", False):
