@@ -90,7 +90,7 @@ def without_labels(what: str, split: str) -> str:
 
 
 def label_problems(datasets: Mapping[str, Any], metrics: Mapping[str, Iterable[Any]]) -> list[str]:
-    """Splits whose classes have other numbers than those of the training data, and metrics of labels that are not there.
+    """Splits in which a class has another number than in training, and metrics of labels that are not there.
 
     Args:
         datasets: by split.
@@ -100,14 +100,13 @@ def label_problems(datasets: Mapping[str, Any], metrics: Mapping[str, Iterable[A
         One line each.
     """
     problems = []
-    classes = {split: list(map(str, dataset.classes)) for split, dataset in datasets.items()}
+    numbers = {split: {str(c): n for n, c in enumerate(dataset.classes)} for split, dataset in datasets.items()}
+    known = numbers.get("train", {})
     for split, dataset in datasets.items():
-        known, own = classes.get("train"), classes[split]
-        if known and own:
-            moved = next((name for name in own if name in known and known.index(name) != own.index(name)), None)
-            if moved is not None:
-                what = f"class {moved!r} is number {own.index(moved)}, and in train {known.index(moved)}"
-                problems.append(f"{split}_dataloader.dataset: {what}; give both the same classes=[...]")
+        moved = next((name for name, n in numbers[split].items() if known.get(name, n) != n), None)
+        if moved is not None:
+            what = f"class {moved!r} is number {numbers[split][moved]}, and in train {known[moved]}"
+            problems.append(f"{split}_dataloader.dataset: {what}; give both the same classes=[...]")
         if labelled(dataset) == 0:
             for metric in metrics.get(split, ()):
                 if getattr(metric, "needs_labels", False):
