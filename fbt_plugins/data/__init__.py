@@ -10,23 +10,28 @@ Importing this registers the data sets in mmengine's DATASETS and the sampler in
 from ..randomness import derive_seed, seeded, stratified_order
 from .batched import InMemoryLoader, batched_transforms
 from .datasets import CIFAR10, CIFAR100, FashionMNIST, FashionMNISTMini, ImageFolder
-from .image_dataset import ImageDataset, InMemoryDataset
+from .image_dataset import NO_LABEL, ImageDataset, InMemoryDataset
+from .images import Images
 from .mixing import Mixing
 from .sampler import EpochSampler, SeededSampler
+from .timm_data import TimmDataset
 from .transforms import TimmTransform, build_transforms
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "NO_LABEL",
     "EpochSampler",
     "FashionMNIST",
     "FashionMNISTMini",
     "ImageDataset",
     "ImageFolder",
+    "Images",
     "InMemoryDataset",
     "InMemoryLoader",
     "Mixing",
     "SeededSampler",
+    "TimmDataset",
     "TimmTransform",
     "batched_transforms",
     "build_transforms",

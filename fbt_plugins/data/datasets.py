@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import PIL.Image
 import torch
 import torchvision
 from mmengine.dist import barrier, is_main_process
@@ -19,8 +18,9 @@ from ..console import say
 from ..errors import ConfigError, FBTError, nearest, one_line
 from ..randomness import stratified_order
 from . import fashion_mnist
+from .file_dataset import STOP, FileDataset
 from .image_dataset import ImageDataset, InMemoryDataset, TransformConfigs
-from .image_files import Listing, class_folders, list_images, read_image, upright_size
+from .image_files import Listing, class_folders, list_images, upright_size
 
 SPLITS = ("train", "val", "test")
 _DEBIAN = "install Debian's dataset-fashion-mnist and set root='/usr/share/datasets/fashion-mnist'"
@@ -224,7 +224,7 @@ class CIFAR100(CIFAR10):
 
 
 @DATASETS.register_module()
-class ImageFolder(ImageDataset):
+class ImageFolder(FileDataset):
     """Image files in ``root/train/CLASS/``, ``root/val/CLASS/`` and, if there is one, ``root/test/CLASS/`` (ImageNet).
 
     Files are opened when they are asked for (`read_image` says how their pixels are read). Classes are numbered in
@@ -255,11 +255,10 @@ class ImageFolder(ImageDataset):
         except OSError as error:
             raise FBTError(f"ImageFolder: {one_line(error)} ({folder})") from error
         self._say_what_is_missing(split, folder, found)
-        self.folder = folder
-        self.paths = [path for name in own for path in found[name].paths]
+        paths = [path for name in own for path in found[name].paths]
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers[name] for name in own for _ in found[name].paths]
-        super().__init__(classes, labels, transforms, seed)
+        super().__init__(folder, paths, classes, labels, transforms, seed, STOP)
 
     @classmethod
     def describe(cls, transforms: TransformConfigs, **options: Any) -> tuple[int | None, tuple[int, int] | None]:
@@ -303,32 +302,17 @@ class ImageFolder(ImageDataset):
         empty = [name for name, listing in found.items() if not listing.paths]
         left_out = sum((listing.left_out for listing in found.values()), Counter[str]())
         example = next((listing.example for listing in found.values() if listing.example), "")
-        others = ", ".join(f"{number} {kind}" for kind, number in sorted(left_out.items()))
+        others = Listing([], left_out, example).others()
         if empty and (split == "train" or len(empty) == len(found)):
-            hint = f" (there are {others} files, such as {example})" if others else ""
+            hint = f" (left out: {others})" if others else ""
             names = ", ".join(empty[:5]) + ", ..." * (len(empty) > 5)
             raise FBTError(
                 f"ImageFolder: {folder} has no image for the classes {names}{hint}: add some, or remove them"
             )
         if others:
-            say(f"data     {folder}: left out {others}, such as {example}")
+            say(f"data     {folder}: left out {others}")
         if empty:
             say(f"data     {folder}: no image for {len(empty)} of {len(found)} classes, such as {empty[0]}")
-
-    def content(self) -> Iterable[bytes]:
-        """Names and sizes of the files: reading all of them would take hours."""
-        for path in map(Path, self.paths):
-            yield f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}\n".encode()
-
-    def glance(self) -> Iterable[bytes]:
-        """Names of the files, and sizes of a thousand of them: to ask for all takes minutes in a network's folder."""
-        step = -(-len(self.paths) // 1000)
-        for position, path in enumerate(map(Path, self.paths)):
-            size = path.stat().st_size if position % step == 0 else ""
-            yield f"{path.relative_to(self.folder).as_posix()} {size}\n".encode()
-
-    def image(self, position: int) -> PIL.Image.Image:
-        return read_image(self.paths[position])
 
 
 def _check_split(dataset: ImageDataset, split: str) -> None:

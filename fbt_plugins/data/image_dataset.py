@@ -17,18 +17,21 @@ from .transforms import build_transforms
 
 TransformConfigs = Sequence[Mapping[str, Any]]
 
+NO_LABEL = -1
+"""The label of an image that has none."""
+
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Labelled images whose augmentation is a function of (seed, epoch, index) and of nothing else.
+    """Images, most with labels, whose augmentation is a function of (seed, epoch, index) and of nothing else.
 
     A sample is ``dict(inputs, labels, index)``: a tensor (3, H, W), uint8 unless a transform makes it floating point;
-    the class number; and the position in this data set. Its key is that position, or a pair (epoch, position), which is
-    what `SeededSampler` yields; epoch is 0 otherwise. Workers need no seeds, and the random numbers of the process
-    itself go on undisturbed.
+    the class number, -1 where the image has no label; and the position in this data set. Its key is that position, or a
+    pair (epoch, position), which is what `SeededSampler` yields; epoch is 0 otherwise. Workers need no seeds, and the
+    random numbers of the process itself go on undisturbed.
 
     Args:
-        classes: name of each class.
-        labels: class number of each image.
+        classes: name of each class; none where no image has a label.
+        labels: class number of each image, -1 where it has none.
         transforms: as `build_transforms` takes them.
         seed: of the augmentation.
 
@@ -71,11 +74,17 @@ class ImageDataset(Dataset[dict[str, Any]]):
             raise ConfigError(f"{where} turn an image into {found}; expected (3, H, W), uint8 or floating point")
         self.image_size = (first.shape[1], first.shape[2])
 
+    @property
+    def num_labelled(self) -> int:
+        """How many images have a label."""
+        return sum(label != NO_LABEL for label in self.labels)
+
     @classmethod
     def describe(cls, transforms: TransformConfigs, **options: Any) -> tuple[int | None, tuple[int, int] | None]:
         """Number of classes, and (height, width) after the transforms, read off the class, its options and the disk.
 
-        No image is decoded. None stands for what only the data can tell, or a disk that has them.
+        No image is decoded. None stands for what only the data can tell, or a disk that has them; images without any
+        label have 0 classes.
 
         Args:
             transforms: as in a config.

@@ -20,13 +20,16 @@ class Mixing:
     with the batch in reverse, refuses odd sizes and works in place.) One draw holds for the whole batch. The parameters
     mean what they mean in timm.
 
+    Images with and without labels are mixed each among themselves, so that a mixed image has a whole label or none.
+
     Args:
-        num_classes: C.
+        num_classes: C; 0 where no image has a label.
         mixup_alpha: alpha of mixup's Beta(alpha, alpha); 0 turns it off.
         cutmix_alpha: the same for CutMix.
         prob: how often a batch is mixed at all.
         switch_prob: how often it is CutMix, where both are on.
         label_smoothing: part of each label that is spread evenly over all classes, mixed or not.
+        all_labelled: whether every image has a label.
 
     Raises:
         ConfigError: if a parameter is outside its range.
@@ -40,6 +43,7 @@ class Mixing:
         prob: float = 1.0,
         switch_prob: float = 0.5,
         label_smoothing: float = 0.0,
+        all_labelled: bool = True,
     ) -> None:
         shares = {"prob": prob, "switch_prob": switch_prob, "label_smoothing": label_smoothing}
         problems = [
@@ -50,6 +54,7 @@ class Mixing:
         if problems:
             raise ConfigError(problems)
         self.num_classes = num_classes
+        self.all_labelled = all_labelled
         self.prob = prob
         self.label_smoothing = label_smoothing
         self.mixup = v2.MixUp(alpha=float(mixup_alpha)) if mixup_alpha > 0 else None
@@ -61,17 +66,33 @@ class Mixing:
 
         Args:
             images: (N, 3, H, W) floating point, on any device.
-            labels: (N,) class numbers on the same device.
+            labels: (N,) class numbers on the same device; -1 of images without a label.
             seed: decides whether, how and how much; derive it from (seed, rank, iteration).
 
         Returns:
-            Images of the same shape and type, and soft labels (N, C), float32, whose rows sum to 1.
+            Images of the same shape and type, and soft labels (N, C), float32, whose rows sum to 1, or are zeros where
+            there is no label; where there are no classes, ``labels`` themselves.
         """
+        if self.num_classes == 0:
+            return self._mixed(images, torch.zeros(len(images), 1, device=images.device), seed)[0], labels
+        if self.all_labelled:
+            return self._mixed(images, self._soft(labels), seed)
+        labelled = labels >= 0
+        soft = torch.where(labelled[:, None], self._soft(labels.clamp(min=0)), 0.0)
+        images = images.clone()
+        for part in (labelled.nonzero().flatten(), (~labelled).nonzero().flatten()):
+            if len(part):
+                images[part], soft[part] = self._mixed(images[part], soft[part], seed)
+        return images, soft
+
+    def _soft(self, labels: Tensor) -> Tensor:
         blank = torch.zeros(len(labels), self.num_classes, device=labels.device)
         soft = blank.scatter(
             1, labels[:, None], 1.0
         )  # not one_hot, which reads its argument and so waits for the device
-        soft = soft * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        return soft * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+
+    def _mixed(self, images: Tensor, soft: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         with seeded(seed):
             mixed, switch = torch.rand(2).tolist()
             mix = self.cutmix if self.cutmix and switch < self.switch_prob else self.mixup

@@ -57,7 +57,8 @@ class Distiller(BaseModel):
         feature_loss, logit_loss, stage_loss: the losses of edges that have none of their own.
         task_loss: loss of the student against the labels; may carry a ``weight``, and times as edges do.
         image_size: (height, width) of the images that the pipeline yields; None is the student's own size.
-        data_info: ``{"num_classes": ..., "num_samples": ...}`` of the training data, where known.
+        data_info: ``{"num_classes": ..., "num_samples": ..., "num_labelled": ...}`` of the training data, where known;
+            images that have no labels have no classes.
         data_preprocessor: mmengine's.
 
     Attributes:
@@ -200,7 +201,7 @@ class Distiller(BaseModel):
 
         Args:
             inputs: images (N, C, H, W) in [0, 1].
-            labels: (N,) or (N, classes).
+            labels: (N,) or (N, classes), as in :class:`Batch`.
             index: (N,) positions in the data set.
             mode: "loss" for the named, weighted losses; "predict" for all models' logits by name;
                 "tensor" for the student's logits.

@@ -13,7 +13,16 @@ from ..registry.registries import LOSSES
 from .blame import blaming_loss
 from .edge_gates import GATES
 from .edge_schedule import TIMES, Schedule, checked_weight
-from .loss_contract import ModelInfo, check_extra, check_stages, loss_needs, set_up, wanted_stages, weighted
+from .loss_contract import (
+    ModelInfo,
+    check_extra,
+    check_labels,
+    check_stages,
+    loss_needs,
+    set_up,
+    wanted_stages,
+    weighted,
+)
 from .zero_gradients import with_idle
 
 SLOTS = ("feature", "logit", "stage")
@@ -39,7 +48,8 @@ class Edge(nn.Module):
             ``weight``.
         places: where in the user's config each of them stands, for messages.
         models: what is known of each model, by name.
-        data_info: ``{"num_classes": ..., "num_samples": ...}`` for losses that ask, the second where known.
+        data_info: ``{"num_classes": ..., "num_samples": ..., "num_labelled": ...}`` for losses that ask; the last two
+            where known.
         weight: of the whole edge.
         detach: whether the giver's knowledge is a constant.
         gate: one of ``GATES``, what the weight is multiplied by in each step; None is nothing.
@@ -122,6 +132,8 @@ class Edge(nn.Module):
         check_extra(needs, kind, self.where, self.receiver, receiver)
         if (smallest := needs.get("min_batch", 1)) > 1:
             self.min_batch[self.value_name(slot)] = smallest
+        if needs.get("labels") or giver is None:
+            check_labels(kind, self.where, data_info)
         if slot == "feature" and hasattr(loss, "setup"):
             for model in self.needs:
                 self._one_width(kind, model, models[model])

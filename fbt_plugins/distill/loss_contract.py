@@ -13,7 +13,7 @@ from ..errors import ConfigError, nearest, short
 from ..models.staged import StageSpec
 from ..registry.registries import LOSSES
 
-NEEDS = ("same_width", "stages", "student_stages", "student_extra", "min_batch")
+NEEDS = ("same_width", "stages", "student_stages", "student_extra", "min_batch", "labels")
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
         raise LOSSES.fault(kind, f"has needs of {short(needs)}, not a dict such as {{'same_width': True}}")
     if foreign := [str(key) for key in needs if key not in NEEDS]:
         raise LOSSES.fault(kind, f"needs {foreign[0]!r}{nearest(foreign[0], NEEDS)}")
-    if not isinstance(needs.get("same_width", False), bool):
-        raise LOSSES.fault(kind, f"needs same_width={short(needs['same_width'])}, not True or False")
+    for key in ("same_width", "labels"):
+        if not isinstance(needs.get(key, False), bool):
+            raise LOSSES.fault(kind, f"needs {key}={short(needs[key])}, not True or False")
     for key in ("stages", "student_stages"):
         stages = needs.get(key, ())
         if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(_is_count, stages)):
@@ -102,13 +103,27 @@ def check_extra(needs: Mapping[str, Any], kind: str, where: str, model: str, inf
         raise ConfigError(f"{where}: {kind} needs {lacking[0]!r} of the {model}, which gives {told}")
 
 
+def check_labels(kind: str, where: str, data_info: Mapping[str, int]) -> None:
+    """Looks whether any training image has a label, for a loss that needs them.
+
+    Raises:
+        ConfigError: if it is known that none has.
+    """
+    if data_info.get("num_labelled") == 0:
+        raise ConfigError(
+            f"{where}: {kind} needs labels, and the training images have none: set it to None and let a teacher teach, "
+            "or label some images (docs/data.md)"
+        )
+
+
 def set_up(loss: Any, receiver: ModelInfo, giver: ModelInfo | None, data_info: Mapping[str, int]) -> None:
     """Calls a loss's ``setup``, if it has one.
 
     Args:
         loss: any loss.
         receiver, giver: the models that it will compare; a task loss has no giver.
-        data_info: ``{"num_classes": ..., "num_samples": ...}``; the widths of the two models' features join it.
+        data_info: ``{"num_classes": ..., "num_samples": ..., "num_labelled": ...}``; the widths of the two models'
+            features join it.
     """
     if not hasattr(loss, "setup"):
         return

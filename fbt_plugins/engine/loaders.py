@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, METRICS
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data import EpochSampler, ImageDataset, InMemoryLoader, SeededSampler
+from ..data import NO_LABEL, EpochSampler, ImageDataset, InMemoryLoader, Mixing, SeededSampler
 from ..distill.distiller import Distiller
 from ..errors import ConfigError, FBTError, by_name, one_line, short
 from ..randomness import seeded
@@ -57,6 +57,71 @@ def build_loader(dataloader: Mapping[str, Any], seed: int | None, device: Any) -
     if in_memory:
         return InMemoryLoader(built.dataset, built.sampler, built.batch_size, built.drop_last, device)
     return built
+
+
+def labelled(dataset: Any) -> int | None:
+    """How many images of a data set have a label; None where it does not tell."""
+    whole = getattr(dataset, "_dataset", dataset)  # mmengine's slice of a data set wraps it
+    number = getattr(whole, "num_labelled", None)
+    if whole is dataset or not number:
+        return number
+    return len(dataset) if number == len(whole) else None
+
+
+def data_info(dataset: Any) -> dict[str, int]:
+    """What losses are told about the training data: images, classes, and how many images have a label, where known."""
+    about = {"num_samples": len(dataset)} | ({"num_classes": len(dataset.classes)} if dataset.classes else {})
+    number = labelled(dataset)
+    return about | ({} if number is None else {"num_labelled": number})
+
+
+def mixing_for(dataset: Any, options: Mapping[str, Any]) -> Mixing:
+    """Mixup and CutMix of a data set's images."""
+    all_labelled = not hasattr(dataset, "num_labelled") or labelled(dataset) == len(dataset)
+    return Mixing(num_classes=len(dataset.classes), all_labelled=all_labelled, **options)
+
+
+def without_labels(what: str, split: str) -> str:
+    """Why something cannot be had of images without labels."""
+    off = f"set {split}_dataloader, {split}_evaluator and {split}_cfg to None, or give images with labels"
+    return f"{what} needs labels, and the images of this split have none: {off} (docs/data.md)"
+
+
+def label_problems(datasets: Mapping[str, Any], metrics: Mapping[str, Iterable[Any]]) -> list[str]:
+    """Splits in which a class has another number than in training, and metrics of labels that are not there.
+
+    Args:
+        datasets: by split.
+        metrics: the same splits' metrics, or their classes.
+
+    Returns:
+        One line each.
+    """
+    problems = []
+    numbers = {split: {str(c): n for n, c in enumerate(dataset.classes)} for split, dataset in datasets.items()}
+    known = numbers.get("train", {})
+    for split, dataset in datasets.items():
+        moved = next((name for name, n in numbers[split].items() if known.get(name, n) != n), None)
+        if moved is not None:
+            what = f"class {moved!r} is number {numbers[split][moved]}, and in train {known[moved]}"
+            problems.append(f"{split}_dataloader.dataset: {what}; give both the same classes=[...]")
+        if labelled(dataset) == 0:
+            for metric in metrics.get(split, ()):
+                if getattr(metric, "needs_labels", False):
+                    name = metric.__name__ if isinstance(metric, type) else type(metric).__name__
+                    problems.append(f"{split}_evaluator: {without_labels(name, split)}")
+    return problems
+
+
+NO_LABELS = "no labels"
+
+
+def describe_labels(dataset: Any) -> str:
+    """ "10 classes", and how many images have a label, where that is not all."""
+    classes, number = f"{len(dataset.classes)} classes", labelled(dataset)
+    if number in (None, len(dataset)):
+        return classes
+    return f"{classes}, {number:,} with a label" if number else NO_LABELS
 
 
 def sampler_of(loader: Any) -> Any:
@@ -145,14 +210,15 @@ def _sample_problem(sample: Any, classes: int, soft: bool) -> str:
     if soft and isinstance(label, Tensor) and label.is_floating_point() and label.shape == (classes,):
         return (
             ""
-            if abs(float(label.sum()) - 1) < 1e-3
+            if abs(float(label.sum()) - 1) < 1e-3 or not label.any()
             else f"its label's {classes} shares sum to {label.sum():.3g}, not 1"
         )
     number = label.item() if isinstance(label, Tensor) and label.numel() == 1 else label
     if isinstance(number, bool) or not hasattr(number, "__index__") or isinstance(number, Tensor):
         return f"its label is {short(label)}, expected one class number; several labels per image are not supported"
-    if not 0 <= int(number) < classes:
-        return f"its label is {number}, expected 0 to {classes - 1}"
+    if not NO_LABEL <= int(number) < classes:
+        expected = f"0 to {classes - 1}, or -1 for none" if classes else "-1, for it has no classes"
+        return f"its label is {number}, expected {expected}"
     return ""
 
 
@@ -169,7 +235,7 @@ def open_splits(config: Mapping[str, Any] | Config, distiller: Distiller | None 
     Raises:
         ConfigError: with everything that is wrong, one line each.
     """
-    lines, problems = [], []
+    lines, problems, datasets = [], [], {}
     for split in SPLITS:
         if (options := config.get(f"{split}_dataloader")) is None:
             continue
@@ -188,14 +254,23 @@ def open_splits(config: Mapping[str, Any] | Config, distiller: Distiller | None 
         problems += found
         if not found:
             dataset: Any = loader.dataset
+            datasets[split] = dataset
             size = "x".join(map(str, dataset.image_size))
-            about = f"{len(dataset):,} images of {size}, {len(dataset.classes)} classes"
+            about = f"{len(dataset):,} images of {size}, {describe_labels(dataset)}"
             lines.append(f"{split:8} {about}, {len(loader):,} batches")
+    if not problems:
+        problems = label_problems(datasets, {split: _metrics(config.get(f"{split}_evaluator")) for split in datasets})
     if problems:
         file = getattr(config, "filename", None)
         source = f"{file}: " if file else ""
         raise ConfigError([f"{source}{line}" for line in problems])
     return lines
+
+
+def _metrics(evaluator: Any) -> list[Any]:
+    """Classes of a config's metrics."""
+    configs = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+    return [METRICS.module_dict.get(config["type"]) for config in configs if isinstance(config, Mapping)]
 
 
 def missing_data(config: Mapping[str, Any] | Config) -> list[str]:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from ..config.merging import merge
 from ..config.options import DEFAULT_HOOKS, OPTIONS, as_file
 from ..console import relative, say
-from ..data import InMemoryLoader, Mixing
+from ..data import InMemoryLoader
 from ..data.mixing import ImagePreprocessor
 from ..distill.build import TEACHER
 from ..distill.distiller import Distiller
@@ -43,7 +43,8 @@ from .hooks.progress import ProgressHook
 from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
 from .hooks.topk import evaluate
-from .loaders import SPLITS, build_loader, loader_problems
+from .hooks.unreadable_images import UnreadableImagesHook
+from .loaders import SPLITS, build_loader, data_info, label_problems, loader_problems, mixing_for
 from .loops import no_batches
 from .mmengine_patches import PatchedRunner, set_position
 from .optim.schedules import as_list, in_iterations, scaled
@@ -128,9 +129,9 @@ class DistillRunner(PatchedRunner):
         context: dict[str, Any] = {}
         if (dataset := self.train_data) is not None:
             context["image_size"] = dataset.image_size
-            context["data_info"] = {"num_classes": len(dataset.classes), "num_samples": len(dataset)}
+            context["data_info"] = data_info(dataset)
         options = dict(self.cfg.get("data_preprocessor") or {})
-        mixing = Mixing(num_classes=context["data_info"]["num_classes"], **options) if options else None
+        mixing = mixing_for(self.train_data, options) if options else None
         preprocessor = ImagePreprocessor(mixing, self._memory_format)
         distiller = MODELS.build({**model, **context, "data_preprocessor": preprocessor})
         if dataset is not None and (problems := last_batch_problems(distiller, self.train_dataloader)):
@@ -140,10 +141,13 @@ class DistillRunner(PatchedRunner):
     def _look_at_data(self) -> None:
         """Opens every split: nothing is trained before all of them are there."""
         built = (self.train_loop, self.val_loop, self.test_loop if self.tests else None)
-        problems = []
+        problems, datasets, metrics = [], {}, {}
         for split, loop in zip(SPLITS, built, strict=True):
             if (loader := getattr(loop, "dataloader", None)) is not None:
                 problems += loader_problems(loader, f"{split}_dataloader")
+                datasets[split] = loader.dataset
+                metrics[split] = getattr(getattr(loop, "evaluator", None), "metrics", ())
+        problems = problems or label_problems(datasets, metrics)
         if problems:
             raise ConfigError(problems)
 
@@ -170,6 +174,7 @@ class DistillRunner(PatchedRunner):
         """Registers the loss guard, which every run has, and the hooks of the config."""
         self._guard = LossGuard()
         self.register_hook(self._guard)
+        self.register_hook(UnreadableImagesHook())
         super().register_hooks(default_hooks, custom_hooks)
         if (progress := self.hook(ProgressHook)) is not None:
             self._guard.interval = progress.interval

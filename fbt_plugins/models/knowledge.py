@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -36,9 +37,29 @@ class Batch:
     """What a loss may know about the images beside two models' knowledge.
 
     Attributes:
-        labels: (N,) class numbers, (N, C) soft labels, or None where there are none.
+        labels: (N,) class numbers, -1 of an image that has no label; (N, C) soft labels, a row of zeros of such an
+            image; or None, if no image has any.
         index: (N,) position of each image in its data set (memory banks use it), or None.
     """
 
     labels: Tensor | None
     index: Tensor | None = None
+
+    @property
+    def labelled(self) -> Tensor | None:
+        """(N,) whether each image has a label; None if none has."""
+        if self.labels is None:
+            return None
+        return (self.labels != 0).any(1) if self.labels.ndim == 2 else self.labels >= 0
+
+    def target_class(self, teacher: Tensor) -> Tensor:
+        """(N,) class numbers: of each image's label (of soft ones the largest), or the teacher's where it has none.
+
+        Args:
+            teacher: its logits (N, C).
+        """
+        chosen = teacher.detach().argmax(1)
+        if self.labels is None or self.labelled is None:
+            return chosen
+        own = self.labels.argmax(1) if self.labels.ndim == 2 else self.labels
+        return torch.where(self.labelled, own, chosen)

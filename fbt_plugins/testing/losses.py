@@ -207,7 +207,9 @@ class _LossCheck:
             f"{self.who}: its value is {short(soft)} for soft labels (N, classes)",
         )
         loss, batch = whole_copy(self.loss), self.batch(self.size)
+        some = torch.where(torch.arange(self.size) % 2 == 0, batch.labels, -1)  # type: ignore[arg-type]
         for what, teacher, given in (
+            ("images without a label (-1 in batch.labels)", None if self.task else self.teacher(), Batch(some)),
             ("no labels (batch.labels is None)", None if self.task else self.teacher(), Batch(None)),
             ("no positions (batch.index is None)", None if self.task else self.teacher(), Batch(batch.labels)),
             ("no teacher (as a task loss)", None, batch),
@@ -218,7 +220,7 @@ class _LossCheck:
                 pass
             except Exception as error:
                 raise AssertionError(
-                    f"{self.who} raises {described(error)} for {what}: raise a ValueError that says so"
+                    f"{self.who} raises {described(error)} for {what}: take it, or raise a ValueError that says so"
                 ) from error
 
     def _sizes(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fbt_plugins import Batch, Knowledge
+from fbt_plugins import Batch, Knowledge, StageSpec
 
 from .cross_entropy import CrossEntropyLoss
 from .kd import KDLoss
@@ -35,7 +37,7 @@ class DeiTLoss(nn.Module):
         ValueError: if an argument is out of range.
     """
 
-    needs = {"student_extra": ("class_logits", "distillation_logits")}  # noqa: RUF012 - read by edges, never written
+    needs = {"student_extra": ("class_logits", "distillation_logits"), "labels": True}  # noqa: RUF012 - read by edges, never written
 
     def __init__(
         self, distillation_type: str = "hard", alpha: float = 0.5, tau: float = 1.0, label_smoothing: float = 0.0
@@ -48,6 +50,11 @@ class DeiTLoss(nn.Module):
         self.alpha, self.hard = float(alpha), distillation_type == "hard"
         self.labels = CrossEntropyLoss(label_smoothing)
         self.soft = KDLoss(positive("tau", tau))
+
+    def setup(
+        self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], data_info: Mapping[str, int]
+    ) -> None:
+        self.labels.setup(student_specs, teacher_specs, data_info)
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
         """Labels as in :class:`CrossEntropyLoss`.

@@ -12,7 +12,7 @@ from fbt_plugins import Batch, ConfigError, Knowledge, StageSpec, ToMap
 
 from .cross_entropy import CrossEntropyLoss
 from .kd import KDLoss
-from .numerics import full_precision, not_negative, same_shape, target_class, the_teacher, widths
+from .numerics import full_precision, not_negative, same_shape, the_teacher, widths
 from .ofa_exits import pooled, started
 from .stage_loss import stage_numbers
 
@@ -59,7 +59,7 @@ class HCDLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = stage_numbers(stages)
-        self.needs = {"student_stages": self.stages}
+        self.needs = {"student_stages": self.stages, "labels": True}
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         self.k, self.threshold = int(k), threshold
@@ -77,6 +77,7 @@ class HCDLoss(nn.Module):
             ConfigError: if there is no teacher, or a stage is no map.
         """
         of_student, of_teacher = widths("HCDLoss", data_info)
+        self.labels.setup(student_specs, teacher_specs, data_info)
         width, logits = max(of_student, of_teacher), self.k * data_info["num_classes"]
         for n in self.stages:
             spec = student_specs[n - 1]
@@ -89,11 +90,17 @@ class HCDLoss(nn.Module):
             self.projectors[str(n)], self.mappers[str(n)] = started(branch), started(mapper)
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
-        """The label of soft labels that D leaves out is their largest."""
+        """The class that D leaves out is the label's, of soft labels the largest, or the teacher's where there is none.
+
+        Raises:
+            ValueError: if there is no teacher or label.
+        """
+        if batch.labels is None:
+            raise ValueError("HCDLoss needs labels, and this batch has none")
         given = the_teacher("HCDLoss", teacher)
         same_shape("logits", student.logits, given.logits, "both models need the same classes")
-        target = target_class("HCDLoss", batch)
-        repeated = Batch(batch.labels.repeat_interleave(self.k, 0))  # type: ignore[union-attr]
+        target = batch.target_class(given.logits)
+        repeated = Batch(batch.labels.repeat_interleave(self.k, 0))
         values = []
         for n in self.stages:
             projected = self.projectors[str(n)](student.stages[n])

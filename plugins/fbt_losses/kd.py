@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fbt_plugins import Batch, Knowledge
 
-from .numerics import full_precision, not_negative, positive, same_shape, target_class, the_teacher
+from .numerics import full_precision, not_negative, positive, same_shape, the_teacher
 
 
 class KDLoss(nn.Module):
@@ -57,10 +57,10 @@ class DKDLoss(nn.Module):
         self.temperature = positive("temperature", temperature)
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
-        """The target class of soft labels is their largest."""
+        """The target class of soft labels is their largest, and the teacher's where an image has none."""
         given = the_teacher("DKDLoss", teacher).logits
         same_shape("logits", student.logits, given, "both models need the same classes")
-        target = target_class("DKDLoss", batch)
+        target = batch.target_class(given)
         with full_precision(student.logits, given) as (z_s, z_t):
             b_s, q_s = _decoupled(z_s / self.temperature, target)
             b_t, q_t = _decoupled(z_t / self.temperature, target)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fbt_plugins import Batch, ConfigError, Knowledge, full_precision
+from fbt_plugins import ConfigError, Knowledge, full_precision
 
 __all__ = [
     "all_ranks",
@@ -21,7 +21,6 @@ __all__ = [
     "ranks",
     "same_images",
     "same_shape",
-    "target_class",
     "the_teacher",
     "widths",
 ]
@@ -72,17 +71,6 @@ def widths(loss: str, data_info: Mapping[str, int]) -> tuple[int, int]:
     if "teacher_features" not in data_info:
         raise ConfigError(f"{loss} compares two models; as a task loss use CrossEntropyLoss")
     return data_info["student_features"], data_info["teacher_features"]
-
-
-def target_class(loss: str, batch: Batch) -> Tensor:
-    """(N,) target classes; of soft labels the largest.
-
-    Raises:
-        ValueError: if the batch has no labels.
-    """
-    if batch.labels is None:
-        raise ValueError(f"{loss} needs labels, and this batch has none")
-    return batch.labels.argmax(1) if batch.labels.ndim == 2 else batch.labels
 
 
 def positive(name: str, value: float) -> float:

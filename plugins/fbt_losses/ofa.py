@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fbt_plugins import Batch, Knowledge
 
-from .numerics import full_precision, positive, same_shape, target_class, the_teacher
+from .numerics import full_precision, positive, same_shape, the_teacher
 
 READINGS = ("target", "all")
 
@@ -40,10 +40,10 @@ class OFALoss(nn.Module):
         self.modulate = modulate
 
     def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Tensor:
-        """The target class of soft labels is their largest."""
+        """The target class of soft labels is their largest, and the teacher's where an image has none."""
         given = the_teacher("OFALoss", teacher).logits
         same_shape("logits", student.logits, given, "both models need the same classes")
-        target = target_class("OFALoss", batch)
+        target = batch.target_class(given)
         with full_precision(student.logits, given) as (z_s, z_t):
             p_t = (z_t / self.temperature).softmax(1)
             # Not F.one_hot, which reads its argument: that would wait for the device.

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ...data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
 from ...errors import nearest
 from ...registry.signatures import parameters_of
-from ..loaders import ATTRIBUTES, CONTRACT
+from ..loaders import ATTRIBUTES, CONTRACT, without_labels
 from .findings import Findings
 
 SPLITS = ("train", "val", "test")
@@ -25,13 +25,15 @@ IN_MEMORY_KEYS = (*_EITHER, "batch_size", "drop_last")
 def data(findings: Findings) -> None:
     """The data that a config names."""
     for section in SPLITS:
-        _loader(findings, f"{section}_dataloader")
+        classes = _loader(findings, f"{section}_dataloader")
         evaluator = findings.config.get(f"{section}_evaluator")
         before = len(findings.problems)
         findings.typed(METRICS, evaluator, f"{section}_evaluator")
         if evaluator and len(findings.problems) == before:
             for metric in evaluator if isinstance(evaluator, list | tuple) else [evaluator]:
                 findings.collect(f"{section}_evaluator", METRICS.build, dict(metric))
+                if classes == 0 and getattr(METRICS.module_dict.get(metric["type"]), "needs_labels", False):
+                    findings.problems.append(f"{section}_evaluator: {without_labels(metric['type'], section)}")
 
 
 def described(dataset: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] | None]:
@@ -64,13 +66,14 @@ def _sets(kind: type, name: str) -> bool:
     return False
 
 
-def _loader(findings: Findings, where: str) -> None:
-    loader = findings.config.get(where)
+def _loader(findings: Findings, where: str) -> int | None:
+    """Checks a loader; returns how many classes its images have, where that can be told."""
+    loader, classes = findings.config.get(where), None
     if loader is None:
-        return
+        return None
     if not isinstance(loader, Mapping):
         findings.problems.append(f"{where}: expected a dict, got {loader!r}")
-        return
+        return None
     findings.signature(DataLoader, loader, where, given=("dataset", "sampler"), extra=LOADER_KEYS)
     dataset, sampler = loader.get("dataset"), loader.get("sampler")
     if not isinstance(dataset, Mapping):
@@ -87,7 +90,7 @@ def _loader(findings: Findings, where: str) -> None:
         before = len(findings.problems)
         findings.collect("", build_transforms, dataset.get("transforms", ()), f"{where}.dataset.transforms")
         if len(findings.problems) == before:
-            findings.collect(where, described, dataset)
+            classes = (findings.collect(where, described, dataset) or (None,))[0]
         split = dataset.get("split", SPLITS[0])
         if inspect.isclass(kind) and issubclass(kind, ImageDataset) and split not in SPLITS:
             findings.problems.append(f"{where}.dataset: no split {split!r}{nearest(split, SPLITS)}")
@@ -114,6 +117,7 @@ def _loader(findings: Findings, where: str) -> None:
         findings.problems.append(f"{where}: num_batch_per_epoch must be a whole number, 1 or more, not {batches!r}")
     if not {"batch_size", "batch_sampler"} & loader.keys():
         findings.problems.append(f"{where}: 'batch_size' is missing")
+    return classes
 
 
 def _in_memory(findings: Findings, loader: Mapping[str, Any], where: str, kind: Any) -> None:
@@ -133,4 +137,4 @@ def _in_memory(findings: Findings, loader: Mapping[str, Any], where: str, kind: 
 def mixing(findings: Findings) -> None:
     """Mixup and CutMix."""
     if options := findings.config.get("data_preprocessor"):
-        findings.signature(Mixing, options, "data_preprocessor", given=("num_classes",))
+        findings.signature(Mixing, options, "data_preprocessor", given=("num_classes", "all_labelled"))

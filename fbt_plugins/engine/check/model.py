@@ -115,7 +115,10 @@ def _parts(findings: Findings, options: Mapping[str, Any]) -> None:
 
 
 def _data_info(findings: Findings) -> dict[str, Any]:
-    """Image size and classes of the training data, where its class says so; images are not counted."""
+    """Image size and classes of the training data, where its class says so; images are not counted.
+
+    That no image has a label is told by their having no classes.
+    """
     loader = findings.config.get("train_dataloader")
     dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
     if not isinstance(dataset, Mapping):
@@ -124,4 +127,5 @@ def _data_info(findings: Findings) -> dict[str, Any]:
         classes, size = described(dataset)
     except FBTError:
         return {}  # what is wrong with the transforms is reported where they are checked
-    return {"image_size": size, "data_info": {"num_samples": 1} | ({"num_classes": classes} if classes else {})}
+    about = {} if classes is None else {"num_classes": classes} if classes else {"num_labelled": 0}
+    return {"image_size": size, "data_info": {"num_samples": 1} | about}

@@ -11,6 +11,7 @@ from rich.table import Table
 from ...console import console, count, describe_device, millions, relative, say, warn
 from ...distill.fusion import BORROWED
 from ..device import slowdown
+from ..loaders import NO_LABELS, describe_labels
 from ..optim.schedules import unlike_training
 from ..optim.wrapper import PRECISIONS
 from ..training_run import TrainingRun
@@ -50,7 +51,9 @@ def header(runner: TrainingRun) -> None:
     dataset = runner.train_dataloader.dataset
     held = f", {len(runner.val_dataloader.dataset):,} for validation" if runner.val_loop is not None else ""
     name = dataset.metainfo.get("name", type(dataset).__name__)
-    say(f"data    {name}: {len(dataset):,} images of {len(dataset.classes)} classes{held}")
+    labels = describe_labels(dataset)
+    images = f"{len(dataset):,} images " + ("without labels" if labels == NO_LABELS else f"of {labels}")
+    say(f"data    {name}: {images}{held}")
     say(f"device  {describe_device(runner.device)}, seed {runner.seed}")
     if runner.rate_scale != 1:
         rate, base = runner.cfg.optim_wrapper.optimizer.lr, runner.cfg.auto_scale_lr.base_batch_size

@@ -28,6 +28,7 @@ from .checkpoints import read_checkpoint, save_student
 from .publish_teacher import publish
 from .run_tables import result_table
 from .topk import evaluate
+from .unreadable_images import UnreadableImagesHook
 
 
 @HOOKS.register_module()
@@ -94,6 +95,9 @@ class SummaryHook(Hook):
         with _kept(distiller, path, about, known):
             with console.status(f"testing the student ({when})"):
                 metrics = evaluate(runner.model, loader, evaluator, distiller.names)
+            if (unread := runner.hook(UnreadableImagesHook)) is not None:
+                unread.look(loader.dataset, split)
+                known |= {"unreadable_images": unread.counts} if unread.counts else {}
             if not is_main_process():
                 return
             images = next(iter(loader))

@@ -11,7 +11,7 @@ from mmengine.registry import METRICS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ...errors import ConfigError
+from ...errors import ConfigError, FBTError
 from ..training_run import unwrapped
 
 
@@ -19,11 +19,14 @@ from ..training_run import unwrapped
 class TopK(BaseMetric):
     """Share of images whose label is among a model's k largest logits, in percent, as "student_top1" and so on.
 
+    Images without a label do not count.
+
     Args:
         topk: the values of k, 1 among them; those above the number of classes are left out.
     """
 
     default_prefix = ""
+    needs_labels = True
 
     def __init__(self, topk: Sequence[int] = (1, 5)) -> None:
         super().__init__(collect_device="cpu", prefix="")
@@ -36,15 +39,23 @@ class TopK(BaseMetric):
         for sample in data_samples:
             labels = sample["labels"]
             columns: dict[str, list[bool]] = {}
+            counts = (labels >= 0).tolist()
             for name, logits in sample.items():
                 if name == "labels":
                     continue
                 kept = [k for k in self.topk if k <= logits.shape[1]]
                 best = logits.topk(max(kept), dim=1).indices == labels[:, None]
                 columns |= {f"{name}_top{k}": best[:, :k].any(1).tolist() for k in kept}
-            self.results.extend(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+            rows = zip(*columns.values(), strict=True)
+            self.results.extend(
+                dict(zip(columns, row, strict=True)) if counted else {}
+                for row, counted in zip(rows, counts, strict=True)
+            )
 
     def compute_metrics(self, results: list[dict[str, bool]]) -> dict[str, float]:
+        results = [result for result in results if result]
+        if not results:
+            raise FBTError("TopK needs labels, and no image of this split has one")
         return {key: 100 * sum(r[key] for r in results) / len(results) for key in results[0]}
 
 

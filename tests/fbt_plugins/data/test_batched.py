@@ -214,6 +214,21 @@ def test_inputs_stay_as_they_are_and_a_single_image_mixes_with_itself() -> None:
     assert torch.allclose(images, IMAGES[:1]) and torch.allclose(soft, one_hot(LABELS[:1], 10).float())
 
 
+def test_images_with_and_without_labels_mix_among_themselves() -> None:
+    labels = torch.tensor([3, -1, -1, 5, -1, 0, 3])
+    with_, without = (labels >= 0).nonzero().flatten(), (labels < 0).nonzero().flatten()
+    both = dict(mixup_alpha=1.0, cutmix_alpha=1.0, label_smoothing=0.1)
+    mixing, whole = Mixing(10, **both, all_labelled=False), Mixing(10, **both)
+    for seed in range(4):
+        images, soft = mixing(IMAGES, labels, seed)
+        of_labelled = whole(IMAGES[with_], labels[with_], seed)
+        assert torch.equal(images[with_], of_labelled[0]) and torch.equal(soft[with_], of_labelled[1])
+        assert not soft[without].any() and not torch.equal(images[without], IMAGES[without])
+        of_others = Mixing(0, **both)(IMAGES[without], labels[without], seed)
+        assert torch.equal(images[without], of_others[0]) and torch.equal(of_others[1], labels[without])
+        assert all(map(torch.equal, mixing(IMAGES, LABELS, seed), whole(IMAGES, LABELS, seed)))
+
+
 def test_parameters_outside_their_range_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         Mixing(10, mixup_alpha=-1, prob=1.5)

@@ -327,7 +327,7 @@ def test_what_systems_and_users_leave_in_folders_is_left_out_and_said(
     train = ImageFolder("train", str(root), CROP)
     assert train.paths == before.paths and train.classes == before.classes == ("ant", "bee", "cow")
     said = capsys.readouterr().out
-    assert "left out 2 .heic, 1 .txt, 2 hidden, such as" in said and said.count("\n") == 1
+    assert "left out 2 .heic, 1 .txt, 3 hidden, such as" in said and said.count("\n") == 1
     assert ImageFolder("val", str(root), CROP).classes == train.classes
 
 
@@ -339,7 +339,7 @@ def test_a_class_without_images_is_refused_in_train_and_said_elsewhere(
     assert "no image for 1 of 3 classes, such as ant" in capsys.readouterr().out
     (root / "train" / "dog").mkdir()
     (root / "train" / "dog" / "a.heic").write_bytes(b"")
-    with pytest.raises(FBTError, match=r"no image for the classes dog \(there are 1 .heic files, such as .*a.heic\)"):
+    with pytest.raises(FBTError, match=r"no image for the classes dog \(left out: 1 .heic, such as .*a.heic\)"):
         ImageFolder("train", str(root), CROP)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CNN, CONVNEXT, DEIT, RESMLP, SWIN, VIT
+from fbt_losses import cross_entropy
 from fbt_losses.ofa_exits import TokenExit, make_exit
 from torch import Tensor, nn
 
@@ -197,10 +198,64 @@ def test_arguments_out_of_range_are_config_errors(config: dict, reason: str) -> 
         LOSSES.build(config)
 
 
-@pytest.mark.parametrize("name", ["CrossEntropyLoss", "DKDLoss", "DeiTLoss", "HCDLoss", "OFAExitsLoss", "OFALoss"])
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "DeiTLoss", "HCDLoss"])
 def test_missing_labels_are_named(name: str) -> None:
     with pytest.raises(ValueError, match="needs labels"):
         build(dict(type=name))(knowledge(0), knowledge(1), Batch(None))
+
+
+@pytest.mark.parametrize("name", ["DKDLoss", "OFAExitsLoss", "OFALoss"])
+def test_where_there_is_no_label_the_target_class_is_the_teachers(name: str) -> None:
+    options = {} if name == "DKDLoss" else {"gamma": 1.7}
+    loss, student, teacher = build(dict(type=name, **options)), knowledge(0), knowledge(1)
+    chosen = teacher.logits.argmax(1)
+    own = torch.tensor([(int(chosen[0]) + 1) % 5, -1, (int(chosen[2]) + 2) % 5, -1])
+    filled = torch.where(own < 0, chosen, own)
+    value = loss(student, teacher, Batch(filled))
+    assert torch.equal(loss(student, teacher, Batch(own)), value)
+    soft = nn.functional.one_hot(filled, 5).float() * (own >= 0)[:, None]
+    assert torch.equal(loss(student, teacher, Batch(soft)), value)
+    assert not torch.allclose(loss(student, teacher, Batch(None)), value)
+    assert torch.equal(loss(student, teacher, Batch(None)), loss(student, teacher, Batch(chosen)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_a_mean_over_labelled_images(smoothing: float) -> None:
+    loss = build(dict(type="CrossEntropyLoss", label_smoothing=smoothing))
+    logits = knowledge(0).logits.requires_grad_()
+    some = Knowledge(logits, logits)
+    labels = torch.tensor([2, -1, 0, -1])
+    expected = nn.functional.cross_entropy(logits[[0, 2]], labels[[0, 2]], label_smoothing=smoothing)
+    soft = nn.functional.one_hot(labels.clamp(min=0), 5).float() * (labels >= 0)[:, None]
+    for given in (labels, soft):
+        assert torch.allclose(loss(some, None, Batch(given)), expected)
+        (gradient,) = torch.autograd.grad(loss(some, None, Batch(given)), logits)
+        assert gradient[[0, 2]].all() and not gradient[[1, 3]].any()
+        none = loss(some, None, Batch(torch.full_like(given, -1) if given.ndim == 1 else torch.zeros_like(given)))
+        (gradient,) = torch.autograd.grad(none, logits)
+        assert none == 0 and not gradient.any() and gradient.isfinite().all()
+    whole, plain = torch.tensor([2, 1, 0, 4]), nn.functional.cross_entropy
+    assert torch.equal(loss(some, None, Batch(whole)), plain(logits, whole, label_smoothing=smoothing))  # to the bit
+    loss.setup((), (), {"num_samples": 9, "num_labelled": 9})
+    assert loss.all_labelled
+    shares = knowledge(1).logits.softmax(1)
+    assert torch.equal(loss(some, None, Batch(shares)), plain(logits, shares, label_smoothing=smoothing))
+
+
+def test_processes_together_descend_the_mean_over_all_labelled_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, logits, labels = build(dict(type="CrossEntropyLoss")), knowledge(0).logits, torch.tensor([2, -1, 0, 1])
+    counts = [1, 2]  # of the two processes, each with two of the four images
+
+    def all_reduce(total: Tensor) -> None:
+        total.fill_(sum(counts))
+
+    monkeypatch.setattr(cross_entropy, "ranks", lambda: 2)
+    monkeypatch.setattr(cross_entropy.dist, "all_reduce", all_reduce)
+    parts = [loss(Knowledge(logits[i : i + 2], logits[i : i + 2]), None, Batch(labels[i : i + 2])) for i in (0, 2)]
+    whole = nn.functional.cross_entropy(logits, labels, ignore_index=-1)
+    assert torch.allclose(sum(parts) / 2, whole)  # gradients of processes are averaged
+    counts[:] = [0, 0]
+    assert loss(Knowledge(logits, logits), None, Batch(torch.full((4,), -1))) == 0
 
 
 # ---- stage loss -----------------------------------------------------------------------------------------------------

@@ -216,6 +216,15 @@ def test_topk_counts_by_hand() -> None:
     assert metric.evaluate(4) == dict(student_top1=50.0, student_top2=75.0, teacher_top1=25.0, teacher_top2=50.0)
 
 
+def test_images_without_a_label_do_not_count() -> None:
+    metric, logits = TopK(topk=(1,)), torch.eye(3)
+    metric.process(None, [dict(labels=torch.tensor([-1, 1, 0]), student=logits)])
+    assert metric.evaluate(3) == dict(student_top1=50.0)
+    metric.process(None, [dict(labels=torch.tensor([-1, -1, -1]), student=logits)])
+    with pytest.raises(FBTError, match="TopK needs labels, and no image of this split has one"):
+        metric.evaluate(3)
+
+
 def test_padding_is_trimmed() -> None:
     metric = TopK(topk=(1,))
     logits = torch.eye(3)

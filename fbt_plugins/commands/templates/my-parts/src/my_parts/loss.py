@@ -19,5 +19,5 @@ class MyPartsLoss(nn.Module):
             raise ValueError("MyPartsLoss needs a teacher or labels")
         with full_precision(student.logits, given) as (logits, target):
             if teacher is None:
-                return cross_entropy(logits, target if given.is_floating_point() else given)
+                return cross_entropy(logits, target if given.is_floating_point() else given, ignore_index=-1)
             return cross_entropy(logits / self.temperature, (target / self.temperature).softmax(1))
