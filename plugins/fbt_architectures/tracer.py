@@ -18,6 +18,8 @@ from torch import Tensor, fx, nn
 from fbt_plugins import ConfigError
 from fbt_plugins.authoring import Shortened, meta_copy
 
+from .leaf_functions import leaf_functions
+
 BATCH = 4099
 """Batch size on the meta device: a prime that no width or grid is a multiple of."""
 
@@ -125,7 +127,7 @@ class ShallowTracer(fx.Tracer):
         """
         before = _generators()
         try:
-            with torch.no_grad(), Shortened():
+            with torch.no_grad(), Shortened(), leaf_functions(self.traced, self._call_leaf):
                 graph = self.trace(self.traced)
         except TraceError:
             raise
@@ -150,7 +152,11 @@ class ShallowTracer(fx.Tracer):
     def call_module(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._running:  # inside a leaf, which runs as it is
             return forward(*args, **kwargs)
-        self._stack.append(self.path_of_module(module))
+        try:
+            path = self.path_of_module(module)
+        except NameError:  # made on the way, of modules that the network has: these are what runs
+            return forward(*args, **kwargs)
+        self._stack.append(path)
         try:
             return super().call_module(module, forward, args, kwargs)
         finally:
@@ -200,8 +206,13 @@ class ShallowTracer(fx.Tracer):
         finally:
             self._running = False
             _restore(before)  # what a leaf draws it will draw each time anew
-        plain = not isinstance(value, Tensor | torch.dtype) and not _has_tensors(value)
-        return value if plain and not any(numbers) else proxy
+        fixed = not isinstance(value, Tensor | torch.dtype) and not _is_open(value)
+        return value if fixed and not any(numbers) else proxy
+
+    def _call_leaf(self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.create_proxy(
+            "call_method" if isinstance(function, str) else "call_function", function, args, kwargs
+        )
 
     def _value(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kind == "placeholder":
@@ -261,9 +272,10 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if type(value) is tuple else value
 
 
-def _has_tensors(value: Any) -> bool:
+def _is_open(value: Any) -> bool:
+    """Whether a value has a tensor or a batch size in it, so that it is another one each time."""
     if isinstance(value, tuple | list):
-        return any(map(_has_tensors, value))
+        return any(map(_is_open, value))
     if isinstance(value, dict):
-        return any(map(_has_tensors, value.values()))
-    return isinstance(value, Tensor)
+        return any(map(_is_open, value.values()))
+    return isinstance(value, Tensor) or (type(value) is int and value != 0 and value % BATCH == 0)
