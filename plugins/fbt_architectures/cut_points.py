@@ -140,8 +140,11 @@ def found(
         inside.add(deeper)
     if best is not None:
         return best
-    why = f"one tensor alone crosses behind {len(rows)} modules" + (f"; {reason}" if reason else "")
-    raise TraceError(f"a trace finds no {stages or _STAGES} stages: {why}")
+    names = [name for name, _ in rows]
+    many = f"behind {len(names)} modules: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+    why = f"one tensor alone crosses {many}" if names else "no module gives one tensor that alone crosses"
+    step = f"cut there: stages={min(len(names), 3)}, or name them with stages=[...]" if len(names) > 1 else ""
+    raise TraceError(f"a trace finds no {stages or _STAGES} stages: {why}{f'; {reason}' if reason else ''}", step=step)
 
 
 def _by_resolution(rows: list[tuple[str, Shape]]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Functions that a trace takes whole, as it takes layers: they look at a tensor in ways that a stand-in for it hides."""
+"""Functions that a trace takes whole, as it takes layers: a stand-in for a tensor has not what they look at."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from .tracer import BATCH, ROOT, ShallowTracer, TraceError, name_of, val
 Image = tuple[int, int, int]
 Code = Callable[["TracedPart", Tensor], Any]
 _NUMBERS = count(1)
+_WRAP = "let the factory return a module whose forward returns the logits alone"
 TWO_HEADS = {"head": "class_logits", "head_dist": "distillation_logits"}
 """What timm calls the classifiers of a model that was distilled as DeiT was, and what their logits are called here."""
 
@@ -73,9 +74,10 @@ class Trace:
         self._positions = {node: i for i, node in enumerate(self.nodes)}
         self.logits = self.nodes[-1].args[0]
         if not isinstance(self.logits, fx.Node) or not isinstance(val(self.logits), Tensor):
-            raise TraceError("its output is no tensor of logits")
+            kind = type(self.logits).__name__ if not isinstance(self.logits, fx.Node) else _show(val(self.logits))
+            raise TraceError(f"its output is no tensor of logits but {kind}", self._line(-2), _WRAP)
         if tuple(val(self.logits).shape[:1]) != (BATCH,) or val(self.logits).ndim != 2:
-            raise TraceError(f"its output is no (N, classes) but {_show(val(self.logits))}")
+            raise TraceError(f"its output is no (N, classes) but {_show(val(self.logits))}", self._line(-2), _WRAP)
         wanted = {f"{ROOT}.{name}" for name in classifiers}
         ran = [n for n in self.nodes if n.op == "call_module" and n.target in wanted]
         self.features = [n.args[0] for n in ran]
@@ -94,7 +96,10 @@ class Trace:
         if not inside:
             raise TraceError(f"{name!r} is not run")
         if inside[-1] >= self.limit:
-            raise TraceError(f"{name!r} holds the classifier or runs behind it, and the head needs it")
+            raise TraceError(
+                f"{name!r} holds the classifier or runs behind it",
+                step="the head begins in front of it: end the last stage at a module before it",
+            )
         why = ""
         for position in range(inside[-1], self.limit):
             node = self.nodes[position]
@@ -105,7 +110,11 @@ class Trace:
             if len(tensors) == 1 and isinstance(val(tensors[0]), Tensor) and val(tensors[0]).shape[:1] == (BATCH,):
                 return Crossing(name, position, tensors[0])
             why = why or " and ".join(_show(val(n)) for n in tensors)
-        raise TraceError(f"behind {name!r} not one tensor crosses but {why or 'none'}")
+        raise TraceError(f"behind {name!r} not one tensor crosses but {why or 'none'}", self._line(inside[-1]))
+
+    def _line(self, position: int) -> str:
+        """Where a node comes from in the network's own code."""
+        return self.nodes[position].meta.get("line", "")
 
     def runs(self, name: str) -> bool:
         """Whether a module, or one in it, runs at all."""

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fbt_plugins import ConfigError
-from fbt_plugins.authoring import Shortened, meta_copy
+from fbt_plugins import ConfigError, FBTError
+from fbt_plugins.authoring import Shortened, logits_of, meta_copy
 
 from .leaf_functions import leaf_functions
+from .places import calling, files_of, place_of
 
 BATCH = 4099
 """Batch size on the meta device: a prime that no width or grid is a multiple of."""
@@ -33,7 +34,17 @@ def name_of(node: fx.Node) -> str:
 
 
 class TraceError(ConfigError):
-    """A network that cannot be traced or cut, with the reason."""
+    """A network that cannot be traced or cut.
+
+    Args:
+        reason: why not.
+        place: the network's own line that is meant, "nets.py:12", if it is known.
+        step: what to do next, if there is something better than to name all that runs.
+    """
+
+    def __init__(self, reason: str, place: str = "", step: str = "") -> None:
+        self.reason, self.place, self.step = reason, place, step
+        super().__init__(reason + (f" ({place})" if place else ""))
 
 
 def val(node: fx.Node) -> Any:
@@ -111,8 +122,9 @@ class ShallowTracer(fx.Tracer):
         self.descend = {ROOT, *(f"{ROOT}.{name}" for name in descend)}
         for name in self.descend:
             module = self.traced.get_submodule(name)
-            if module._forward_hooks or module._forward_pre_hooks:
+            if module._forward_pre_hooks or any(hook is not logits_of for hook in module._forward_hooks.values()):
                 raise TraceError(f"{type(module).__name__} has forward hooks, which would not run")
+        self.files = files_of(net)
         self.image = image
         self._stack: list[str] = []
         self._running = False
@@ -129,11 +141,13 @@ class ShallowTracer(fx.Tracer):
         try:
             with torch.no_grad(), Shortened(), leaf_functions(self.traced, self._call_leaf):
                 graph = self.trace(self.traced)
-        except TraceError:
+        except TraceError as error:
+            raise TraceError(error.reason, error.place or place_of(error, self.files), error.step) from error
+        except FBTError:
             raise
         except Exception as error:  # a network's own code, run with stand-ins for tensors: anything may come of it
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise TraceError(f"it cannot be traced ({reason[:160]})") from error
+            raise TraceError(f"a trace ends with {reason[:160]!r}", place_of(error, self.files)) from error
         finally:
             drew = _generators() != before
             _restore(before)
@@ -170,7 +184,7 @@ class ShallowTracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta["path"] = tuple(self._stack)
+        node.meta.update(path=tuple(self._stack), line=calling(self.files))
         return node
 
     def create_arg(self, value: Any) -> Any:
