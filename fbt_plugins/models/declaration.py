@@ -77,7 +77,7 @@ def step_head(*steps: str) -> HeadFunction:
         logits = _step(net, steps[last])(x)
         for step in steps[last + 1 :]:
             logits = _step(net, step)(logits)
-        return _mean(x) if x.ndim > 2 else x, logits
+        return _mean(x) if x.ndim > logits.ndim else x, logits
 
     return run
 

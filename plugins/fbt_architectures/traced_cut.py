@@ -78,7 +78,7 @@ def by_name(net: nn.Module) -> str:
     rows = [*body[:3], "..."] if len(body) > 4 else body or ["..."]
     text = ", ".join(map(repr, rows))
     return (
-        f"if its parts run one after the other, name them all: stages=[{text}], head='... {last}', where mean, flatten, "
+        f"if its parts run one after the other, name them: stages=[{text}], head='... {last}', where mean, flatten, "
         "token 0 and permute are steps too; else write a StagedModel, which takes five lines (docs/architectures.md)"
     )
 
