@@ -96,7 +96,7 @@ class Declaration:
     """How the models of one family are cut.
 
     Names are separated by blanks and run in the order given; a name is a submodule or a method that maps one tensor to
-    one, ``*`` stands for all children in their order, and ``{a,b}`` for a and then b. Four steps have no module, and can
+    one, ``*`` stands for all children in order, and ``{a,b}`` for a and then b. Four steps have no module, and can
     be said where the network has nothing of that name: ``mean`` over all positions of tokens or of a map with channels
     first (``mean 1 2``: over these axes), ``flatten`` (``flatten 2``: from the second axis on), ``token 0`` takes one
     token, and ``permute 0 2 3 1`` orders the axes.
