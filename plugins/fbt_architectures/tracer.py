@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict
 
 from fbt_plugins import ConfigError, FBTError
 from fbt_plugins.authoring import Shortened, logits_of, meta_copy
@@ -281,7 +282,7 @@ def _plain(value: Any) -> Any:
     """Lists and dicts that may be changed, as a network's own code expects; fx makes them immutable."""
     if isinstance(value, list):
         return [_plain(v) for v in value]
-    if isinstance(value, dict):
+    if type(value) in (dict, immutable_dict):  # an object of a library that is a dict as well stays what it is
         return {k: _plain(v) for k, v in value.items()}
     return tuple(map(_plain, value)) if type(value) is tuple else value
 
