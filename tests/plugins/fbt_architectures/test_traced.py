@@ -340,7 +340,7 @@ def test_families_of_timm_are_cut_exactly(name: str) -> None:
     assert model.family == family
 
 
-# ---- what other libraries' networks do --------------------------------------------------------------------------------
+# ---- what other libraries' networks do ------------------------------------------------------------------------------
 
 
 class Pairs(nn.Module):
@@ -371,7 +371,7 @@ class Pairs(nn.Module):
 
 def test_blocks_that_are_lists_are_cut_behind_each_list() -> None:
     model = cut(Pairs())
-    assert model.stages[0].code.points == ("layers.0.1", "layers.1.1", "layers.3.1", "layers.4.1")
+    assert model.stages[0].code.points == tuple(f"layers.{i}.1.3" for i in (0, 1, 3, 4))
     model.verify()
     assert cut(Pairs(), ["layers.1", "layers.4"]).stages[0].code.points == ("layers.1", "layers.4")
 
@@ -423,7 +423,7 @@ class AtTheEnd(Net):
 
 def test_no_cut_is_behind_the_classifier() -> None:
     model = cut(AtTheEnd())
-    assert model.stages[0].code.points[-1] == "blocks.2" and model.num_features == 64
+    assert model.stages[0].code.points[-1] == "blocks.2.1" and model.num_features == 64
     model.verify()
     with pytest.raises(
         ConfigError, match=r"'fc' holds the classifier or runs behind it; the head begins in front of it"
