@@ -72,7 +72,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def size_of(config: dict[str, Any]) -> int:
-    return config.get("image_size", 64)
+    return config.get("vision_config", config).get("image_size", 64)
 
 
 def build(name: str = "vit", **changes: Any) -> StagedModel:
