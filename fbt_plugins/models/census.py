@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .weightless import call
+from .weightless import MetaMode, call
 
 FAMILIES = ("cnn", "attention", "mlp", "hybrid")
 CONVOLUTIONAL_SHARE = 0.3
@@ -20,7 +19,7 @@ Transformers have some as well: patch embeddings that overlap, position encoding
 """
 
 
-class Census(TorchDispatchMode):
+class Census(MetaMode):
     """Counts what a stage computes while it runs; on the meta device it costs next to nothing.
 
     Attributes:

@@ -21,11 +21,11 @@ HeadFunction = Callable[[nn.Module, Tensor], Told]
 
 
 class Segment(NetPart):
-    """Consecutive steps of a network, each one of its submodules or methods, taken by name.
+    """Consecutive steps of a network, each one of its submodules or methods, taken by name, or one of ``PLAIN``.
 
     Args:
         net: the network.
-        steps: names such as "layer1.0" or "_pos_embed".
+        steps: names such as "layer1.0", "_pos_embed" or "token 0".
         extra: further submodules and direct parameters of the network that these steps reach, by name.
     """
 
@@ -34,11 +34,10 @@ class Segment(NetPart):
         direct = [name for name in extra if name in net._parameters or name in net._buffers]
         super().__init__(net, [name for name, is_module in reached.items() if is_module], direct)
         self.steps = tuple(steps)
-        self._paths = tuple(tuple(step.split(".")) for step in steps)
 
     def forward(self, x: Tensor) -> Tensor:
-        for path in self._paths:  # found anew each time: parts of a network may be replaced
-            x = _follow(self._net.value, path)(x)
+        for step in self.steps:  # found anew each time: parts of a network may be replaced
+            x = _step(self._net.value, step)(x)
         return x
 
 
@@ -69,16 +68,27 @@ class Head(Segment):
 
 
 def step_head(*steps: str) -> HeadFunction:
-    """A head that is plain steps, the last of which is the classifier: its input is the feature."""
-
-    *before, classifier = (tuple(step.split(".")) for step in steps)
+    """A head that is steps, the last of which with weights is the classifier: its input is the feature."""
 
     def run(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        for path in before:
-            x = _follow(net, path)(x)
-        return x, _follow(net, classifier)(x)
+        last = _classifier(net, steps)
+        for step in steps[:last]:
+            x = _step(net, step)(x)
+        logits = _step(net, steps[last])(x)
+        for step in steps[last + 1 :]:
+            logits = _step(net, step)(logits)
+        return _mean(x) if x.ndim > logits.ndim else x, logits
 
     return run
+
+
+def _classifier(net: nn.Module, steps: Sequence[str]) -> int:
+    """Where the last step with weights is; a classifier that is a convolution has a mean behind it."""
+    for i in reversed(range(len(steps))):
+        part = _attribute(net, steps[i])
+        if isinstance(part, nn.Module) and any(True for _ in part.parameters()):
+            return i
+    return len(steps) - 1
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,10 @@ class Declaration:
     """How the models of one family are cut.
 
     Names are separated by blanks and run in the order given; a name is a submodule or a method that maps one tensor to
-    one, ``*`` stands for all children in their order, and ``{a,b}`` for a and then b.
+    one, ``*`` stands for all children in order, and ``{a,b}`` for a and then b. Four steps have no module, and can
+    be said where the network has nothing of that name: ``mean`` over all positions of tokens or of a map with channels
+    first (``mean 1 2``: over these axes), ``flatten`` (``flatten 2``: from the second axis on), ``token 0`` takes one
+    token, and ``permute 0 2 3 1`` orders the axes.
 
     Attributes:
         stem: what runs before the units; it belongs to stage 1.
@@ -124,8 +137,8 @@ class Declaration:
         Raises:
             ConfigError: if ``stages`` does not fit the model.
         """
-        units = expand(net, self.units.split())
-        self._exist(net, [*units, *(expand(net, self.head.split()) if isinstance(self.head, str) else ())])
+        units = expand(net, split_steps(self.units))
+        self._exist(net, [*units, *(expand(net, split_steps(self.head)) if isinstance(self.head, str) else ())])
         ends = self._ends(net, units, stages)
         rows, start = [], 0
         for end in ends:
@@ -136,13 +149,13 @@ class Declaration:
         rows[-1] = [*rows[-1], *self._present(net, self.post)]
         tail = self._present(net, self.tail)
 
-        methods = [any(not isinstance(_attribute(net, s), nn.Module) for s in row) for row in rows]
+        methods = [any(callable(_attribute(net, s)) and not _is_module(net, s) for s in row) for row in rows]
         direct = [n for n, t in (*net._parameters.items(), *net._buffers.items()) if t is not None]
         owner = methods.index(True) if any(methods) else None  # direct parameters are read by the methods
         used = {s.split(".")[0] for row in rows for s in row} | {s.split(".")[0] for s in tail}
         left = [n for n, _ in net.named_children() if n not in used] + (direct if owner is None else [])
         parts = [Segment(net, row, direct if i == owner else ()) for i, row in enumerate(rows)]
-        function = step_head(*self.head.split()) if isinstance(self.head, str) else self.head
+        function = step_head(*split_steps(self.head)) if isinstance(self.head, str) else self.head
         pool = self._average(about.get("prefix_tokens", 0)) if _one_of(feature) == "avgpool" else None
         head = Head(net, tail, function, left, pool)
         given = {"way": "declared", "layout": self.layout, "raster": self.raster, "feature": feature, **about}
@@ -183,6 +196,8 @@ class Declaration:
     @staticmethod
     def _exist(net: nn.Module, names: Sequence[str], or_none: bool = False) -> None:
         for name in names:
+            if _plain(net, name):
+                continue
             owner, _, last = name.rpartition(".")
             holder = _attribute(net, owner) if owner else net
             if not hasattr(holder, last) or (getattr(holder, last) is None and not or_none):
@@ -191,9 +206,51 @@ class Declaration:
 
     def _present(self, net: nn.Module, names: str) -> list[str]:
         """The names whose part is not None: members of a family may lack some."""
-        found = expand(net, names.split())
+        found = expand(net, split_steps(names))
         self._exist(net, found, or_none=True)
-        return [name for name in found if _attribute(net, name) is not None]
+        return [name for name in found if _plain(net, name) or _attribute(net, name) is not None]
+
+
+def _mean(x: Tensor, *axes: int) -> Tensor:
+    """Over all positions of (N, L, D) or (N, C, H, W), or over some axes."""
+    return x.mean(axes or ((1,) if x.ndim == 3 else tuple(range(2, x.ndim))))
+
+
+PLAIN: dict[str, Callable[..., Tensor]] = {
+    "mean": _mean,
+    "flatten": lambda x, start=1: x.flatten(start),
+    "token": lambda x, number: x[:, number],
+    "permute": lambda x, *axes: x.permute(axes),
+}
+"""Steps that are no module: a network's own forward often does them. Numbers behind a name are its arguments."""
+
+
+def split_steps(text: str) -> list[str]:
+    """Names separated by blanks; the numbers behind one belong to it: "norm token 0 fc" is three steps."""
+    steps: list[str] = []
+    for word in text.split():
+        if steps and re.fullmatch(r"-?\d+", word) and steps[-1].split()[0] in PLAIN:
+            steps[-1] += f" {word}"
+        else:
+            steps.append(word)
+    return steps
+
+
+def _plain(net: nn.Module, step: str) -> Callable[[Tensor], Tensor] | None:
+    """A step that is none of the network's own names."""
+    name, *numbers = step.split()
+    if name not in PLAIN or hasattr(net, name):
+        return None
+    return lambda x: PLAIN[name](x, *map(int, numbers))
+
+
+def _step(net: nn.Module, step: str) -> Any:
+    """A step as something to call, found by plain getattr, which torch.compile can see through."""
+    return _plain(net, step) or _follow(net, step.split("."))
+
+
+def _is_module(net: nn.Module, step: str) -> bool:
+    return isinstance(_attribute(net, step), nn.Module)
 
 
 def expand(net: nn.Module, names: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import described
+from ..errors import FBTError, described
 
 aten = torch.ops.aten
 
@@ -22,12 +22,32 @@ def meta_copy(module: nn.Module, shared: object = None) -> Any:
     Args:
         module: with tensors of any device; those that are plain attributes of its modules are copied alike.
         shared: something that the copy need not have, and finds empty.
+
+    Raises:
+        FBTError: if a part of it was compiled by torch.jit.
     """
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise FBTError(
+                f"{name or 'it'} was compiled by torch.jit, and nobody can look into it; "
+                "build the network without torch.jit.script or torch.jit.trace"
+            )
     memo: dict[int, Any] = {} if shared is None else {id(shared): type(shared)()}
     for tensor in (*module.parameters(), *module.buffers(), *_loose(module)):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(module, memo)
+    found = copy.deepcopy(module, memo)
+    for part in found.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.momentum is None:
+            part.momentum = 0.1  # None reads the number of steps, which has no value there
+        if type(part) is nn.SyncBatchNorm:  # refuses any device but a GPU where processes are joined
+            part.__class__ = _BatchNorm  # type: ignore[assignment]
+    return found
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
 
 
 def _loose(module: nn.Module) -> list[Tensor]:
@@ -66,7 +86,25 @@ def call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -
     return function(*args, **(kwargs or {}))
 
 
-class Shortened(TorchDispatchMode):
+class MetaMode(TorchDispatchMode):
+    """Within it, a layer that asks autocast for its input's device gets the CPU's where that device is meta."""
+
+    def __enter__(self) -> Any:
+        self._init: Any = torch.autocast.__init__
+        init = self._init
+
+        def on_cpu(autocast: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
+            init(autocast, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+        torch.autocast.__init__ = on_cpu  # type: ignore[method-assign,assignment]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.autocast.__init__ = self._init  # type: ignore[method-assign]
+
+
+class Shortened(MetaMode):
     """Within it, all operators are run by :func:`call`."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

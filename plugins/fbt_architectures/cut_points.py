@@ -17,6 +17,9 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _STEMS = ("stem", "patch_embed")
 _STAGES = 4
 _NEARLY_ALL = 0.85
+_MOST = 0.6
+"""Of the weights: where one module holds more than this, a trace looks into it before it cuts around it."""
+_DEPTH = 6
 
 
 def from_feature_info(net: nn.Module) -> list[str] | None:
@@ -72,9 +75,10 @@ def candidates(
     def collect(module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
             full = f"{prefix}{name}"
-            if type(child) in _CONTAINERS or full in inside:
+            holds = any(c == full or c.startswith(f"{full}.") for c in classifiers)
+            if type(child) in _CONTAINERS or full in inside or (holds and full not in classifiers):
                 collect(child, f"{full}.")
-            elif full not in classifiers and any(True for _ in child.parameters()):
+            elif not holds and any(True for _ in child.parameters()):
                 units.append(full)
 
     collect(net, "")
@@ -82,6 +86,8 @@ def candidates(
     found: dict[int, Crossing] = {}
     reason = ""
     for name in units:
+        if not trace.runs(name):
+            continue
         try:
             crossing = trace.crossing(name)
         except TraceError as error:
@@ -108,41 +114,65 @@ def found(
         TraceError: if there are not enough places at which one tensor alone crosses.
     """
     inside: set[str] = set()
-    for _ in range(4):
-        places, reason = candidates(net, classifiers, image, inside)
+    best: list[str] | None = None
+    for _ in range(_DEPTH):
+        try:
+            places, reason = candidates(net, classifiers, image, inside)
+        except TraceError:
+            if best is None:
+                raise
+            return best
         shapes = [read_shape(place.shape, image, net, place.name) for place in places]
         rows = [(p.name, s) for p, s in zip(places, shapes, strict=True) if s is not None]
-        points = _choose(rows, net, pyramid) if stages is None else _evenly(rows, stages)
-        if points is not None:
+        weights = {name: _size(net.get_submodule(name)) for name, _ in rows}
+        points = _choose(rows, weights, net, pyramid) if stages is None else _evenly(rows, stages)
+        best = points or best
+        lump = max(weights, key=weights.__getitem__, default="")
+        if points is not None and (
+            len(_by_resolution(rows)) >= _STAGES
+            or weights[lump] < _MOST * sum(weights.values())
+            or not any(net.get_submodule(lump).children())
+        ):
             return points
         deeper = _largest(net, inside)
         if deeper is None:
             break
         inside.add(deeper)
-    why = f"one tensor alone crosses behind {len(rows)} modules" + (f"; {reason}" if reason else "")
-    raise TraceError(f"a trace finds no {stages or _STAGES} stages: {why}")
+    if best is not None:
+        return best
+    names = [name for name, _ in rows]
+    many = f"behind {len(names)} modules: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+    why = f"one tensor alone crosses {many}" if names else "no module gives one tensor that alone crosses"
+    step = f"cut there: stages={min(len(names), 3)}, or name them with stages=[...]" if len(names) > 1 else ""
+    raise TraceError(f"a trace finds no {stages or _STAGES} stages: {why}{f'; {reason}' if reason else ''}", step=step)
 
 
-def _choose(rows: list[tuple[str, Shape]], net: nn.Module, pyramid: bool) -> list[str] | None:
-    """The last module of each of the last four resolutions; or equal blocks, where nearly all weights are in them."""
+def _by_resolution(rows: list[tuple[str, Shape]]) -> list[list[str]]:
+    """The places of each resolution, in the order they run; what is pooled to one position is none."""
     groups: dict[int, list[str]] = {}
     for name, shape in rows:
         size = shape.grid[0] * shape.grid[1]
         if size > 1 or not groups:
             groups.setdefault(size, []).append(name)
+    return list(groups.values())
+
+
+def _choose(rows: list[tuple[str, Shape]], weights: dict[str, int], net: nn.Module, pyramid: bool) -> list[str] | None:
+    """The last module of each of the last four resolutions; or equal blocks, where nearly all weights are in them."""
+    groups = _by_resolution(rows)
     if not groups:
         return None
-    *_, final = groups.values()
-    blocks = _siblings(final)
-    weights = {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name, _ in rows}
-    equal = len(blocks) >= _STAGES and sum(weights[b] for b in blocks) > _NEARLY_ALL * sum(weights.values())
+    blocks = _blocks(groups[-1], net)
+    held = sum(size for name, size in weights.items() if any(_is_in(name, member) for member in blocks))
+    equal = len(blocks) >= _STAGES and held > _NEARLY_ALL * sum(weights.values())
     if (equal or (len(groups) == 1 and len(blocks) >= _STAGES)) and not pyramid:
-        return [blocks[end - 1] for end in isotropic_ends(len(blocks))]
+        ends = list(blocks.values())
+        return [ends[end - 1] for end in isotropic_ends(len(ends))]
     if len(groups) >= _STAGES:
-        return [names[-1] for names in groups.values()][-_STAGES:]
+        return [names[-1] for names in groups][-_STAGES:]
     if pyramid or len(groups) == 1:
         return None
-    pieces = list(groups.values())
+    pieces = list(groups)
     while len(pieces) < _STAGES:
         longest = max(range(len(pieces)), key=lambda i: len(pieces[i]))
         names = pieces[longest]
@@ -152,12 +182,38 @@ def _choose(rows: list[tuple[str, Shape]], net: nn.Module, pyramid: bool) -> lis
     return [names[-1] for names in pieces]
 
 
-def _siblings(names: list[str]) -> list[str]:
-    """The largest group of modules in one list."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name.rpartition(".")[0], []).append(name)
-    return max((g for parent, g in groups.items() if parent), key=len, default=[])
+def _blocks(places: list[str], net: nn.Module) -> dict[str, str]:
+    """The members of the list that holds most of the weights, each with the last place in it.
+
+    A block may be a module, or a list of modules that the network adds up by itself (attention, then a feed-forward
+    layer). What is much smaller than the others at either end of the list, an embedding or a norm, is no block.
+    """
+    lists: dict[str, dict[str, str]] = {}
+    for place in places:
+        parts = place.split(".")
+        for depth in range(len(parts)):
+            parent = ".".join(parts[:depth])
+            if parent or type(net) in _CONTAINERS:
+                lists.setdefault(parent, {})[".".join(parts[: depth + 1])] = place
+    best: dict[str, str] = {}
+    most = 0
+    for members in lists.values():
+        sizes = [_size(net.get_submodule(member)) for member in members]
+        usual = sorted(sizes)[len(sizes) // 2]
+        big = [i for i, size in enumerate(sizes) if 2 * size >= usual]
+        blocks = dict(list(members.items())[big[0] : big[-1] + 1])
+        held = sum(sizes[big[0] : big[-1] + 1])
+        if len(blocks) >= _STAGES and held > most:
+            best, most = blocks, held
+    return best
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _is_in(name: str, member: str) -> bool:
+    return name == member or name.startswith(f"{member}.")
 
 
 def _evenly(rows: list[tuple[str, Shape]], stages: int) -> list[str] | None:
@@ -174,7 +230,7 @@ def _largest(net: nn.Module, inside: set[str]) -> str | None:
         parent = name.rpartition(".")[0]
         visible = not parent or parent in inside or type(net.get_submodule(parent)) in _CONTAINERS
         if name and visible and name not in inside and type(module) not in _CONTAINERS and any(module.children()):
-            sizes[name] = sum(p.numel() for p in module.parameters())
+            sizes[name] = _size(module)
     return max(sizes, key=sizes.__getitem__, default=None)
 
 

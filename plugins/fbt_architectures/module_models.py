@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from fbt_plugins import ConfigError, Declaration, StagedModel, nearest
-from fbt_plugins.authoring import PartError, argument_problems, one_line, pixels
+from fbt_plugins import ConfigError, Declaration, FBTError, StagedModel, nearest
+from fbt_plugins.authoring import PartError, argument_problems, give_logits, one_line, pixels, split_steps
 
 from .own_inputs import load_and_read
+from .places import last_line, place_of
 from .traced_cut import cut_by_trace
 
 
@@ -33,17 +34,19 @@ def build_module(
     raster: bool | None = None,
     order: str | None = None,
     verify: bool = True,
-    **arguments: Any,
+    arguments: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> StagedModel:
     """Calls a function of yours that makes a network, cuts it, and proves the cut.
 
     Args:
         path: "package.module:factory"; a function or class that returns an nn.Module which maps normalised images to
-            logits. It is code, as the config is: name only what you trust.
-        num_classes: number of logits, handed to the factory.
+            logits, or to an object with ``logits``. It is code, as the config is: name only what you trust.
+        num_classes: number of logits, handed to the factory if it takes such an argument.
         stages: None for four stages found by tracing; a number of stages; or the names of the modules that end them.
             With ``head``, each stage is the names of all that runs in it, separated by blanks.
-        head: names of what runs behind the last stage, the classifier last; nothing is traced then.
+        head: names of what runs behind the last stage, the classifier last; nothing is traced then. In both, ``mean``,
+            ``flatten``, ``token 0`` and ``permute 0 2 3 1`` are steps too, see :class:`Declaration`.
         checkpoint: file with weights.
         image_size: pixels of the images that the network is made for.
         input_size: pixels that images are resized to before this network.
@@ -58,14 +61,18 @@ def build_module(
         order: "package.module:function"; a function of yours of the network and a grid (h, w) that gives, as a tensor
             (h * w,), which token stands at each position, row by row, where tokens have an order of their own.
         verify: prove the cut when the network is built, which takes a few seconds.
-        arguments: of the factory.
+        arguments: of the factory; here it can be given those that are called like ours as well.
+        more: further arguments of the factory.
 
     Raises:
         ConfigError: if the path leads nowhere, the factory refuses its arguments or returns no network, or the network
             cannot be cut.
         SplitError: if stages and head are not the network.
     """
-    net = _create(path, num_classes, arguments)
+    if twice := sorted(set(arguments or {}) & set(more)):
+        raise ConfigError(f"{path}: {twice[0]!r} is given twice, in arguments= and beside it")
+    given = {**more, **(arguments or {})}
+    net = give_logits(_create(path, num_classes, given))
     plain = {"mean": 0.0, "std": 1.0}
     about: dict[str, Any] = load_and_read(net, path, checkpoint, input_size, mean, std, plain) | dict(
         name=path,
@@ -74,14 +81,14 @@ def build_module(
         raster=False if order is not None else raster,
         order=None if order is None else _named("order", order),
         family=family,
-        arguments={} if num_classes is None else {"num_classes": num_classes, **arguments},
+        arguments={} if num_classes is None else {"num_classes": num_classes, **given},
     )
     if head is None:
         model = cut_by_trace(net, stages, layout=layout, prefix_tokens=prefix_tokens, **about)
     elif stages is None or isinstance(stages, int):
         raise ConfigError(f"{path}: head= comes with stages=[...] that name all that runs in each of them")
     else:
-        ends = " ".join(row.split()[-1] for row in stages)
+        ends = " ".join(split_steps(row)[-1] for row in stages)
         declaration = Declaration(stem="", units=" ".join(stages), cuts=ends, head=head, layout=layout or "NCHW")  # type: ignore[arg-type]
         model = declaration.cut(net, prefix_tokens=prefix_tokens, **about)
     try:
@@ -100,7 +107,14 @@ def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn
         arguments = {"num_classes": num_classes, **arguments}
     if problems := argument_problems(factory, arguments, path):
         raise ConfigError(problems)
-    net = factory(**arguments)
+    try:
+        net = factory(**arguments)
+    except FBTError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{path}: its factory fails, {_at(error, _file(factory))}; mend it, or give it other arguments"
+        ) from error
     if not isinstance(net, nn.Module):
         raise ConfigError(f"path: {path} returns a {type(net).__name__}, not an nn.Module")
     return net
@@ -117,9 +131,22 @@ def _named(argument: str, path: str) -> Any:
         module = importlib.import_module(package)
     except ImportError as error:
         raise ConfigError(f"{argument}: {package!r} cannot be imported ({one_line(error)})") from error
+    except Exception as error:
+        raise ConfigError(f"{argument}: {package!r} fails when it is imported, {_at(error, '')}") from error
     if not callable(function := getattr(module, attribute, None)):
         raise ConfigError(f"{argument}: {package} has no function {attribute!r}{nearest(attribute, vars(module))}")
     return function
+
+
+def _file(factory: Any) -> str:
+    code = getattr(factory, "__init__" if inspect.isclass(factory) else "__code__", None)
+    return getattr(getattr(code, "__code__", code), "co_filename", "")
+
+
+def _at(error: Exception, file: str) -> str:
+    """An exception of somebody else's code, with its place: in the file that was meant, if it went through it."""
+    place = place_of(error, [file]) or last_line(error)
+    return f"{type(error).__name__} at {place}: {' '.join(str(error).split())}"
 
 
 def _takes_anything(parameters: Any) -> bool:

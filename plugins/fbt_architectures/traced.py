@@ -24,6 +24,7 @@ from .tracer import BATCH, ROOT, ShallowTracer, TraceError, name_of, val
 Image = tuple[int, int, int]
 Code = Callable[["TracedPart", Tensor], Any]
 _NUMBERS = count(1)
+_WRAP = "let the factory return a module whose forward returns the logits alone"
 TWO_HEADS = {"head": "class_logits", "head_dist": "distillation_logits"}
 """What timm calls the classifiers of a model that was distilled as DeiT was, and what their logits are called here."""
 
@@ -73,12 +74,14 @@ class Trace:
         self._positions = {node: i for i, node in enumerate(self.nodes)}
         self.logits = self.nodes[-1].args[0]
         if not isinstance(self.logits, fx.Node) or not isinstance(val(self.logits), Tensor):
-            raise TraceError("its output is no tensor of logits")
+            kind = type(self.logits).__name__ if not isinstance(self.logits, fx.Node) else _show(val(self.logits))
+            raise TraceError(f"its output is no tensor of logits but {kind}", self._line(-2), _WRAP)
         if tuple(val(self.logits).shape[:1]) != (BATCH,) or val(self.logits).ndim != 2:
-            raise TraceError(f"its output is no (N, classes) but {_show(val(self.logits))}")
+            raise TraceError(f"its output is no (N, classes) but {_show(val(self.logits))}", self._line(-2), _WRAP)
         wanted = {f"{ROOT}.{name}" for name in classifiers}
         ran = [n for n in self.nodes if n.op == "call_module" and n.target in wanted]
         self.features = [n.args[0] for n in ran]
+        self.limit = min((self._positions[n] for n in ran), default=len(self.nodes) - 1)
         heads = {next((p for p in str(n.target).split(".") if p in TWO_HEADS), ""): n for n in ran}
         both = len(ran) == 2 and heads.keys() == TWO_HEADS.keys() and all(val(n).ndim == 2 for n in ran)
         self.extra = {told: heads[name] for name, told in TWO_HEADS.items()} if both else {}
@@ -89,17 +92,16 @@ class Trace:
         Raises:
             TraceError: if there is no such place, with what crosses.
         """
-        full = f"{ROOT}.{name}"
-        inside = [
-            i
-            for i, node in enumerate(self.nodes)
-            if (node.op == "call_module" and node.target == full)
-            or any(p == full or p.startswith(full + ".") for p in node.meta["path"])
-        ]
+        inside = self._inside(name)
         if not inside:
             raise TraceError(f"{name!r} is not run")
+        if inside[-1] >= self.limit:
+            raise TraceError(
+                f"{name!r} holds the classifier or runs behind it",
+                step="the head begins in front of it: end the last stage at a module before it",
+            )
         why = ""
-        for position in range(inside[-1], len(self.nodes) - 1):
+        for position in range(inside[-1], self.limit):
             node = self.nodes[position]
             if position > inside[-1] and self._has_weights(node):
                 break
@@ -108,7 +110,25 @@ class Trace:
             if len(tensors) == 1 and isinstance(val(tensors[0]), Tensor) and val(tensors[0]).shape[:1] == (BATCH,):
                 return Crossing(name, position, tensors[0])
             why = why or " and ".join(_show(val(n)) for n in tensors)
-        raise TraceError(f"behind {name!r} not one tensor crosses but {why or 'none'}")
+        raise TraceError(f"behind {name!r} not one tensor crosses but {why or 'none'}", self._line(inside[-1]))
+
+    def _line(self, position: int) -> str:
+        """Where a node comes from in the network's own code."""
+        return self.nodes[position].meta.get("line", "")
+
+    def runs(self, name: str) -> bool:
+        """Whether a module, or one in it, runs at all."""
+        return bool(self._inside(name))
+
+    def _inside(self, name: str) -> list[int]:
+        """Positions of the nodes that are a module, or in one: a list of modules is none that runs itself."""
+        full = f"{ROOT}.{name}"
+        return [
+            i
+            for i, node in enumerate(self.nodes)
+            if (node.op == "call_module" and _is_in(str(node.target), full))
+            or any(_is_in(path, full) for path in node.meta["path"])
+        ]
 
     def _is_used_after(self, node: fx.Node, position: int) -> bool:
         return any(self._positions[user] > position for user in node.users)
@@ -286,6 +306,10 @@ def _pooled(features: Tensor) -> Tensor:
     if features.ndim == 4:
         return features.flatten(1) if features.shape[2:].numel() == 1 else features.mean((2, 3))
     return features.mean(1) if features.ndim == 3 else features
+
+
+def _is_in(name: str, full: str) -> bool:
+    return name == full or name.startswith(full + ".")
 
 
 def descents(net: nn.Module, names: Iterable[str]) -> set[str]:

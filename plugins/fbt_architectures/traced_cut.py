@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fbt_plugins import ConfigError, StagedModel, nearest
+from fbt_plugins import ConfigError, FBTError, StagedModel, nearest
 
 from .cut_points import classifiers_of, found, from_feature_info
 from .layouts import Shape, read_shape
@@ -52,6 +52,8 @@ def cut_by_trace(
         shapes = [_shape(cut.name, cut.shape, layout, i, image, net) for i, cut in enumerate(cuts)]
         _not_guessed(shapes, cuts, {0, prefix_tokens, getattr(net, "num_prefix_tokens", 0)})
     except TraceError as error:
+        raise ConfigError(f"{name}: {error}; {error.step or by_name(net)}") from error
+    except FBTError as error:
         raise ConfigError(f"{name}: {error}") from error
     reached[-1] = (reached[-1][0], reached[-1][1] | _left(net, reached))
     parts = [TracedPart(net, code, i, *names) for i, names in enumerate(reached[:-1])]
@@ -69,6 +71,18 @@ def cut_by_trace(
         name=name,
         way="traced",
         **about,
+    )
+
+
+def by_name(net: nn.Module) -> str:
+    """What helps where a trace does not: the config that names all that runs, with the network's own names in it."""
+    names = [name for name, child in net.named_children() if any(True for _ in child.parameters())]
+    *body, last = names or ["..."]
+    rows = [*body[:3], "..."] if len(body) > 4 else body or ["..."]
+    text = ", ".join(map(repr, rows))
+    return (
+        f"if its parts run one after the other, name them: stages=[{text}], head='... {last}', where mean, flatten, "
+        "token 0 and permute are steps too; else write a StagedModel, which takes five lines (docs/architectures.md)"
     )
 
 
@@ -102,7 +116,10 @@ def _no_weight_twice(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -
     for number, (modules, tensors) in enumerate(reached, 1):
         for name, tensor in _held(net, modules, tensors):
             if isinstance(tensor, nn.Parameter) and owners.setdefault(id(tensor), number) != number:
-                raise TraceError(f"{name} runs in two parts, {owners[id(tensor)]} and {number}")
+                raise TraceError(
+                    f"{name} runs in two parts, {owners[id(tensor)]} and {number}",
+                    step="cut where both are in one, with stages=[...] or fewer stages",
+                )
 
 
 def _held(net: nn.Module, modules: set[str], tensors: set[str]) -> Iterator[tuple[str, Tensor]]:
@@ -119,7 +136,10 @@ def _known(net: nn.Module, names: Sequence[str]) -> list[str]:
     existing = [n for n, _ in net.named_modules() if n]
     for name in names:
         if name not in existing:
-            raise TraceError(f"stages: no module {name!r} to cut behind{nearest(name, existing)}")
+            raise TraceError(
+                f"stages: no module {name!r} to cut behind{nearest(name, existing)}",
+                step="name the modules that end the stages, the last of them in front of the head",
+            )
     return list(names)
 
 
@@ -133,8 +153,8 @@ def _shape(
     if shape is None or own not in (None, shape.layout):
         text = "x".join(map(str, sizes))
         raise TraceError(
-            f"behind {name!r} a tensor of {text} per image crosses, which is {'open' if own is None else f'no {own}'}; "
-            "set layout to 'NCHW' or 'NHWC' if it is a map, or cut elsewhere with stages=[...]"
+            f"behind {name!r} a tensor of {text} per image crosses, which is {'open' if own is None else f'no {own}'}",
+            step="set layout to 'NCHW' or 'NHWC' if it is a map, or cut elsewhere with stages=[...]",
         )
     return shape
 

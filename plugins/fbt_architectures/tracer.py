@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict
 
-from fbt_plugins import ConfigError
-from fbt_plugins.authoring import Shortened, meta_copy
+from fbt_plugins import ConfigError, FBTError
+from fbt_plugins.authoring import Shortened, logits_of, meta_copy
+
+from .leaf_functions import leaf_functions
+from .places import calling, files_of, place_of
 
 BATCH = 4099
 """Batch size on the meta device: a prime that no width or grid is a multiple of."""
@@ -31,7 +35,17 @@ def name_of(node: fx.Node) -> str:
 
 
 class TraceError(ConfigError):
-    """A network that cannot be traced or cut, with the reason."""
+    """A network that cannot be traced or cut.
+
+    Args:
+        reason: why not.
+        place: the network's own line that is meant, "nets.py:12", if it is known.
+        step: what to do next, if there is something better than to name all that runs.
+    """
+
+    def __init__(self, reason: str, place: str = "", step: str = "") -> None:
+        self.reason, self.place, self.step = reason, place, step
+        super().__init__(reason + (f" ({place})" if place else ""))
 
 
 def val(node: fx.Node) -> Any:
@@ -109,8 +123,9 @@ class ShallowTracer(fx.Tracer):
         self.descend = {ROOT, *(f"{ROOT}.{name}" for name in descend)}
         for name in self.descend:
             module = self.traced.get_submodule(name)
-            if module._forward_hooks or module._forward_pre_hooks:
+            if module._forward_pre_hooks or any(hook is not logits_of for hook in module._forward_hooks.values()):
                 raise TraceError(f"{type(module).__name__} has forward hooks, which would not run")
+        self.files = files_of(net)
         self.image = image
         self._stack: list[str] = []
         self._running = False
@@ -125,13 +140,15 @@ class ShallowTracer(fx.Tracer):
         """
         before = _generators()
         try:
-            with torch.no_grad(), Shortened():
+            with torch.no_grad(), Shortened(), leaf_functions(self.traced, self._call_leaf):
                 graph = self.trace(self.traced)
-        except TraceError:
+        except TraceError as error:
+            raise TraceError(error.reason, error.place or place_of(error, self.files), error.step) from error
+        except FBTError:
             raise
         except Exception as error:  # a network's own code, run with stand-ins for tensors: anything may come of it
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise TraceError(f"it cannot be traced ({reason[:160]})") from error
+            raise TraceError(f"a trace ends with {reason[:160]!r}", place_of(error, self.files)) from error
         finally:
             drew = _generators() != before
             _restore(before)
@@ -150,7 +167,11 @@ class ShallowTracer(fx.Tracer):
     def call_module(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._running:  # inside a leaf, which runs as it is
             return forward(*args, **kwargs)
-        self._stack.append(self.path_of_module(module))
+        try:
+            path = self.path_of_module(module)
+        except NameError:  # made on the way, of modules that the network has: these are what runs
+            return forward(*args, **kwargs)
+        self._stack.append(path)
         try:
             return super().call_module(module, forward, args, kwargs)
         finally:
@@ -164,7 +185,7 @@ class ShallowTracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta["path"] = tuple(self._stack)
+        node.meta.update(path=tuple(self._stack), line=calling(self.files))
         return node
 
     def create_arg(self, value: Any) -> Any:
@@ -200,8 +221,13 @@ class ShallowTracer(fx.Tracer):
         finally:
             self._running = False
             _restore(before)  # what a leaf draws it will draw each time anew
-        plain = not isinstance(value, Tensor | torch.dtype) and not _has_tensors(value)
-        return value if plain and not any(numbers) else proxy
+        fixed = not isinstance(value, Tensor | torch.dtype) and not _is_open(value)
+        return value if fixed and not any(numbers) else proxy
+
+    def _call_leaf(self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.create_proxy(
+            "call_method" if isinstance(function, str) else "call_function", function, args, kwargs
+        )
 
     def _value(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kind == "placeholder":
@@ -256,14 +282,15 @@ def _plain(value: Any) -> Any:
     """Lists and dicts that may be changed, as a network's own code expects; fx makes them immutable."""
     if isinstance(value, list):
         return [_plain(v) for v in value]
-    if isinstance(value, dict):
+    if type(value) in (dict, immutable_dict):  # an object of a library that is a dict as well stays what it is
         return {k: _plain(v) for k, v in value.items()}
     return tuple(map(_plain, value)) if type(value) is tuple else value
 
 
-def _has_tensors(value: Any) -> bool:
+def _is_open(value: Any) -> bool:
+    """Whether a value has a tensor or a batch size in it, so that it is another one each time."""
     if isinstance(value, tuple | list):
-        return any(map(_has_tensors, value))
+        return any(map(_is_open, value))
     if isinstance(value, dict):
-        return any(map(_has_tensors, value.values()))
-    return isinstance(value, Tensor)
+        return any(map(_is_open, value.values()))
+    return isinstance(value, Tensor) or (type(value) is int and value != 0 and value % BATCH == 0)

@@ -114,6 +114,7 @@ def test_the_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPa
     ("config", "error", "reason"),
     [
         (dict(name="vitt"), UnknownNameError, "has no model 'vitt'; did you mean 'vit'"),
+        (dict(name="imagegpt"), UnknownNameError, "transformers has 'imagegpt', and this plugin has no cut for it"),
         (dict(name="bert"), UnknownNameError, "no model 'bert'"),
         (dict(name="vit", hidden_sise=24), ConfigError, "ViTConfig takes no argument 'hidden_sise'.*'hidden_size'"),
         (dict(name="vit", num_labels=3), ConfigError, "no argument 'num_labels'.*'num_classes'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import types
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -104,6 +105,64 @@ def test_what_cannot_be_built_is_one_line(config: dict[str, Any], reason: str) -
     with pytest.raises(ConfigError, match=reason) as caught:
         ARCHITECTURES.build(dict(type="module", num_classes=4) | config)
     assert "\n" not in str(caught.value)
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    loss: None = None
+
+
+class Wrapped(Net):
+    def forward(self, x: Tensor) -> Any:
+        return Answer(super().forward(x))
+
+
+def failing(num_classes: int) -> nn.Module:
+    raise RuntimeError("no such file")
+
+
+class Patches(nn.Module):
+    def __init__(self, num_classes: int, image_size: int = 0) -> None:
+        super().__init__()
+        self.patch, self.side = nn.Conv2d(3, 8, 8, 8), image_size
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).permute(0, 2, 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.fc(x[:, 0])
+
+
+def test_a_network_that_answers_with_an_object_gives_its_logits() -> None:
+    vars(sys.modules["my_networks"])["wrapped"] = Wrapped
+    model = build("my_networks:wrapped")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(images), model.net(images)) and model.way == "traced"
+    assert model.net.state_dict().keys() == Wrapped(4).state_dict().keys()
+
+
+def test_steps_without_a_module_and_arguments_that_are_called_like_ours() -> None:
+    vars(sys.modules["my_networks"])["patches"] = Patches
+    rows = ["patch flatten 2 permute 0 2 1 blocks.0", "blocks.1", "blocks.2"]
+    more = dict(stages=rows, layout="NLC", arguments=dict(image_size=7))
+    model = build("my_networks:patches", head="token 0 fc", **more)
+    assert model.net.side == 7 and [str(s) for s in model.specs] == ["NLC 8 x 4x4"] * 3
+    with pytest.raises(FBTError, match="differ by up to"):
+        build("my_networks:patches", head="mean fc", **more)
+    with pytest.raises(ConfigError, match="'width' is given twice"):
+        build(width=8, arguments=dict(width=16))
+
+
+def test_who_wrote_the_factory_is_told_what_it_raises_and_where() -> None:
+    vars(sys.modules["my_networks"])["failing"] = failing
+    with pytest.raises(
+        ConfigError,
+        match=r"my_networks:failing: its factory fails, RuntimeError at .*test_module_models\.py:\d+: no such",
+    ):
+        build("my_networks:failing")
 
 
 # ---- layouts --------------------------------------------------------------------------------------------------------

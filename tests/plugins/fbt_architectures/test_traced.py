@@ -338,3 +338,129 @@ def test_families_of_timm_are_cut_exactly(name: str) -> None:
     proof = model.verify(size)
     assert proof.gradients > 0 and len(model.stages) == 4 and model.way == "traced"
     assert model.family == family
+
+
+# ---- what other libraries' networks do ------------------------------------------------------------------------------
+
+
+class Pairs(nn.Module):
+    """A transformer as vit-pytorch writes them: blocks are lists that the network adds up by itself."""
+
+    def __init__(self, depth: int = 5, width: int = 8) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, width, 8, 8)
+        self.layers = nn.ModuleList(
+            nn.ModuleList([self.unit(width, width), self.unit(width, 2 * width)]) for _ in range(depth)
+        )
+        self.fc = nn.Linear(width, 3)
+
+    @staticmethod
+    def unit(width: int, hidden: int) -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return self.patch(x).flatten(2).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(x)
+        for attention, feed_forward in self.layers:  # type: ignore[misc]
+            x = attention(x) + x
+            x = feed_forward(x) + x
+        return self.fc(x.mean(1))
+
+
+def test_blocks_that_are_lists_are_cut_behind_each_list() -> None:
+    model = cut(Pairs())
+    assert model.stages[0].code.points == tuple(f"layers.{i}.1.3" for i in (0, 1, 3, 4))
+    model.verify()
+    assert cut(Pairs(), ["layers.1", "layers.4"]).stages[0].code.points == ("layers.1", "layers.4")
+
+
+def test_functions_that_timm_keeps_out_of_traces_or_that_make_tensors_are_leaves() -> None:
+    class Positions(Pairs):
+        def tokens(self, x: Tensor) -> Tensor:
+            x = super().tokens(x)
+            ramp = torch.arange(x.shape[1], device=x.device, dtype=x.dtype).type(x.dtype)
+            return x + ramp[:, None] + torch.zeros(x.shape[0], 1, 1, device=x.device)
+
+    before = torch.arange, torch.Tensor.type
+    model = cut(Positions())
+    model.verify()
+    assert (torch.arange, torch.Tensor.type) == before and "type" not in vars(torch.Tensor)
+
+
+def test_functions_of_einops_are_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    einops = pytest.importorskip("einops")
+    monkeypatch.setitem(globals(), "merge", einops.rearrange)
+
+    class Merging(Pairs):
+        def tokens(self, x: Tensor) -> Tensor:
+            tokens = merge(self.patch(x), "b c h w -> b (h w) c")  # type: ignore[name-defined] # noqa: F821
+            packed, shape = einops.pack([tokens], "* n d")
+            return einops.unpack(packed, shape, "* n d")[0]
+
+    cut(Merging()).verify()
+
+
+def test_a_sequence_made_on_the_way_is_what_is_in_it() -> None:
+    class Made(Net):
+        def features(self, x: Tensor) -> Tensor:
+            return nn.Sequential(self.stem, *self.blocks)(x)
+
+    cut(Made()).verify()
+
+
+class AtTheEnd(Net):
+    """Network in network: the classifier is a 1x1 convolution before the pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Conv2d(64, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x))
+
+
+def test_no_cut_is_behind_the_classifier() -> None:
+    model = cut(AtTheEnd())
+    assert model.stages[0].code.points[-1] == "blocks.2.1" and model.num_features == 64
+    model.verify()
+    with pytest.raises(
+        ConfigError, match=r"'fc' holds the classifier or runs behind it; the head begins in front of it"
+    ):
+        cut(AtTheEnd(), ["blocks.0", "fc"])
+
+
+class Autocast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return x * 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.blocks[0].append(Autocast()),
+        lambda net: nn.SyncBatchNorm.convert_sync_batchnorm(net),
+        lambda net: [setattr(m, "momentum", None) for m in net.modules() if isinstance(m, nn.BatchNorm2d)],
+    ],
+    ids=["autocast", "SyncBatchNorm", "momentum"],
+)
+def test_layers_that_look_at_their_device_or_count_steps_are_measured(change: Any) -> None:
+    net = Net()
+    change(net)
+    before = torch.autocast.__init__
+    cut(net).verify()
+    assert torch.autocast.__init__ is before
+
+
+def test_a_part_that_torch_jit_compiled_is_one_line() -> None:
+    net = Net()
+    net.blocks[1] = torch.jit.trace(net.blocks[1].eval(), torch.rand(1, 16, 8, 8))
+    with pytest.raises(ConfigError, match=r"net: blocks\.1 was compiled by torch\.jit.*build the network without"):
+        cut(net)
+
+
+def test_a_refusal_names_the_networks_own_line_and_what_to_try() -> None:
+    with pytest.raises(ConfigError, match=r"values of a tensor \(.*test_traced\.py:\d+\); .* stages=\[.*head='... fc'"):
+        cut(Values())

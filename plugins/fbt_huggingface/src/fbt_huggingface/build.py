@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fbt_plugins import ConfigError, FBTError, StagedModel, load_weights
+from fbt_plugins.authoring import give_logits
 
 from .families import FAMILIES, pair
 from .parts import Row
@@ -95,7 +96,8 @@ def build_huggingface(
     prefix_tokens = kind.prefix_tokens(net)
     row = _row(name, net)
     parts = kind.cut.cut(row, stages, feature, prefix_tokens=prefix_tokens)
-    defaults = about | {k: v for k, v in _default(config).items() if k not in about}
+    seen = getattr(config, "vision_config", config)  # of a model of images and text
+    defaults = about | {k: v for k, v in _default(seen).items() if k not in about}
     size = input_size or about.get("input_size")
     return StagedModel(
         net,
@@ -103,10 +105,10 @@ def build_huggingface(
         parts.head,
         layout=parts.layouts,
         family=family,
-        image_size=pair(getattr(config, "image_size", 224)),
+        image_size=pair(getattr(seen, "image_size", 224)),
         prefix_tokens=prefix_tokens,
         prefix=_prefix(row.stem),
-        in_chans=config.num_channels,
+        in_chans=getattr(seen, "num_channels", 3),
         mean=mean or defaults["mean"],
         std=std or defaults["std"],
         input_size=pair(size) if size else None,
@@ -136,8 +138,7 @@ def _net(name: str, config: Any, source: str | None, fresh_head: bool) -> Any:
             net = model_class(name)(config)
         except Exception as error:
             raise refused(name, error) from error
-    net.register_forward_hook(_logits)  # a hook, because a wrapper would change the names in the state dict
-    return net
+    return give_logits(net)
 
 
 def _row(name: str, net: Any) -> Row:
@@ -147,12 +148,9 @@ def _row(name: str, net: Any) -> Row:
         raise FBTError(f"{name}: transformers {version('transformers')} builds it of other parts ({error})") from error
 
 
-def _logits(net: nn.Module, images: tuple[Tensor, ...], output: Any) -> Tensor:
-    return output.logits
-
-
 def _default(config: Any) -> dict[str, Any]:
-    return IMAGENET if config.num_channels == 3 else {k: v * config.num_channels for k, v in OTHER.items()}
+    channels = getattr(config, "num_channels", 3)
+    return IMAGENET if channels == 3 else {k: v * channels for k, v in OTHER.items()}
 
 
 def _prefix(stem: nn.Module) -> Tensor | None:

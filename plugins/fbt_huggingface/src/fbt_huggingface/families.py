@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,14 +14,21 @@ from fbt_plugins import ConfigError, Declaration, isotropic
 from .parts import (
     BiasedBlock,
     BiasedStem,
+    ChannelsLast,
     ClassAndMean,
     ClassToken,
     First,
+    GridBlock,
     GridPart,
+    GridPatches,
     GridStem,
+    MapMean,
+    Masked,
     Mean,
+    MeanBehind,
     Row,
     TokenPool,
+    averaged_head,
     two_token_head,
 )
 
@@ -94,7 +102,8 @@ def _swin(model: Any) -> Row:
     for layer in base.encoder.layers:
         stages.append([GridPart(part) for part in (*merging, *layer.blocks)])
         merging = [] if layer.downsample is None else [layer.downsample]
-    return Row(GridStem(base.embeddings), base.layernorm, TokenPool(base.pooler), model.classifier, stages=stages)
+    norm = getattr(base, "layernorm", nn.Identity())  # Donut's Swin has none
+    return Row(GridStem(base.embeddings), norm, TokenPool(base.pooler), model.classifier, stages=stages)
 
 
 def _convnext(model: Any) -> Row:
@@ -138,6 +147,100 @@ def _mobilenet(model: Any, stages: list[list[nn.Module]]) -> Row:
     return Row(base.conv_stem, nn.Identity(), pool, model.classifier, stages=stages)
 
 
+def _bit(model: Any) -> Row:
+    base = model.base_model
+    flatten, classifier = model.classifier
+    stages = [list(stage.layers) for stage in base.encoder.stages]
+    return Row(base.embedder, base.norm, nn.Sequential(base.pooler, flatten), classifier, stages=stages)
+
+
+def _clip(model: Any) -> Row:
+    base = model.vision_model
+    stem, blocks = nn.Sequential(base.embeddings, base.pre_layrnorm), map(Masked, base.encoder.layers)
+    return Row(stem, nn.Identity(), MeanBehind(1), model.classifier, blocks=blocks, unused=[base.post_layernorm])
+
+
+def _siglip(model: Any) -> Row:
+    base = model.vision_model
+    unused = [base.head] if getattr(base, "use_head", True) else []
+    blocks = map(Masked, base.encoder.layers)
+    return Row(base.embeddings, base.post_layernorm, Mean(1), model.classifier, blocks=blocks, unused=unused)
+
+
+def _efficientnet(model: Any) -> Row:
+    base, config = model.base_model, model.config
+    encoder = base.encoder
+    blocks, stages = list(encoder.blocks), [[]]
+    reductions = 0
+    for stride, repeats in zip(config.strides, config.num_block_repeats, strict=True):
+        reductions += stride > 1
+        if stride > 1 and reductions > 1:
+            stages.append([])
+        count = math.ceil(config.depth_coefficient * repeats)
+        stages[-1] += blocks[:count]
+        blocks = blocks[count:]
+    stages[-1].append(nn.Sequential(encoder.top_conv, encoder.top_bn, encoder.top_activation))
+    pool = nn.Sequential(base.pooler, nn.Flatten(), model.dropout)
+    return Row(base.embeddings, nn.Identity(), pool, model.classifier, stages=stages)
+
+
+def _hgnet(model: Any) -> Row:
+    stages = [[stage.downsample, *stage.blocks] for stage in model.encoder.stages]
+    return Row(model.embedder, nn.Identity(), nn.Sequential(model.avg_pool, model.flatten), model.fc, stages=stages)
+
+
+def _textnet(model: Any) -> Row:
+    base = model.base_model
+    pool = nn.Sequential(model.avg_pool, model.flatten)
+    return Row(base.stem, nn.Identity(), pool, model.fc, stages=[[stage] for stage in base.encoder.stages])
+
+
+def _mobilevit(model: Any) -> Row:
+    base = model.base_model
+    first, second, *others = base.encoder.layer
+    stages = [[first, second], *([layer] for layer in others)]
+    stages[-1] += [base.conv_1x1_exp] if hasattr(base, "conv_1x1_exp") else []
+    pool = nn.Sequential(Mean(-2, -1), getattr(model, "dropout", nn.Identity()))
+    return Row(base.conv_stem, nn.Identity(), pool, model.classifier, stages=stages)
+
+
+def _pvt_v2(model: Any) -> Row:
+    stages = [
+        [GridPatches(layer.patch_embedding), *map(GridBlock, layer.blocks), layer.layer_norm]
+        for layer in model.base_model.encoder.layers
+    ]
+    return Row(ChannelsLast(), nn.Identity(), MapMean(), model.classifier, stages=stages)
+
+
+def _swiftformer(model: Any) -> Row:
+    base = model.base_model
+    stages: list[list[nn.Module]] = [[]]
+    for part in base.encoder.network:  # stages, and between them what makes the map smaller
+        if hasattr(part, "blocks"):
+            stages[-1] += list(part.blocks)
+            stages.append([])
+        else:
+            stages[-1].append(part)
+    both = nn.ModuleList([model.head, model.dist_head])
+    pool = nn.Sequential(nn.Flatten(2), Mean(-1))
+    return Row(base.patch_embed, model.norm, pool, both, stages=stages[:-1])
+
+
+def _levit(model: Any) -> Row:
+    pool = nn.Sequential(Mean(1), model.classifier.batch_norm)
+    return _of_levit(model, pool, model.classifier.linear)
+
+
+def _levit_with_teacher(model: Any) -> Row:
+    return _of_levit(model, Mean(1), nn.ModuleList([model.classifier, model.classifier_distill]))
+
+
+def _of_levit(model: Any, pool: nn.Module, classifier: nn.Module) -> Row:
+    base = model.base_model
+    stages = [[base.patch_embeddings], *(list(stage.layers) for stage in base.encoder.stages)]
+    return Row(nn.Identity(), nn.Identity(), pool, classifier, stages=stages)
+
+
 def _each_stage(row: nn.Module, units: list[str]) -> list[str]:
     return [f"stages.{i}" for i in range(len(row.stages))]  # type: ignore[arg-type]
 
@@ -146,9 +249,12 @@ TOKENS = Declaration("stem", "blocks.*", isotropic, "pool classifier", tail="nor
 TWO_TOKENS = replace(TOKENS, head=two_token_head)
 MAPS = Declaration("stem", "stages.*.*", _each_stage, "pool classifier", tail="norm")
 GRIDS = replace(MAPS, layout="NHWC")
+PYRAMID_OF_TOKENS = replace(MAPS, layout="NLC")
 
 FAMILIES: dict[str, Family] = {
     "beit": Family("BeitForImageClassification", _beit, TOKENS, lambda _: 1),
+    "bit": Family("BitForImageClassification", _bit, MAPS),
+    "clip": Family("CLIPForImageClassification", _clip, TOKENS, lambda _: 1),
     "convnext": Family("ConvNextForImageClassification", _convnext, MAPS),
     "convnextv2": Family("ConvNextV2ForImageClassification", _convnext, MAPS),
     "deit": Family("DeiTForImageClassification", _vit, TOKENS, lambda _: 2),
@@ -157,15 +263,31 @@ FAMILIES: dict[str, Family] = {
     "dinov2_with_registers": Family(
         "Dinov2WithRegistersForImageClassification", _dinov2, TOKENS, lambda model: 1 + _registers(model)
     ),
+    "donut-swin": Family("DonutSwinForImageClassification", _swin, GRIDS),
+    "efficientnet": Family("EfficientNetForImageClassification", _efficientnet, MAPS),
+    "hgnet_v2": Family("HGNetV2ForImageClassification", _hgnet, MAPS),
     "ijepa": Family("IJepaForImageClassification", _ijepa, TOKENS),
+    "levit": Family("LevitForImageClassification", _levit, PYRAMID_OF_TOKENS),
+    "levit_with_teacher": Family(
+        "LevitForImageClassificationWithTeacher",
+        _levit_with_teacher,
+        replace(PYRAMID_OF_TOKENS, head=averaged_head),
+    ),
+    "metaclip_2": Family("MetaClip2ForImageClassification", _clip, TOKENS, lambda _: 1),
     "mobilenet_v1": Family("MobileNetV1ForImageClassification", _mobilenet_v1, MAPS),
     "mobilenet_v2": Family("MobileNetV2ForImageClassification", _mobilenet_v2, MAPS),
+    "mobilevit": Family("MobileViTForImageClassification", _mobilevit, MAPS),
+    "mobilevitv2": Family("MobileViTV2ForImageClassification", _mobilevit, MAPS),
     "poolformer": Family("PoolFormerForImageClassification", _poolformer, MAPS),
+    "pvt_v2": Family("PvtV2ForImageClassification", _pvt_v2, GRIDS),
     "regnet": Family("RegNetForImageClassification", _resnet, MAPS),
     "resnet": Family("ResNetForImageClassification", _resnet, MAPS),
+    "siglip": Family("SiglipForImageClassification", _siglip, TOKENS),
+    "swiftformer": Family("SwiftFormerForImageClassification", _swiftformer, replace(MAPS, head=averaged_head)),
     "swin": Family("SwinForImageClassification", _swin, GRIDS),
     "swinv2": Family("Swinv2ForImageClassification", _swin, GRIDS),
+    "textnet": Family("TextNetForImageClassification", _textnet, MAPS),
     "vit": Family("ViTForImageClassification", _vit, TOKENS, lambda _: 1),
     "vit_msn": Family("ViTMSNForImageClassification", _vit, TOKENS, lambda _: 1),
 }
-"""By transformers' model type; ``deit_with_teacher`` is ours, for the other class of the type ``deit``."""
+"""By transformers' model type; the two ``..._with_teacher`` are ours, for the other classes of their types."""

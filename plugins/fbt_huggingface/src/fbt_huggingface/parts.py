@@ -25,6 +25,7 @@ class Row(nn.Module):
         classifier: features -> logits (N, classes).
         blocks: equal units, called "blocks.0", ...
         stages: in their place, the units of each stage, called "stages.0.0", ...
+        unused: what the model has and runs, but its logits don't depend on.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Row(nn.Module):
         *,
         blocks: Iterable[nn.Module] = (),
         stages: Iterable[Iterable[nn.Module]] = (),
+        unused: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__()
+        self.unused = nn.ModuleList(unused)
         self.stem, self.norm, self.pool, self.classifier = stem, norm, pool, classifier
         self.blocks, self.stages = nn.ModuleList(blocks), nn.ModuleList(map(nn.ModuleList, stages))
 
@@ -114,6 +117,56 @@ class BiasedStem(nn.Module):
         return _first(self.part(images))
 
 
+class Masked(nn.Module):
+    """A block that asks for an attention mask, of which images have none."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _first(self.part(x, None))
+
+
+class GridPatches(nn.Module):
+    """Overlapping patches that answer with tokens and their grid: (N, h, w, D) -> (N, h', w', D')."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, h, w = self.part(x.permute(0, 3, 1, 2).contiguous())
+        return tokens.unflatten(1, (h, w))
+
+
+class GridBlock(nn.Module):
+    """A block that takes tokens and their grid as two numbers: (N, h, w, D) -> the same."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[1:3]
+        return _first(self.part(x.flatten(1, 2), h, w)).unflatten(1, (h, w))
+
+
+class ChannelsLast(nn.Module):
+    """(N, C, H, W) -> (N, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class MapMean(nn.Module):
+    """(N, h, w, D) -> (N, D), the mean as a model takes it whose maps lie channels first in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        return x.reshape(len(x), -1, x.shape[3]).mean(1)
+
+
 class ClassToken(nn.Module):
     """(N, L, D) -> (N, D), the first token."""
 
@@ -130,6 +183,21 @@ class ClassAndMean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x[:, 0], x[:, self.prefix :].mean(1)], 1)
+
+
+class MeanBehind(nn.Module):
+    """(N, prefix + L, D) -> (N, D): the mean of the tokens behind the prefix.
+
+    Args:
+        prefix: tokens.
+    """
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.prefix :].mean(1)
 
 
 class Mean(nn.Module):
@@ -170,6 +238,19 @@ def two_token_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str,
     of_class, of_teacher = row.classifier  # type: ignore[misc]
     logits = {"class_logits": of_class(x[:, 0, :]), "distillation_logits": of_teacher(x[:, 1, :])}
     return (x[:, 0] + x[:, 1]) / 2, (logits["class_logits"] + logits["distillation_logits"]) / 2, logits
+
+
+def averaged_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Two classifiers of one feature, averaged; what each of them gives is told besides.
+
+    Args:
+        row: whose classifier is two.
+        x: output of the norm.
+    """
+    features = row.pool(x)  # type: ignore[operator]
+    of_class, of_teacher = row.classifier  # type: ignore[misc]
+    logits = {"class_logits": of_class(features), "distillation_logits": of_teacher(features)}
+    return features, (logits["class_logits"] + logits["distillation_logits"]) / 2, logits
 
 
 def grid_of(tokens: int, expected: tuple[int, int]) -> tuple[int, int]:

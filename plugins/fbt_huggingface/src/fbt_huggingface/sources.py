@@ -64,9 +64,20 @@ def model_class(name: str) -> Any:
     import transformers  # here, not above: half a second, which those who don't ask for it should not wait
 
     if name not in FAMILIES:
+        if name in _of_transformers():
+            raise UnknownNameError(
+                f"transformers has {name!r}, and this plugin has no cut for it: try type='module' with a function of "
+                "yours that returns the model"
+            )
         hint = nearest(name, FAMILIES) or f"; known: {', '.join(FAMILIES)}"
         raise UnknownNameError(f"type 'huggingface' has no model {name!r}{hint}")
     return getattr(transformers, FAMILIES[name].classifier)
+
+
+def _of_transformers() -> set[str]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    return set(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
 
 
 def make_config(name: str, num_classes: int, arguments: Mapping[str, Any], stored: Any = None) -> Any:

@@ -1,0 +1,85 @@
+"""Functions that a trace takes whole, as it takes layers: a stand-in for a tensor has not what they look at."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from timm.layers import get_notrace_functions
+from torch import fx, nn
+
+_TORCH = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+"""Functions that make tensors: torch has no eye for a batch size or dtype of a stand-in among their arguments."""
+_EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack", "parse_shape")
+
+_METHODS = ("to", "type")
+"""Methods of a tensor that take the dtype of another."""
+
+Caller = Callable[[Callable[..., Any] | str, tuple[Any, ...], dict[str, Any]], Any]
+
+
+@contextmanager
+def leaf_functions(net: nn.Module, call: Caller) -> Iterator[None]:
+    """Within it, a function of einops, one that timm keeps out of traces, or one that makes a tensor, is a leaf.
+
+    They are replaced wherever the packages that the network's classes are from name them, whatever they call them.
+
+    Args:
+        net: the network.
+        call: is given the function, or the name of a method, and its arguments, where a stand-in is among these.
+    """
+    leaves = {id(function): _leaf(function, call) for function in _functions()}
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    for module in _modules(net):
+        space = vars(module)
+        replaced += [(space, name, value) for name, value in list(space.items()) if id(value) in leaves]
+    try:
+        for space, name, value in replaced:
+            space[name] = leaves[id(value)]
+        for name in _METHODS:  # torch.Tensor inherits them, so that what is set here can be deleted again
+            setattr(torch.Tensor, name, _leaf(getattr(torch.Tensor, name), call, name))
+        yield
+    finally:
+        for name in _METHODS:
+            if name in vars(torch.Tensor):
+                delattr(torch.Tensor, name)
+        for space, name, value in replaced:
+            space[name] = value
+
+
+def _functions() -> list[Callable[..., Any]]:
+    einops = sys.modules.get("einops")  # a network that uses it has imported it
+    own = [getattr(einops, name) for name in _EINOPS] if einops else []
+    of_timm = [function for function in get_notrace_functions() if callable(function)]
+    return [*own, *of_timm, *(getattr(torch, name) for name in _TORCH)]
+
+
+def _modules(net: nn.Module) -> list[ModuleType]:
+    packages = {c.__module__.partition(".")[0] for module in net.modules() for c in type(module).__mro__}
+    packages = {*packages, "einops"} - {"torch", "builtins", "abc", "typing"}
+    loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+    return [torch, *(module for name, module in loaded if name.partition(".")[0] in packages)]
+
+
+def _leaf(function: Callable[..., Any], call: Caller, method: str | None = None) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def leaf(*args: Any, **kwargs: Any) -> Any:
+        return call(method or function, args, kwargs) if has_stand_in((args, kwargs)) else function(*args, **kwargs)
+
+    return leaf
+
+
+def has_stand_in(value: Any) -> bool:
+    """Whether a value, or anything in it, is a stand-in of a trace."""
+    if isinstance(value, tuple | list):
+        return any(map(has_stand_in, value))
+    if isinstance(value, dict):
+        return any(map(has_stand_in, value.values()))
+    if isinstance(value, slice):
+        return any(map(has_stand_in, (value.start, value.stop, value.step)))
+    return isinstance(value, fx.Proxy)
