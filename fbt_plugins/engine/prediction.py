@@ -169,7 +169,7 @@ def as_csv(found: Predictions, top: int) -> str:
 
 
 def write_predictions(found: Predictions, out: Path, top: int) -> list[Path]:
-    """Writes predictions as the file's name says: CSV, or NPY with a JSON file of the rows' and columns' names beside it.
+    """Writes predictions as CSV, or as NPY with a JSON file beside it that names rows and columns.
 
     Returns:
         The files that were written.

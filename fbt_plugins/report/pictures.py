@@ -44,20 +44,23 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> bytes | None:
     ]
     if not panels:
         return None
-    figure, axes = subplots(1, len(panels), (4.2 * len(panels), 3.2))
+    figure, axes = subplots(1, len(panels), (4.4 * len(panels), 4.0))
     for ax, (title, lines) in zip(axes, panels, strict=True):
-        others = iter(_OTHERS * (1 + len(lines) // len(_OTHERS)))
+        number = 0
         for name, points in lines.items():
-            color = COLORS.get(name) or ("black" if name in ("loss", "lr") else next(others))
+            color, style = COLORS.get(name, "black"), STYLES.get(name, "-")
+            if name not in COLORS and name not in ("loss", "lr"):
+                turn, place = divmod(number, len(_OTHERS))
+                color, style, number = _OTHERS[place], "-:"[turn % 2], number + 1
             marker = "." if len(points) < 30 else ""
-            style = STYLES.get(name, "-")
             ax.plot(*zip(*points, strict=True), style, marker=marker, color=color, linewidth=1.3, label=name)
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("iteration")
         if lines is not metrics and all(value > 0 for points in lines.values() for _, value in points):
             ax.set_yscale("log" if lines is losses else "linear")
+            ax.yaxis.set_major_formatter("{x:g}")
         if len(lines) > 1:
-            ax.legend(frameon=False, fontsize=7.5)
+            ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return _png(figure)
 
 
