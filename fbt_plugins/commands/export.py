@@ -1,4 +1,4 @@
-"""Writes a run's student as one file (safetensors, ONNX, pt2, TorchScript), checked against the run's outputs."""
+"""Writes a run's student as safetensors, ONNX, pt2 or TorchScript, checked against the run's outputs."""
 
 from __future__ import annotations
 

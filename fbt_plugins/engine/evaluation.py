@@ -19,6 +19,7 @@ from ..distill.distiller import Distiller
 from ..distill.edge import STUDENT, TEACHER
 from ..errors import ConfigError, FBTError, user_path
 from ..models.weights import SUFFIX, load_weights, misfit
+from ..randomness import seeded
 from .check import check_config
 from .device import resolve_device
 from .hooks.checkpoints import best_checkpoints, read_checkpoint
@@ -266,7 +267,8 @@ def _build(config: Config, dataset: Any) -> Distiller:
         "data_info": {"num_classes": len(dataset.classes), "num_samples": len(dataset)},
         "data_preprocessor": ImagePreprocessor(),
     }
-    distiller: Distiller = MODELS.build({**model, **context})
+    with seeded(config.randomness.get("seed") or 0):  # a teacher without weights is the run's own, too
+        distiller: Distiller = MODELS.build({**model, **context})
     return distiller
 
 
