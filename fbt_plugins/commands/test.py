@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         tested = test_run(config, weights, split)
     part = f"_{weights.stem}" if args.checkpoint else ""
     out = args.out or folder / f"{split}_results{part}"
-    written = {"test.json": as_json(tested), "test.md": as_markdown(tested)}
+    written: dict[str, str | bytes] = {"test.json": as_json(tested), "test.md": as_markdown(tested)}
     if (picture := draw(tested)) is not None:
         written["confusion.png"] = picture
     try:

@@ -225,7 +225,8 @@ def _safetensors(student: Student, graph: _Graph, images: Tensor, path: Path, ab
             raise FBTError(
                 f"--features: safetensors without a classifier are for timm's models, not {config['type']}'s"
             )
-        net.reset_classifier(0)
+        reset: Callable[[int], None] = net.reset_classifier  # type: ignore[assignment] # timm's own
+        reset(0)
         metadata["arguments"] = {**metadata["arguments"], "num_classes": 0}
         metadata["classes"], config["num_classes"] = [], 0
     text = json.dumps({**metadata, "config": config}, default=str)
