@@ -1,4 +1,4 @@
-"""Tests a run again: top-1 and top-5, each class, and a confusion matrix; or whatever its evaluator measures."""
+"""Tests a run again: top-1, top-5, each class and a confusion matrix, or what its evaluator measures."""
 
 from __future__ import annotations
 
