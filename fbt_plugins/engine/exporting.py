@@ -59,9 +59,8 @@ class _Graph(nn.Module):
         self.model, self.output = student.model, output
 
     def forward(self, images: Tensor) -> Tensor:
-        dtype = next(self.model.parameters()).dtype
-        known = self.model.knowledge(images.to(dtype))
-        found: Tensor = known.logits if self.output == LOGITS else known.features
+        images = images.to(next(self.model.parameters()).dtype)
+        found: Tensor = self.model.net(images) if self.output == LOGITS else self.model.knowledge(images).features
         return found.float()
 
 
@@ -95,7 +94,8 @@ def export_student(
         raise FBTError(f"--out {there}: it exists; remove it, or write to another file")
     images = sample_images(student)
     with torch.no_grad():
-        expected = _Graph(student, output)(images)
+        known = student.model.knowledge(images)
+    expected: Tensor = known.logits if output == LOGITS else known.features
     precision = "fp16" if half else "fp32"
     if half:
         student.model.half()
@@ -267,16 +267,27 @@ def _onnx(student: Student, graph: _Graph, images: Tensor, path: Path, about: di
     return {name: lambda x: torch.from_numpy(session.run(None, {about["input"]["name"]: x.numpy()})[0])}
 
 
-def _pt2(student: Student, graph: _Graph, images: Tensor, path: Path, about: dict[str, Any]) -> Runs:
+def _program(graph: _Graph, images: Tensor) -> Any:
+    """What ``torch.export`` makes of it, for any number of images."""
     shapes = ({0: torch.export.Dim("batch")},)
-    program = _traced(lambda: torch.export.export(graph, (images,), dynamic_shapes=shapes, strict=False), "pt2")
+    return torch.export.export(graph, (images,), dynamic_shapes=shapes, strict=False)
+
+
+def _pt2(student: Student, graph: _Graph, images: Tensor, path: Path, about: dict[str, Any]) -> Runs:
+    program = _traced(lambda: _program(graph, images), "pt2")
     torch.export.save(program, path, extra_files={f"{METADATA_KEY}.json": json.dumps(about)})
     return {f"torch {torch.__version__}": torch.export.load(path).module()}
 
 
 def _torchscript(student: Student, graph: _Graph, images: Tensor, path: Path, about: dict[str, Any]) -> Runs:
-    traced = _traced(lambda: torch.jit.trace(graph, images, check_trace=False), "torchscript")
-    torch.jit.save(traced, str(path), _extra_files={f"{METADATA_KEY}.json": json.dumps(about)})
+    def trace() -> Any:
+        # A cut that was found by a trace looks at the sizes of its images, which are no numbers while TorchScript
+        # traces; in a program they were looked at before.
+        looks = graph.output == FEATURES and student.model.way == "traced"
+        module = _program(graph, images).module() if looks else graph
+        return torch.jit.trace(module, images, check_trace=False)
+
+    torch.jit.save(_traced(trace, "torchscript"), str(path), _extra_files={f"{METADATA_KEY}.json": json.dumps(about)})
     return {f"torch {torch.__version__}": torch.jit.load(str(path))}
 
 
