@@ -29,7 +29,7 @@ train_cfg = dict(by_epoch=True, max_epochs=3)
 param_scheduler = [dict(type="CosineAnnealingLR", T_max=3, end=3, convert_to_iter_based=True)]
 randomness = dict(seed=3)
 device = "cpu"
-default_hooks = dict(progress=dict(interval=2))
+default_hooks = dict(progress=dict(interval=2, curves=False))
 """
 
 

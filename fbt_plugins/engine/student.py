@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,111 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ..data.transforms import build_transforms
-from ..errors import FBTError, one_line
+from ..errors import FBTError, one_line, user_path
 from ..models.staged import StagedModel, resized
 from ..models.weights import read_weights
 from ..registry.loading import load_plugins
 from ..registry.registries import ARCHITECTURES
 
+STUDENT_FILE = "student.safetensors"
+"""A run's student, in the run's folder."""
+
 _OF_OTHER_WEIGHTS = ("checkpoint", "pretrained")
 
 
-def about_student(config: Any, dataset: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Student:
+    """A finished run's student.
+
+    Attributes:
+        path: of its file.
+        model: with its weights, in evaluation mode.
+        about: what the file says beside them.
+        transform: what turns an image into the model's input; see :func:`load_student`.
+    """
+
+    path: Path
+    model: StagedModel
+    about: Mapping[str, Any]
+    transform: Callable[[Image | Tensor], Tensor]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of what the transform gives, and the model takes."""
+        height, width = self.model.input_size or self.about.get("image_size") or self.model.image_size
+        return int(height), int(width)
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, by number; the numbers themselves where the file has no names that fit."""
+        names = list(map(str, self.about.get("classes") or ()))
+        count = self.model.num_classes
+        return names if len(names) == count else [str(number) for number in range(count)]
+
+
+def about_student(config: Any, dataset: Any, model: StagedModel | None = None) -> dict[str, Any]:
     """What a student's file says, beside its weights, so that :func:`load_student` can build it again.
 
     Args:
         config: ``model.student`` of the run.
         dataset: that it was tested on; its transforms are those of new images.
+        model: of that config, which knows what it is where the config only names weights that say it.
     """
     about: dict[str, Any] = {}
     if isinstance(config, Mapping):
         about["config"] = {key: value for key, value in config.items() if key not in _OF_OTHER_WEIGHTS}
         if about["config"].get("head") == "new":  # it has been trained: the file has it
             del about["config"]["head"]
+        described = isinstance(config.get("pretrained"), str) or config.get("checkpoint") is not None
+        if model is not None and described and "path" not in config:  # what it is, a folder or the Hub may have said
+            known = {"name": model.name, **model.arguments}
+            about["config"] |= {key: value for key, value in known.items() if key not in config}
     if (transforms := getattr(dataset, "transforms", None)) is not None:
         about["transforms"] = list(transforms)
     return about
+
+
+def find_student(run: str | Path) -> Path:
+    """The file of a run's student.
+
+    Args:
+        run: the run's folder, or the file itself.
+
+    Raises:
+        FBTError: if there is none.
+    """
+    path = user_path(run)
+    if path.is_file() and path.suffix != ".py":
+        return path
+    if path.suffix == ".py":
+        raise FBTError(f"run {str(run)!r}: a run is the folder that a training left, and this is a config")
+    if not path.is_dir():
+        raise FBTError(f"run {str(run)!r}: no such folder")
+    if not (file := path / STUDENT_FILE).is_file():
+        why = "its training has not ended" if (path / "config.py").is_file() else "it is no run's folder"
+        raise FBTError(f"run {str(run)!r}: no {STUDENT_FILE} in it: {why}")
+    return file
+
+
+def read_student(path: str | Path) -> Student:
+    """A finished run's student, as the run had it.
+
+    Args:
+        path: a run's ``student.safetensors``, or one that ``fbt export`` wrote.
+
+    Raises:
+        FBTError: if the file is no student's, or a plugin that its architecture needs is not there.
+    """
+    about = read_weights(str(path))[1]
+    if "name" not in about:
+        raise FBTError(f"{path}: it does not say which model it is: not a student of a run")
+    load_plugins()
+    config = about.get("config") or {"type": "timm", "name": about["name"], **about["arguments"]}
+    try:
+        model: StagedModel = ARCHITECTURES.build({**config, "checkpoint": str(path)})
+    except TypeError as error:  # an architecture that is another one here
+        raise FBTError(f"{path}: {one_line(error)}") from error
+    return Student(Path(path), model.eval(), about, _transform(model, about))
 
 
 def load_student(path: str | Path) -> tuple[nn.Module, Callable[[Image | Tensor], Tensor]]:
@@ -52,18 +134,10 @@ def load_student(path: str | Path) -> tuple[nn.Module, Callable[[Image | Tensor]
         to the model's own ``input_size`` if it has one, and the normalisation by the mean and std of the file.
 
     Raises:
-        FBTError: if the file is no student's, or a plugin that its architecture needs is not there.
+        FBTError: as :func:`read_student` does.
     """
-    about = read_weights(str(path))[1]
-    if "name" not in about:
-        raise FBTError(f"{path}: it does not say which model it is: not a student of a run")
-    load_plugins()
-    config = about.get("config") or {"type": "timm", "name": about["name"], **about["arguments"]}
-    try:
-        model: StagedModel = ARCHITECTURES.build({**config, "checkpoint": str(path)})
-    except TypeError as error:  # an architecture that is another one here
-        raise FBTError(f"{path}: {one_line(error)}") from error
-    return model.net.eval(), _transform(model, about)
+    student = read_student(path)
+    return student.model.net, student.transform
 
 
 def _transform(model: StagedModel, about: Mapping[str, Any]) -> Callable[[Image | Tensor], Tensor]:

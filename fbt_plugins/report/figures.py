@@ -32,7 +32,7 @@ def differences(pair: Pair, controls: Mapping[str, str]) -> str | None:
     if not panels:
         return None
     most = max(len(rows) for _, rows in panels)
-    figure, axes = _subplots(1, len(panels), (4.4 * len(panels), 0.7 + 0.22 * most))
+    figure, axes = subplots(1, len(panels), (4.4 * len(panels), 0.7 + 0.22 * most))
     for ax, (about, rows) in zip(axes, panels, strict=True):
         for y, (_, value) in enumerate(reversed(rows)):
             color = COLORS["student"] if value.is_clear else "#888888"
@@ -57,7 +57,7 @@ def curves(pair: Pair, columns: int = 6) -> str | None:
         return None
     columns = min(columns, len(groups))
     rows = -(-len(groups) // columns)
-    figure, axes = _subplots(rows, columns, (2.05 * columns, 1.65 * rows + 0.4), sharex=True, sharey=True)
+    figure, axes = subplots(rows, columns, (2.05 * columns, 1.65 * rows + 0.4), sharex=True, sharey=True)
     shown = [v for g in groups.values() for model in ("student", "teacher") for c in _aligned(g, model)[1] for v in c]
     low, high = min(shown, default=0.0), max(shown, default=100.0)
     margin = 0.05 * (high - low) or 1.0
@@ -107,7 +107,7 @@ def similarities(pair: Pair, of: str, columns: int = 6) -> str | None:
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     height = max(len(found["rows"]) for _, found in panels)
-    figure, axes = _subplots(rows, columns, (1.9 * columns, (0.32 * height + 0.75) * rows))
+    figure, axes = subplots(rows, columns, (1.9 * columns, (0.32 * height + 0.75) * rows))
     for ax, (title, found) in zip(axes, panels, strict=False):
         values = [[float("nan") if v is None else v for v in line] for line in found["values"]]
         ax.imshow(values, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
@@ -141,7 +141,7 @@ def rankings(
         control: top-1 without a fusion model.
     """
     order = sorted(trained, key=lambda splice: fmean(trained[splice]))
-    figure, axes = _subplots(
+    figure, axes = subplots(
         1, 1 + len(predicted), (2.3 * (1 + len(predicted)) + 1, 0.9 + 0.22 * len(order)), sharey=True
     )
     panels = {"students trained by themselves, top-1 %": [trained]} | {
@@ -175,7 +175,7 @@ def _aligned(trials: Sequence[Trial], model: str) -> tuple[list[float], list[lis
     return epochs, [[table[epoch] for table in tables] for epoch in epochs]
 
 
-def _subplots(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, list[Any]]:
+def subplots(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, list[Any]]:
     """Without pyplot, which would look for a display and keep every figure."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

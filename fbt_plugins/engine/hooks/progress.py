@@ -15,8 +15,10 @@ from mmengine.runner import IterBasedTrainLoop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ...console import console, say
+from ...errors import one_line
 from ...files import write_atomic
 from ..training_run import TrainingRun
+from .curves import draw_curves
 from .loss_guard import GRADIENT, Interval
 from .run_tables import header
 
@@ -28,12 +30,13 @@ class ProgressHook(Hook):
     Args:
         interval: iterations between two records in ``metrics.jsonl``, and between two looks of the loss guard, which
             reads the losses that are recorded here.
+        curves: whether to leave ``curves.png`` at the end, where matplotlib is installed.
     """
 
     priority = "BELOW_NORMAL"
 
-    def __init__(self, interval: int = 50) -> None:
-        self.interval = interval
+    def __init__(self, interval: int = 50, curves: bool = True) -> None:
+        self.interval, self.curves = interval, curves
         self._bar: Progress | None = None
 
     # ---- the run ---------------------------------------------------------------------------------------------------
@@ -101,6 +104,11 @@ class ProgressHook(Hook):
 
     def after_train(self, runner: TrainingRun) -> None:
         self.close()
+        if self.curves and is_main_process():
+            try:  # whatever is wrong with a picture, the run goes on to its test
+                draw_curves(Path(runner.work_dir))
+            except Exception as error:
+                say(f"curves  not drawn: {one_line(error)}")
 
     def close(self) -> None:
         """Takes the bar off the terminal."""

@@ -66,7 +66,7 @@ class SummaryHook(Hook):
         classes = list((loader or runner.train_dataloader).dataset.classes)
         if loader is None:  # without data to test on, the student is saved all the same
             if is_main_process():
-                about = about_student(runner.cfg.model.get("student"), None) | {"classes": classes}
+                about = about_student(runner.cfg.model.get("student"), None, distiller.student) | {"classes": classes}
                 save_student(distiller.student, path, about)
                 say(f"student  {relative(path)}")
             return
@@ -90,7 +90,7 @@ class SummaryHook(Hook):
         about = {
             "classes": classes,
             "image_size": list(distiller.image_size),
-            **about_student(runner.cfg.model.get("student"), loader.dataset),
+            **about_student(runner.cfg.model.get("student"), loader.dataset, distiller.student),
         }
         with _kept(distiller, path, about, known):
             with console.status(f"testing the student ({when})"):

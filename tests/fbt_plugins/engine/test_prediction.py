@@ -1,0 +1,106 @@
+"""Images that are files, as a run's student sees them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from forked import Done
+from PIL import Image
+
+from fbt_plugins import load_student
+from fbt_plugins.data import FashionMNISTMini
+from fbt_plugins.engine.runner import DistillRunner
+
+GIVEN = 4
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with images of the test split, one of them deeper, and with files that are none."""
+    folder, stored = tmp_path / "pictures", FashionMNISTMini("test")
+    (folder / "deeper").mkdir(parents=True)
+    for number in range(GIVEN):
+        pixels = stored[number]["inputs"].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / ("deeper" if number == 0 else "") / f"{number}.png")
+    (folder / "empty.png").touch()
+    (folder / "notes.txt").write_text("no image")
+    Image.new("RGB", (300, 200)).save(folder / "large.jpg")
+    return folder
+
+
+def rows(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_classes_are_those_of_the_loaded_student(
+    whole: DistillRunner, pictures: Path, tmp_path: Path, tool: Callable[..., Done], workers: int
+) -> None:
+    out = tmp_path / "classes.csv"
+    done = tool("predict", whole.work_dir, pictures, "--out", out, "--top", 2, "--batch-size", 3, "--workers", workers)
+    assert done.code == 0, done.err
+    net, transform = load_student(Path(whole.work_dir) / "student.safetensors")
+    head, *found = rows(out)
+    assert head == ["file", "class_1", "probability_1", "class_2", "probability_2"]
+    assert sorted(Path(row[0]).name for row in found) == [f"{number}.png" for number in range(GIVEN)]
+    names = FashionMNISTMini("test").classes
+    for path, *cells in found:
+        with torch.no_grad():
+            values, best = net(transform(Image.open(path))[None]).softmax(1)[0].topk(2)
+        assert cells[0::2] == [names[number] for number in best.tolist()]
+        assert np.allclose([float(cell) for cell in cells[1::2]], values, atol=1e-5)
+
+
+def test_odd_files_are_counted_and_named(
+    whole: DistillRunner, pictures: Path, tmp_path: Path, tool: Callable[..., Done]
+) -> None:
+    out = tool("predict", whole.work_dir, pictures, "--out", tmp_path / "x.csv").out
+    assert f"images   {GIVEN}, the 10 classes of each" in out and "others   1 files in the folders" in out
+    assert "left out 2 files that cannot be used" in out and "empty.png: is no readable image" in out
+    assert "large.jpg: the run's transforms make 204x304 of its 200x300 pixels, the student takes 32x32" in out
+
+
+def test_embeddings_as_an_array(
+    whole: DistillRunner, pictures: Path, tmp_path: Path, tool: Callable[..., Done]
+) -> None:
+    out = tmp_path / "e.npy"
+    assert tool("predict", whole.work_dir, pictures, "--embeddings", "--out", out).code == 0
+    names = json.loads(out.with_name("e.npy.json").read_text())
+    found = np.load(out, allow_pickle=False)
+    assert found.shape == (GIVEN, 16) and len(names["files"]) == GIVEN and names["classes"] == []
+    student, transform = whole.distiller.student, load_student(Path(whole.work_dir) / "student.safetensors")[1]
+    inputs = torch.stack([transform(Image.open(path)) for path in names["files"]])
+    with torch.no_grad():
+        assert np.allclose(student.eval().knowledge(inputs).features, found, atol=1e-5)
+    as_text = tmp_path / "e.csv"
+    tool("predict", whole.work_dir, pictures, "--embeddings", "--out", as_text)
+    assert np.allclose(np.array([row[1:] for row in rows(as_text)[1:]], dtype=float), found, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (["nothing.jpg"], "nothing.jpg: no such file or folder"),
+        (["{folder}/deeper", "--out", "x.txt"], "--out x.txt: write NAME.csv or NAME.npy"),
+        (["{folder}/notes.txt"], "none of 1 files can be used; {folder}/notes.txt: is no readable image"),
+        (["{folder}", "--out", "{there}"], "--out {there}: it exists; remove it, or write to another file"),
+        (["{nothing}"], "{nothing}: no image there"),
+        (["{folder}", "--top", "0"], "--top is 1 or more"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    whole: DistillRunner, pictures: Path, tmp_path: Path, tool: Callable[..., Done], typed: list[str], line: str
+) -> None:
+    places = {"folder": pictures, "there": tmp_path / "there.csv", "nothing": tmp_path / "nothing"}
+    places["there"].touch()
+    places["nothing"].mkdir()
+    code, out, err = tool("predict", whole.work_dir, *(word.format(**places) for word in typed))
+    assert code == 2 and not out and err.count("\n") == 1, err
+    assert err.startswith(f"error: {line.format(**places)}")
