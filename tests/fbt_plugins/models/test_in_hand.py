@@ -67,7 +67,7 @@ def test_torchvisions() -> None:
     model = StagedModel.of(torchvision.models.resnet18(num_classes=4), image_size=32, stages=["layer1", "layer4"])
     assert (len(model.stages), model.num_classes, model.image_size, model.way) == (2, 4, (32, 32), "traced")
     assert model.mean == (0.485, 0.456, 0.406)
-    with pytest.raises(ConfigError, match="GoogLeNet: its auxiliary heads .*; build it with aux_logits=False"):
+    with pytest.raises(ConfigError, match=r"GoogLeNet: its auxiliary heads .*; build it with aux_logits=False"):
         StagedModel.of(torchvision.models.googlenet(init_weights=False))
 
 
