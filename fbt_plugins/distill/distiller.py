@@ -96,6 +96,7 @@ class Distiller(BaseModel):
         data_preprocessor: Config | nn.Module | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
+        load_plugins()
         defaults = {"feature": feature_loss, "logit": logit_loss, "stage": stage_loss}
         parts = build(student, teacher, fusion, edges, defaults, task_loss, image_size, data_info or {})
         self.image_size, self._types = parts.image_size, parts.types
@@ -120,29 +121,35 @@ class Distiller(BaseModel):
         teacher: StagedModel | nn.Module | None,
         student: StagedModel | nn.Module,
         *,
+        fusion: Config | None = None,
+        edges: Sequence[str | Config] = (),
+        feature_loss: Config | None = None,
+        logit_loss: Config | None = None,
+        stage_loss: Config | None = None,
+        task_loss: Config | None = None,
         image_size: int | tuple[int, int] | None = None,
+        data_info: Mapping[str, int] | None = None,
         normalised: bool = False,
-        **options: Any,
     ) -> Self:
         """A distiller of models that are there already.
 
-        The student is trained in place. The teacher is not copied either: it is frozen (``requires_grad`` False, eval
-        mode, in which it stays) and moves with the distiller; nothing else of it changes.
+        Neither is copied. The student is trained in place, and put into train mode. The teacher is frozen
+        (``requires_grad`` False, and eval mode, in which it stays) and moves with the distiller; nothing else of it
+        changes.
 
         Args:
             teacher, student: :class:`StagedModel`, or networks, which :meth:`StagedModel.of` cuts.
+            fusion, edges, feature_loss, logit_loss, stage_loss, task_loss, data_info: as in a config.
             image_size: of the images in pixels, one number for a square; None is the student's own size.
             normalised: whether the images come normalised, and are given to both models as they are. Else they are in
                 [0, 1], and each model gets them normalised by its own mean and std.
-            options: ``fusion``, ``edges``, ``feature_loss``, ``logit_loss``, ``stage_loss``, ``task_loss`` and
-                ``data_info``, as in a config.
 
         Raises:
             ConfigError: with everything that does not fit, one line each.
         """
-        load_plugins()
         size = None if image_size is None else pixels(image_size)
-        distiller = cls(student, teacher, image_size=size, **options)
+        losses = feature_loss, logit_loss, stage_loss, task_loss
+        distiller = cls(student, teacher, fusion, edges, *losses, image_size=size, data_info=data_info).train()
         if normalised:
             check_one_normalisation(distiller.models)
             for role in distiller.models:

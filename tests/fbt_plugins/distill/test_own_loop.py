@@ -52,7 +52,8 @@ def test_the_models_are_the_users_own_and_the_teacher_only_is_frozen(
 ) -> None:
     teacher, student = net(CONVNEXT), net(RESMLP)
     before = copy.deepcopy((teacher.state_dict(), student.state_dict()))
-    distiller = Distiller.from_models(teacher, student, image_size=32, **FBT)
+    distiller = Distiller.from_models(teacher, student.eval(), image_size=32, **FBT)
+    assert student.training and not teacher.training  # transformers gives networks in eval mode
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=0.01)
     for _ in range(2):
         distiller.train()
