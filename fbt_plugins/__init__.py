@@ -13,6 +13,7 @@ _HOMES = {
     "Batch": "models.knowledge",
     "ConfigError": "errors",
     "Declaration": "models.declaration",
+    "Distiller": "distill.distiller",
     "FBTError": "errors",
     "FromMap": "models.maps",
     "FusionStrategy": "distill.fusion",
@@ -38,6 +39,7 @@ _HOMES = {
 __all__ = [*_HOMES]
 
 if TYPE_CHECKING:
+    from .distill.distiller import Distiller as Distiller
     from .distill.full_precision import full_precision as full_precision
     from .distill.fusion import FusionStrategy as FusionStrategy
     from .distill.splice import Junction as Junction

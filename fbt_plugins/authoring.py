@@ -3,10 +3,10 @@
 Like that, it is kept from release to release; everything else in ``fbt_plugins`` may move or change.
 
 For architectures: ``NetPart`` is a stage whose code begins at its whole network. ``isotropic_ends`` says where the
-field cuts a row of equal blocks. ``meta_copy`` and ``Shortened`` run a network without weights. ``pixels`` reads an
-image size. ``give_logits`` lets a network answer with logits that answers with an object, which is what ``logits_of``
-does. ``proportional`` tells whether a grid has the image's proportions. ``split_steps`` reads the names
-of a declaration. ``Catalogue`` lets tools list what can be built.
+field cuts a row of equal blocks. ``InHand`` says how a network is cut that is built already. ``meta_copy`` and
+``Shortened`` run a network without weights. ``pixels`` reads an image size. ``give_logits`` lets a network answer with
+logits that answers with an object, which is what ``logits_of`` does. ``proportional`` tells whether a grid has the
+image's proportions. ``split_steps`` reads the names of a declaration. ``Catalogue`` lets tools list what can be built.
 
 For fusions: ``ends`` gives what arrives at a junction, and what the stage behind it takes.
 
@@ -17,6 +17,7 @@ For all: ``argument_problems`` holds arguments against a signature. ``one_line``
 from .distill.fusion import ends
 from .errors import PartError, one_line
 from .models.declaration import Catalogue, isotropic_ends, split_steps
+from .models.in_hand import InHand
 from .models.logits import give_logits, logits_of
 from .models.net_part import NetPart
 from .models.staged import pixels, proportional
@@ -25,6 +26,7 @@ from .registry.signatures import argument_problems
 
 __all__ = [
     "Catalogue",
+    "InHand",
     "NetPart",
     "PartError",
     "Shortened",

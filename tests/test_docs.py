@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from forked import typed
 from mmengine.registry import DATASETS, HOOKS, METRICS, TRANSFORMS
@@ -19,8 +20,9 @@ import fbt_plugins
 from fbt_plugins.data import FashionMNISTMini, build_transforms
 from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.loaders import build_loader, loader_problems
-from fbt_plugins.models.knowledge import Batch
+from fbt_plugins.models.knowledge import Batch, Knowledge
 from fbt_plugins.registry.loading import Plugins, load_plugins
+from fbt_plugins.registry.registries import LOSSES
 from fbt_plugins.testing.checks import isolated_plugins
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +81,43 @@ def test_the_students_of_the_readme_are_the_same_student(tmp_path: Path, monkeyp
     exec(timms, alone)
     assert loaded["logits"].shape == (1, 10)
     torch.testing.assert_close(loaded["logits"], alone["logits"])
+
+
+OWN_LOOP = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-loop.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("library", ["torch", "accelerate", "lightning"])
+def test_the_loops_of_the_own_loop_page_run_in_an_empty_file(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    loops = [code for code in OWN_LOOP if "create_model" in code and "student.pt" in code]
+    (code,) = [c for c in loops if library == next((n for n in ("accelerate", "lightning") if n in c), "torch")]
+    assert len(code.splitlines()) <= (20 if library == "torch" else 36)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "own_loop"}
+    exec(code.replace("FakeData(64, ", "FakeData(32, "), names)  # two steps show what four do
+    trained = torch.load(tmp_path / "student.pt", weights_only=True)
+    assert all(torch.equal(value, trained[key]) for key, value in names["student"].state_dict().items())
+    fresh = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32)
+    fresh.load_state_dict(trained)
+    if library == "torch":
+        (steps,) = [c for c in OWN_LOOP if "distiller.plan(" in c]
+        exec(steps, names)
+    if library == "accelerate":
+        names["accelerator"].load_state(str(tmp_path / "checkpoint"))
+
+
+def test_the_other_code_of_the_own_loop_page_runs() -> None:
+    try:
+        for code in OWN_LOOP:
+            if "DataLoader" not in code and "distiller.plan(" not in code:
+                exec(code, {"__name__": "own_loop"})
+        loss = LOSSES.build(dict(type="CosineLoss"))
+        known = Knowledge(torch.eye(2), torch.eye(2))
+        assert loss(known, known, Batch(None)) == 0
+    finally:
+        LOSSES.module_dict.pop("CosineLoss", None)
 
 
 def test_links_lead_somewhere() -> None:

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from ..errors import ConfigError, FBTError, nearest
 from ..models.census import of_model
 from ..models.staged import StagedModel, StageSpec
 from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES
+from .blame import blaming
 from .edge import SLOTS, STUDENT, TASK, TEACHER, Edge, parse_edges, split_name
 from .edge_schedule import TIMES, Schedule, checked_weight, gap
 from .fusion import BORROWED, TAILS, FusionModel, NoJunctionsError
@@ -26,7 +29,8 @@ class Parts:
 
     Attributes:
         models: student, and teacher where there is one, by role; the teacher is frozen.
-        types: the registered name of each model ("student"), fusion model and loss ("task", "edge/slot").
+        types: the registered name of each model ("student"; "" of one that was built already), fusion model and loss
+            ("task", "edge/slot").
         image_size: (height, width) of the images that the models are given.
         fusions: by name.
         edges: by name; the task loss is one of them.
@@ -45,8 +49,8 @@ class Parts:
 
 
 def build(
-    student: Config,
-    teacher: Config | None,
+    student: Config | nn.Module,
+    teacher: Config | nn.Module | None,
     fusion: Config | None,
     edges: Sequence[str | Config],
     defaults: Mapping[str, Config | None],
@@ -64,9 +68,9 @@ def build(
         ConfigError: with everything that does not fit, one line each.
     """
     problems: list[str] = []
-    models = {STUDENT: _collect(problems, f"model.{STUDENT}", ARCHITECTURES.build, student)}
+    models = {STUDENT: _collect(problems, f"model.{STUDENT}", _model, student, image_size)}
     if teacher:
-        models[TEACHER] = _collect(problems, f"model.{TEACHER}", ARCHITECTURES.build, teacher)
+        models[TEACHER] = _collect(problems, f"model.{TEACHER}", _model, teacher, image_size)
     task = _collect(problems, "", _task_options, task_loss) if task_loss is not None else None
     if problems:
         if task:  # what is wrong with it is said as well
@@ -74,8 +78,13 @@ def build(
             _collect(problems, f"model.{TASK}_loss", LOSSES.build, loss)
         raise ConfigError(problems)
     if TEACHER in models:
+        if {*map(id, models[STUDENT].parameters())} & {*map(id, models[TEACHER].parameters())}:
+            raise ConfigError(
+                "model: teacher and student share weights, and the teacher is frozen: give a deepcopy of one"
+            )
         models[TEACHER].requires_grad_(False).eval()
-    types = {role: config["type"] for role, config in ((STUDENT, student), (TEACHER, teacher)) if config}
+    given = {STUDENT: student, TEACHER: teacher}
+    types = {role: given[role]["type"] if isinstance(given[role], Mapping) else "" for role in models}  # type: ignore[index, call-overload]
     parts = Parts(models, types, image_size or models[STUDENT].image_size)
     builder = _Builder(parts, data_info)
     if task:
@@ -91,6 +100,16 @@ def build(
     if builder.problems:
         raise ConfigError(builder.problems)
     return parts
+
+
+def _model(given: Config | nn.Module, image_size: tuple[int, int] | None) -> StagedModel:
+    """From a config, or of a network that is built already, for images of that size where it has none of its own."""
+    if isinstance(given, StagedModel):
+        return given
+    if isinstance(given, nn.Module):
+        return StagedModel.of(given, image_size=image_size)
+    model: StagedModel = ARCHITECTURES.build(given)
+    return model
 
 
 class _Builder:
@@ -128,7 +147,7 @@ class _Builder:
 
     def _measure(self, role: str) -> None:
         """Runs a model once without weights: whatever a third party's stages and head do wrong shows here."""
-        with ARCHITECTURES.blame(self.parts.types[role]):
+        with blaming(ARCHITECTURES, self.parts.types[role]):
             self.parts.specs(role)
 
     def add_fusion(self, name: str, config: Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from mmengine.model import BaseModel
@@ -16,15 +16,18 @@ from ..errors import nearest
 from ..models.census import of_model
 from ..models.knowledge import Batch, Knowledge
 from ..models.net_part import Unowned
-from ..models.staged import StagedModel, StageSpec, resized
+from ..models.staged import StagedModel, StageSpec, pixels, resized
 from ..randomness import derive_seed
+from ..registry.loading import load_plugins
 from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry
 from .blame import blaming
 from .build import FUSION, Config, build
 from .edge import STUDENT, TEACHER, Edge
 from .fusion import FusionModel
+from .images import check_images, check_one_normalisation
 from .loss_contract import StepLosses, out_of_reach, value_fault
 from .splice import in_words
+from .unreached import freeze_unreached
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,13 @@ class Distiller(BaseModel):
 
     Without a teacher it is plain training of the student, which is how teachers are made.
 
+    It is an ``nn.Module`` like any other, which a loop of one's own calls: ``distiller(images, labels)`` gives the
+    losses by name, and their sum is what is descended. ``distiller.student.net`` is what one keeps; ``state_dict()``
+    has what training goes on from, without the teacher. mmengine's Runner treats it as any model of its own.
+
     Args:
-        student: config of the model that is trained.
-        teacher: config of the frozen model, or None.
+        student: config of the model that is trained, or the model (see :meth:`from_models`).
+        teacher: config of the frozen model, or the model, or None.
         fusion: config of one fusion strategy with its ``splice`` (or a list, of which each step draws one) and its
             ``tail`` (see :class:`FusionModel`), a dict of named ones, or None.
         edges: names ("teacher_to_student"), or dicts with losses, weights and times of their own (:class:`Schedule`).
@@ -77,8 +84,8 @@ class Distiller(BaseModel):
 
     def __init__(
         self,
-        student: Config,
-        teacher: Config | None = None,
+        student: Config | nn.Module,
+        teacher: Config | nn.Module | None = None,
         fusion: Config | None = None,
         edges: Sequence[str | Config] = (),
         feature_loss: Config | None = None,
@@ -90,6 +97,7 @@ class Distiller(BaseModel):
         data_preprocessor: Config | nn.Module | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
+        load_plugins()
         defaults = {"feature": feature_loss, "logit": logit_loss, "stage": stage_loss}
         parts = build(student, teacher, fusion, edges, defaults, task_loss, image_size, data_info or {})
         self.image_size, self._types = parts.image_size, parts.types
@@ -99,6 +107,7 @@ class Distiller(BaseModel):
         self.edges = nn.ModuleDict(parts.edges)  # type: ignore[assignment]
         self._needed: dict[tuple[frozenset[str], tuple[int, ...]], dict[str, set[int]]] = {}
         self._steps_seen: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
+        self._normalised = self._images_seen = False
         for role, model in self.models.items():
             channels = (1, model.in_chans, 1, 1)
             for what, values in (("mean", model.mean), ("std", model.std)):
@@ -106,6 +115,49 @@ class Distiller(BaseModel):
                     f"{role}_{what}", torch.tensor(values).reshape(1, -1, 1, 1).expand(channels), False
                 )
         self.step = self.plan()
+
+    @classmethod
+    def from_models(
+        cls,
+        teacher: StagedModel | nn.Module | None,
+        student: StagedModel | nn.Module,
+        *,
+        fusion: Config | None = None,
+        edges: Sequence[str | Config] = (),
+        feature_loss: Config | None = None,
+        logit_loss: Config | None = None,
+        stage_loss: Config | None = None,
+        task_loss: Config | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        data_info: Mapping[str, int] | None = None,
+        normalised: bool = False,
+    ) -> Self:
+        """A distiller of models that are there already.
+
+        Neither is copied. The student is trained in place, and put into train mode. The teacher is frozen
+        (``requires_grad`` False, and eval mode, in which it stays) and moves with the distiller; nothing else of it
+        changes.
+
+        Args:
+            teacher, student: :class:`StagedModel`, or networks, which :meth:`StagedModel.of` cuts.
+            fusion, edges, feature_loss, logit_loss, stage_loss, task_loss, data_info: as in a config.
+            image_size: of the images in pixels, one number for a square; None is the student's own size.
+            normalised: whether the images come normalised, and are given to both models as they are. Else they are in
+                [0, 1], and each model gets them normalised by its own mean and std.
+
+        Raises:
+            ConfigError: with everything that does not fit, one line each.
+        """
+        size = None if image_size is None else pixels(image_size)
+        losses = feature_loss, logit_loss, stage_loss, task_loss
+        distiller = cls(student, teacher, fusion, edges, *losses, image_size=size, data_info=data_info).train()
+        if normalised:
+            check_one_normalisation(distiller.models)
+            for role in distiller.models:
+                getattr(distiller, f"{role}_mean").zero_()
+                getattr(distiller, f"{role}_std").fill_(1)
+            distiller._normalised = True
+        return distiller
 
     # ---- its models ------------------------------------------------------------------------------------------------
 
@@ -191,40 +243,42 @@ class Distiller(BaseModel):
         inputs: Tensor,
         labels: Tensor | None = None,
         index: Tensor | None = None,
-        mode: str = "tensor",
+        mode: str | None = None,
         view: Tensor | None = None,
         teacher_features: Tensor | None = None,
         teacher_logits: Tensor | None = None,
         teacher_stages: Mapping[int, Tensor] | None = None,
-    ) -> dict[str, Tensor] | dict[str, Knowledge] | Tensor:
-        """Runs the models that are needed.
+    ) -> dict[str, Tensor]:
+        """The losses of one batch in this step (:meth:`losses`): named, weighted scalars, whose sum is descended.
 
         Args:
-            inputs: images (N, C, H, W) in [0, 1].
-            labels: (N,) or (N, classes), as in :class:`Batch`.
-            index: (N,) positions in the data set.
-            mode: "loss" for the named, weighted losses; "predict" for all models' logits by name;
-                "tensor" for the student's logits.
+            inputs: images (N, C, H, W) in [0, 1], or normalised if :meth:`from_models` was told so.
+            labels: (N,) or (N, classes), as in :class:`Batch`; None where no loss takes any.
+            index: (N,) positions in the data set, for losses that remember them.
+            mode: mmengine says "loss". None is anybody else's call, whose first images are looked at.
             view: (N,) which view of its image each input is, where the data set has fixed ones; only passed through.
             teacher_features, teacher_logits: (N, D) and (N, C), what the teacher knows about these very inputs; losses
                 then take them, in float32, and the teacher is not run on the images.
             teacher_stages: with them, outputs of the teacher's stages by number, all of :meth:`asked_of_teacher`.
+
+        Raises:
+            ConfigError: if the first images are no such images.
         """
-        if mode == "loss":
-            given = None
-            if teacher_features is not None and teacher_logits is not None:
-                stages = {number: output.float() for number, output in (teacher_stages or {}).items()}
-                given = Knowledge(teacher_features.float(), teacher_logits.float(), stages)
-            return self.losses(inputs, Batch(labels, index), given)
-        if mode == "predict":
-            return self.predict(inputs, self.names)
-        if mode == "tensor":
-            return self.student(self.prepare(inputs, STUDENT))
-        raise ValueError(f"mode is 'loss', 'predict' or 'tensor', not {mode!r}")
+        if mode not in (None, "loss"):
+            raise ValueError(f"mode is 'loss', or None, not {mode!r}; predict() gives logits")
+        if mode is None and not self._images_seen and not torch.compiler.is_compiling():
+            fixed = self.fusions or any(any(edge.needs.values()) for edge in self.edges.values())
+            check_images(inputs, self.image_size if fixed else None, self._normalised)
+            self._images_seen = True
+        given = None
+        if teacher_features is not None and teacher_logits is not None:
+            stages = {number: output.float() for number, output in (teacher_stages or {}).items()}
+            given = Knowledge(teacher_features.float(), teacher_logits.float(), stages)
+        return self.losses(inputs, Batch(labels, index), given)
 
     def prepare(self, images: Tensor, role: str) -> Tensor:
         """Images in [0, 1] as a model wants them: resized where it says so, normalised with its own mean and std."""
-        images = resized(images, self.models[role].input_size)
+        images = resized(images, self.models[role].input_size, bounded=not self._normalised)
         return (images - getattr(self, f"{role}_mean")) / getattr(self, f"{role}_std")
 
     def losses(self, images: Tensor, batch: Batch, teacher: Knowledge | None = None) -> dict[str, Tensor]:
@@ -398,6 +452,21 @@ class Distiller(BaseModel):
         for registry, name, part in parts:
             if total.requires_grad and (left := out_of_reach(total, part)):
                 raise registry.fault(self._types[name], f"has a parameter {left[0]!r} that no loss's gradient reaches")
+
+    def freeze_unreached(self, **batch: Tensor) -> list[str]:
+        """Freezes parameters that no loss reaches, which DistributedDataParallel would wait for in vain.
+
+        Examples are the classifier's where only features are compared, and L2G's where no edge leads to the fusion
+        model. Every process calls this, with the distiller on its device, before optimizer and
+        DistributedDataParallel exist.
+
+        Args:
+            batch: arguments of :meth:`forward` for one step that finds them; by default blank images.
+
+        Returns:
+            Their names.
+        """
+        return freeze_unreached(self, batch)
 
     def val_step(self, data: Any, names: Sequence[str] | None = None) -> list[dict[str, Tensor]]:
         """One step of a validation loop: the labels, and the logits of the named models; by default of all."""

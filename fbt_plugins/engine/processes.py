@@ -110,39 +110,23 @@ def allow_open_files(workers: int) -> None:
 
 
 def freeze_unreached(distiller: Any) -> list[str]:
-    """Freezes parameters that no loss reaches, which DistributedDataParallel would wait for in vain.
-
-    Examples are L2G's where no edge leads to the fusion model, and the classifier's where only features are compared.
-    One training step on blank images finds them; gradients and buffers are put back afterwards.
+    """:meth:`Distiller.freeze_unreached` with blank images, as its preprocessor gives them.
 
     Args:
         distiller: on its device, not yet wrapped; every process calls this.
 
     Returns:
-        Their names.
+        The names of the parameters.
     """
     device = next(distiller.parameters()).device
-    before = {name: buffer.clone() for name, buffer in distiller.named_buffers()}
     size = (2, distiller.student.in_chans, *distiller.image_size)
     batch = {
         "inputs": torch.zeros(size, dtype=torch.uint8, device=device),
         "labels": torch.zeros(2, dtype=torch.long, device=device),
         "index": torch.arange(2, device=device),
     }
-    was_training = distiller.training
-    distiller.train()
-    data = distiller.data_preprocessor(batch, True)
-    distiller.parse_losses(distiller(**data, mode="loss"))[0].backward()
-    distiller.train(was_training)
-    unreached = [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None]
-    for name, parameter in distiller.named_parameters():
-        parameter.grad = None
-        if name in unreached:
-            parameter.requires_grad_(False)
-    with torch.no_grad():
-        for name, buffer in distiller.named_buffers():
-            buffer.copy_(before[name])
-    return unreached
+    names: list[str] = distiller.freeze_unreached(**distiller.data_preprocessor(batch, True))
+    return names
 
 
 def wrap(model: Any, device: torch.device) -> nn.Module:

@@ -125,7 +125,8 @@ def prove(model: Split, image_size: tuple[int, int], seed: int = 0) -> SplitProo
 def of_net(model: Split, images: Tensor) -> Tensor:
     """Logits of the untouched network."""
     with _fault(model, "the network itself"):
-        return model.net(images.clone())  # a network may change its images
+        out = model.net(images.clone())  # a network may change its images
+        return getattr(out, "logits", out)  # transformers gives it with other outputs
 
 
 def of_parts(model: Split, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import FBTError, PartError, nearest, text_of
 from .census import FAMILIES, of_model, of_stages, take_census
+from .in_hand import cut_in_hand
 from .knowledge import Knowledge
 from .net_part import Unowned
 from .proof import CLASSIFIER, SplitProof, prove
@@ -141,6 +142,24 @@ class StagedModel(nn.Module):
         self.arguments, self.feature, self.way = dict(arguments or {}), feature, way
         self._shapes: dict[tuple[int, int], _Shapes] = {}
         self._writes: Writes | None = None
+
+    @classmethod
+    def of(cls, net: nn.Module, **options: Any) -> StagedModel:
+        """A network that is built already, of timm, torchvision, a plugin's library or one's own, as stages and a head.
+
+        The network is not changed; the stages hold its modules. It is cut as the architecture that knows it would.
+
+        Args:
+            net: maps normalised images (N, C, H, W) to logits.
+            options: of that architecture: ``stages``, ``mean``, ``std``, ``input_size``, ``family`` and so on, as in a
+                config; ``image_size``, of the images in pixels, where the network has no size of its own.
+
+        Raises:
+            ConfigError: if it cannot be cut, or there is no such option.
+            SplitError: if stages and head of a network of one's own are not the network.
+        """
+        model: StagedModel = cut_in_hand(net, options)
+        return model
 
     def _per_channel(self, what: str, values: float | Sequence[float]) -> tuple[float, ...]:
         each = (values,) if isinstance(values, int | float) else tuple(values)
@@ -390,11 +409,12 @@ def pixels(size: int | Sequence[int]) -> tuple[int, int]:
     return pair
 
 
-def resized(images: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Images (N, C, H, W) in [0, 1] at a model's ``input_size``; None leaves them as they are."""
+def resized(images: Tensor, size: tuple[int, int] | None, bounded: bool = True) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] (or not ``bounded``) at a model's ``input_size``; None leaves them as they are."""
     if size is None or images.shape[2:] == size:
         return images
-    return nn.functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    images = nn.functional.interpolate(images, size, mode="bicubic", antialias=True)
+    return images.clamp(0, 1) if bounded else images
 
 
 def proportional(grid: Sequence[int], image_size: tuple[int, int]) -> bool:

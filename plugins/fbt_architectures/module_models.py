@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fbt_plugins import ConfigError, Declaration, FBTError, StagedModel, nearest
-from fbt_plugins.authoring import PartError, argument_problems, give_logits, one_line, pixels, split_steps
+from fbt_plugins.authoring import InHand, PartError, argument_problems, give_logits, one_line, pixels, split_steps
 
 from .own_inputs import load_and_read
 from .places import last_line, place_of
 from .traced_cut import cut_by_trace
+
+_PLAIN = {"mean": 0.0, "std": 1.0}
 
 
 def build_module(
@@ -73,8 +75,7 @@ def build_module(
         raise ConfigError(f"{path}: {twice[0]!r} is given twice, in arguments= and beside it")
     given = {**more, **(arguments or {})}
     net = give_logits(_create(path, num_classes, given))
-    plain = {"mean": 0.0, "std": 1.0}
-    about: dict[str, Any] = load_and_read(net, path, checkpoint, input_size, mean, std, plain) | dict(
+    about: dict[str, Any] = load_and_read(net, path, checkpoint, input_size, mean, std, _PLAIN) | dict(
         name=path,
         image_size=pixels(image_size),
         in_chans=in_chans,
@@ -83,10 +84,59 @@ def build_module(
         family=family,
         arguments={} if num_classes is None else {"num_classes": num_classes, **given},
     )
+    return _cut(net, stages, head, layout, prefix_tokens, verify, **about)
+
+
+def module_in_hand(
+    net: nn.Module,
+    image_size: int | Sequence[int] | None = None,
+    stages: int | Sequence[str] | None = None,
+    head: str | None = None,
+    input_size: int | Sequence[int] | None = None,
+    in_chans: int = 3,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    family: str | None = None,
+    layout: str | Sequence[str] | None = None,
+    prefix_tokens: int = 0,
+    raster: bool | None = None,
+    order: Callable[[nn.Module, tuple[int, int]], Tensor] | None = None,
+    verify: bool = True,
+) -> StagedModel:
+    """Cuts anyone's network, and proves the cut; the arguments are those of :func:`build_module`.
+
+    Args:
+        image_size: pixels of the images; None is 224.
+        order: the function itself.
+    """
+    name = type(net).__name__
+    about: dict[str, Any] = load_and_read(net, name, None, input_size, mean, std, _PLAIN) | dict(
+        name=name,
+        image_size=pixels(image_size or 224),
+        in_chans=in_chans,
+        raster=False if order is not None else raster,
+        order=order,
+        family=family,
+    )
+    return _cut(net, stages, head, layout, prefix_tokens, verify, **about)
+
+
+build_module.in_hand = InHand(module_in_hand)  # type: ignore[attr-defined]
+
+
+def _cut(
+    net: nn.Module,
+    stages: int | Sequence[str] | None,
+    head: str | None,
+    layout: str | Sequence[str] | None,
+    prefix_tokens: int,
+    verify: bool,
+    **about: Any,
+) -> StagedModel:
     if head is None:
         model = cut_by_trace(net, stages, layout=layout, prefix_tokens=prefix_tokens, **about)
     elif stages is None or isinstance(stages, int):
-        raise ConfigError(f"{path}: head= comes with stages=[...] that name all that runs in each of them")
+        raise ConfigError(f"{about['name']}: head= comes with stages=[...] that name all that runs in each of them")
     else:
         ends = " ".join(split_steps(row)[-1] for row in stages)
         declaration = Declaration(stem="", units=" ".join(stages), cuts=ends, head=head, layout=layout or "NCHW")  # type: ignore[arg-type]

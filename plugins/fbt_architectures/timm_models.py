@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fbt_plugins import ConfigError, FBTError, StagedModel, UnknownNameError, nearest
-from fbt_plugins.authoring import Catalogue, one_line, pixels
+from fbt_plugins.authoring import Catalogue, InHand, one_line, pixels
 
 from .cut_points import classifiers_of
 from .own_inputs import NEW, check_head, load_and_read
@@ -73,20 +73,73 @@ def build_timm(
     if loads and head == NEW and own_classes == num_classes:
         net.reset_classifier(num_classes)  # type: ignore[operator] # where the numbers differ, timm has done so
     config: Any = net.pretrained_cfg
-    patches = getattr(net, "patch_embed", getattr(net, "stem", None))
-    image_size = getattr(patches, "img_size", None) or arguments.get("img_size") or config["input_size"][1:]
-    height, width = pixels(image_size)
+    height, width = pixels(_own_size(net) or arguments.get("img_size") or config["input_size"][1:])
     in_chans = arguments.get("in_chans", config["input_size"][0])
     fresh = classifiers_of(net, (in_chans, height, width)) if head == NEW else ()
     about: dict[str, Any] = load_and_read(net, name, checkpoint, input_size, mean, std, config, fresh) | dict(
         feature=feature,
         image_size=(height, width),
         in_chans=in_chans,
-        prefix=_prefix(net),
-        family=family or family_of(name, net),
+        family=family,
         name=name,
         arguments={"num_classes": num_classes, **arguments},
     )
+    return _cut(net, stages, layout, **about)
+
+
+def timm_in_hand(
+    net: nn.Module,
+    image_size: int | Sequence[int] | None = None,
+    stages: int | Sequence[str] | None = None,
+    input_size: int | Sequence[int] | None = None,
+    in_chans: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    feature: str = "classifier",
+    family: str | None = None,
+    layout: str | Sequence[str] | None = None,
+) -> StagedModel:
+    """Cuts a network that ``timm.create_model`` built; the arguments are those of :func:`build_timm`.
+
+    Args:
+        image_size: pixels of the images; where it is None, or the network has a size of its own, that of timm.
+        in_chans: image channels; None asks timm's first convolution.
+    """
+    config: Any = net.pretrained_cfg
+    first = config.get("first_conv")
+    first = getattr(net.get_submodule(first), "in_channels", None) if isinstance(first, str) else None
+    name = config["architecture"]
+    return _cut(
+        net,
+        stages,
+        layout,
+        feature=feature,
+        image_size=pixels(_own_size(net) or image_size or config["input_size"][1:]),
+        in_chans=in_chans or first or config["input_size"][0],
+        family=family,
+        name=name,
+        **load_and_read(net, name, None, input_size, mean, std, config),
+    )
+
+
+def _from_timm(net: nn.Module) -> bool:
+    return isinstance(getattr(net, "pretrained_cfg", None), dict) and hasattr(net, "get_classifier")
+
+
+build_timm.in_hand = InHand(timm_in_hand, _from_timm)  # type: ignore[attr-defined]
+
+
+def _own_size(net: nn.Module) -> Any:
+    """Of the images that a network with position embeddings is built for."""
+    patches = getattr(net, "patch_embed", getattr(net, "stem", None))
+    return getattr(patches, "img_size", None)
+
+
+def _cut(
+    net: nn.Module, stages: int | Sequence[str] | None, layout: str | Sequence[str] | None, **about: Any
+) -> StagedModel:
+    """Cuts it by declaration where there is one for its class, else by a trace."""
+    about |= {"prefix": _prefix(net), "family": about["family"] or family_of(about["name"], net)}
     declaration = DECLARED.get(type(net).__name__)
     if declaration is None:
         order = ORDERS.get(type(net).__name__)

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import models
 
 from fbt_plugins import ConfigError, FBTError, StagedModel, UnknownNameError, nearest
-from fbt_plugins.authoring import Catalogue, one_line
+from fbt_plugins.authoring import Catalogue, InHand, one_line, pixels
 
 from .cut_points import classifiers_of
 from .own_inputs import NEW, check_head, load_and_read
@@ -18,6 +18,9 @@ from .traced_cut import cut_by_trace
 
 _WITHOUT_AUXILIARY_HEADS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
 """Their heads on inner stages make the output in training a tuple."""
+
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""What all of torchvision's weights of classifiers were trained with."""
 
 
 def torchvision_names() -> list[str]:
@@ -94,6 +97,34 @@ def _kind(name: str) -> str:
     return build.__module__.rsplit(".", 1)[-1]
 
 
+def torchvision_in_hand(
+    net: nn.Module,
+    image_size: int | Sequence[int] | None = None,
+    stages: int | Sequence[str] | None = None,
+    input_size: int | Sequence[int] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    family: str | None = None,
+    layout: str | Sequence[str] | None = None,
+) -> StagedModel:
+    """Cuts a network of torchvision; the arguments are those of :func:`build_torchvision`.
+
+    Args:
+        image_size: pixels of the images; a transformer has a size of its own, and None is else 224.
+    """
+    name = type(net).__name__
+    if getattr(net, "aux_logits", False):
+        raise ConfigError(f"{name}: its auxiliary heads give other outputs in training; build it with aux_logits=False")
+    about = load_and_read(net, name, None, input_size, mean, std, _IMAGENET)
+    size = pixels(getattr(net, "image_size", None) or image_size or 224)
+    return cut_by_trace(net, stages, name=name, image_size=size, layout=layout, family=family, **about)
+
+
+def _from_torchvision(net: nn.Module) -> bool:
+    return type(net).__module__.startswith("torchvision.models.")
+
+
+build_torchvision.in_hand = InHand(torchvision_in_hand, _from_torchvision)  # type: ignore[attr-defined]
 build_torchvision.catalogue = Catalogue(torchvision_names, _kind)  # type: ignore[attr-defined]
 
 

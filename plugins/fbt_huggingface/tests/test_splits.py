@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import SMALL, build, size_of
 from fbt_huggingface.families import FAMILIES
+from fbt_huggingface.sources import model_class
 
-from fbt_plugins import ARCHITECTURES, ConfigError, FBTError
+from fbt_plugins import ARCHITECTURES, ConfigError, FBTError, StagedModel
 
 
 def meta(**config: Any) -> Any:
@@ -151,3 +152,16 @@ def test_images_of_a_size_that_a_model_refuses_are_one_line() -> None:
     with pytest.raises(FBTError, match=r"vit cannot take images of 64x64 pixels .*set input_size") as caught:
         build("vit").specs_at((64, 64))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet", "deit_with_teacher"])
+def test_a_network_in_hand_is_cut_alike_and_stays_as_it_is(name: str) -> None:
+    size = size_of(SMALL[name])
+    expected = build(name, input_size=size)
+    network = model_class(expected.name)(expected.net.config)
+    network.load_state_dict(expected.net.state_dict())
+    model = StagedModel.of(network, image_size=size)
+    model.verify()
+    images = torch.rand(2, 3, size, size)
+    assert (model.specs, model.mean, model.name) == (expected.specs, expected.mean, expected.name)
+    assert torch.equal(model.eval()(images), network(images).logits)  # it gives what it gave before

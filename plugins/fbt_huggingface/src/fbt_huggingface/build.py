@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fbt_plugins import ConfigError, FBTError, StagedModel, load_weights
-from fbt_plugins.authoring import give_logits
+from fbt_plugins.authoring import InHand, give_logits
 
 from .families import FAMILIES, pair
 from .parts import Row
@@ -92,29 +92,89 @@ def build_huggingface(
     net = _net(name, config, source, fresh_head=head == NEW)
     about = load_weights(net, checkpoint, name) if checkpoint and not source else normalisation(source or "")
 
+    defaults = _default(_seen(config)) | about
+    return _cut(
+        net,
+        name,
+        stages,
+        feature,
+        family=family,
+        mean=mean or defaults["mean"],
+        std=std or defaults["std"],
+        input_size=input_size or about.get("input_size"),
+        arguments={"num_classes": num_classes, **changed_arguments(config)},
+    )
+
+
+def huggingface_in_hand(
+    net: Any,
+    image_size: int | tuple[int, int] | None = None,
+    stages: int | Sequence[str] | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    feature: str = "classifier",
+    family: str | None = None,
+) -> StagedModel:
+    """Cuts a classifier of transformers that is built already; the arguments are those of :func:`build_huggingface`.
+
+    Args:
+        image_size: pixels of the images; where it is None, or the network has a size of its own, that of its config.
+        mean, std: input normalisation; by default that of the preprocessor_config.json where its weights come from,
+            else ImageNet's.
+    """
+    name = _CLASSES[type(net).__name__]
+    defaults = _default(_seen(net.config)) | normalisation(getattr(net, "name_or_path", ""))
+    return _cut(
+        net,
+        name,
+        stages,
+        feature,
+        image_size=image_size,
+        family=family,
+        mean=mean or defaults["mean"],
+        std=std or defaults["std"],
+        input_size=input_size,
+    )
+
+
+_CLASSES = {family.classifier: name for name, family in FAMILIES.items()}
+
+
+def _from_transformers(net: nn.Module) -> bool:
+    return type(net).__module__.startswith("transformers.") and type(net).__name__ in _CLASSES
+
+
+build_huggingface.in_hand = InHand(huggingface_in_hand, _from_transformers)  # type: ignore[attr-defined]
+
+
+def _cut(
+    net: Any,
+    name: str,
+    stages: int | Sequence[str] | None,
+    feature: str,
+    input_size: int | tuple[int, int] | None,
+    image_size: int | tuple[int, int] | None = None,
+    **about: Any,
+) -> StagedModel:
     kind = FAMILIES[name]
     prefix_tokens = kind.prefix_tokens(net)
     row = _row(name, net)
     parts = kind.cut.cut(row, stages, feature, prefix_tokens=prefix_tokens)
-    seen = getattr(config, "vision_config", config)  # of a model of images and text
-    defaults = about | {k: v for k, v in _default(seen).items() if k not in about}
-    size = input_size or about.get("input_size")
+    seen = _seen(net.config)
     return StagedModel(
         net,
         parts.stages,
         parts.head,
         layout=parts.layouts,
-        family=family,
-        image_size=pair(getattr(seen, "image_size", 224)),
+        image_size=pair(getattr(seen, "image_size", None) or image_size or 224),
         prefix_tokens=prefix_tokens,
         prefix=_prefix(row.stem),
         in_chans=getattr(seen, "num_channels", 3),
-        mean=mean or defaults["mean"],
-        std=std or defaults["std"],
-        input_size=pair(size) if size else None,
+        input_size=pair(input_size) if input_size else None,
         name=name,
         feature=feature,
-        arguments={"num_classes": num_classes, **changed_arguments(config)},
+        **about,
     )
 
 
@@ -146,6 +206,11 @@ def _row(name: str, net: Any) -> Row:
         return FAMILIES[name].row(net)
     except AttributeError as error:
         raise FBTError(f"{name}: transformers {version('transformers')} builds it of other parts ({error})") from error
+
+
+def _seen(config: Any) -> Any:
+    """The part of a config that is about images: of a model of images and text, that of its vision tower."""
+    return getattr(config, "vision_config", config)
 
 
 def _default(config: Any) -> dict[str, Any]:
