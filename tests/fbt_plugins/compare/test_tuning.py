@@ -116,10 +116,10 @@ def test_what_was_chosen_reaches_the_study_and_leaves_the_tuning_as_it_was(tmp_p
     tuned = {method: {"settings": own} for method, own in before.pairs[last]["methods"].items() if method != "t_s_x2"}
     (tmp_path / "_base_" / "fashion_mnist_tuned.json").write_text(json.dumps({"_tuned": tuned}))
     study, after = (load_matrix(tmp_path / f"fashion_mnist{name}.py") for name in ("", "_tuning"))
-    for method in ("scratch", "kd", "fbt", "fbt_t1-3_s4"):
+    for method in ("scratch", "kd", "fbt", "fbt_s1-3_t4"):
         kept, given = (m.cell(pair, method) for m, pair in ((after, last), (study, "convnext_resmlp")))
         assert given["model"] == kept["model"], method
-    for method, whose in (("t_s_x2", "t_s"), ("fbt_c", "fbt"), ("fbt_gate", "fbt")):
+    for method, whose in (("t_s_x2", "t_s"), ("fbt_c", "fbt"), ("fbt_g", "fbt")):
         task_loss = study.cell("convnext_resmlp", method)["model"]["task_loss"]
         assert task_loss == after.cell(last, whose)["model"]["task_loss"], method
     for cell in before.cells():

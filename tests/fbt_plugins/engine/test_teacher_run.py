@@ -332,7 +332,7 @@ def test_a_manifest_of_something_else_is_none(tmp_path: Path, finished: StagedMo
     (tmp_path / "manifest.json").write_text('{"name": "an app", "student": 3}')
     ARCHITECTURES.build(dict(RESMLP, checkpoint=str(tmp_path / "student.safetensors")))
     (tmp_path / "manifest.json").write_text('{"student": ')
-    with pytest.raises(FBTError, match=r"manifest.json: it cannot be read"):
+    with pytest.raises(FBTError, match=r"manifest.json: it is no JSON, or damaged"):
         ARCHITECTURES.build(dict(RESMLP, checkpoint=str(tmp_path / "student.safetensors")))
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,14 @@ from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import SIGNALS, Interrupted, Telling, end_at_once, hearing
 from fbt_plugins.errors import run as command
 from fbt_plugins.files import write_atomic
+
+
+@pytest.fixture(autouse=True)
+def _no_nohup() -> Iterator[None]:
+    """Tests that are begun with ``nohup`` are not told of SIGHUP otherwise."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
