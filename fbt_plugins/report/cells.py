@@ -150,7 +150,8 @@ def how_to_read(comparison: Comparison) -> list[str]:
     splits = " and ".join(sorted({trial.split for trial in comparison.trials}) or ["final"])
     what = f"{_sentence(comparison.measure)} of the student"
     return [
-        f"{what} in percent on the {splits} split, of the epoch that validation chose: mean ± standard deviation over n seeds. F is the fusion model, T the teacher, S the student.",
+        f"{what} in percent on the {splits} split, of the epoch that validation chose: mean ± standard deviation over "
+        "n seeds. F is the fusion model, T the teacher, S the student.",
         "A difference is taken seed by seed; in brackets is its 95 % confidence interval (paired, Student's t with "
         "n - 1 degrees of freedom). An interval that holds 0 shows no difference. It speaks of seeds, on these test "
         "images, and of one difference alone: of twenty methods that do nothing, one is expected to look as if it did.",

@@ -151,3 +151,17 @@ def test_images_of_a_size_that_a_model_refuses_are_one_line() -> None:
     with pytest.raises(FBTError, match=r"vit cannot take images of 64x64 pixels .*set input_size") as caught:
         build("vit").specs_at((64, 64))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "deit_with_teacher", "siglip", "swiftformer"])
+def test_an_encoder_is_the_classifier_without_its_last_layer(name: str) -> None:
+    """Its features are what the classifier would be given, and its stages are cut in the same places."""
+    encoder, classifier = build(name, num_classes=0).eval(), build(name).eval()
+    size = size_of(SMALL[name])
+    assert encoder.verify(size) and encoder.num_classes == 0
+    assert encoder.specs == classifier.specs
+    encoder.net.load_state_dict({k: v for k, v in classifier.net.state_dict().items() if k in encoder.net.state_dict()})
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), classifier.knowledge(images).features)
+        assert encoder.knowledge(images).logits is None
