@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fbt_plugins import ConfigError, FBTError, StagedModel, UnknownNameError, nearest
-from fbt_plugins.authoring import Catalogue, one_line, pixels
+from fbt_plugins.authoring import Catalogue, give_features, one_line, pixels
 
 from .cut_points import classifiers_of
 from .own_inputs import NEW, check_head, load_and_read
@@ -95,6 +95,7 @@ def build_timm(
     declaration = DECLARED.get(type(net).__name__)
     if declaration is None:
         order = ORDERS.get(type(net).__name__)
+        net = give_features(net) if encoder else net  # some answer with tokens
         return cut_by_trace(net, stages, layout=layout, raster=order is None, order=order, encoder=encoder, **about)
     prefix_tokens = getattr(net, "num_prefix_tokens", 0) if declaration.layout == "NLC" else 0
     return declaration.cut(net, stages, prefix_tokens=prefix_tokens, encoder=encoder, **about)

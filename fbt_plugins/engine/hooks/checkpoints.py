@@ -84,6 +84,7 @@ class AtomicCheckpointHook(Hook):
         self._due = False
 
     def before_train(self, runner: TrainingRun) -> None:
+        self._choose(runner)
         loop, (interval, by_epoch) = runner.train_loop, self._asked
         epochs = isinstance(loop, EpochBasedTrainLoop)
         if by_epoch and not epochs:
@@ -93,13 +94,17 @@ class AtomicCheckpointHook(Hook):
         self.filename_tmpl = "epoch_{}.pth" if self.by_epoch else "iter_{}.pth"
         if self.save_best is not None and runner.val_loop is not None:
             metrics = runner.val_loop.evaluator.metrics
-            if self.save_best == AUTO:
-                self.save_best = f"student_{measures(metrics)[0].key}"
             if all(isinstance(metric, TopK) for metric in metrics):  # another's names show in the first validation
                 names = {
                     f"{model}_top{k}" for metric in metrics for k in metric.topk for model in runner.distiller.names
                 }
                 self._known(names)
+
+    def _choose(self, runner: TrainingRun) -> None:
+        """The metric that decides, where nobody has said it."""
+        if self.save_best == AUTO:
+            metrics = () if runner.val_loop is None else runner.val_loop.evaluator.metrics
+            self.save_best = f"student_{measures(metrics)[0].key}"
 
     def _known(self, names: Iterable[str]) -> None:
         if self.save_best is not None and self.save_best not in names:
@@ -205,6 +210,7 @@ class AtomicCheckpointHook(Hook):
         Raises:
             FBTError: if they are gone.
         """
+        self._choose(runner)
         info, length = runner.message_hub.runtime_info, len(runner.train_dataloader)
         name = Path(info.get("best_ckpt", "")).name
         if not name.startswith(self._prefix) or not (match := _NAME.fullmatch(name)):  # none, or by another metric
