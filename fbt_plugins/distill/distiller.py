@@ -404,10 +404,10 @@ class Distiller(BaseModel):
                 raise registry.fault(self._types[name], f"has a parameter {left[0]!r} that no loss's gradient reaches")
 
     @torch.no_grad()
-    def val_step(
+    def sample(
         self, data: Any, names: Sequence[str] | None = None, wants: Collection[str] = ("logits",)
-    ) -> list[dict[str, Tensor]]:
-        """One step of a validation loop: what metrics are told of a batch.
+    ) -> dict[str, Tensor]:
+        """What metrics are told of a batch.
 
         Args:
             data: of the loader.
@@ -415,7 +415,7 @@ class Distiller(BaseModel):
             wants: "logits", "features", or both.
 
         Returns:
-            One dict: "labels" (N,); NAME: logits (N, C) of each model that has as many classes as the student; and for
+            "labels" (N,); NAME: logits (N, C) of each model that has as many classes as the student; and for
             metrics of features "index" (N,), and "features/NAME" (N, D) of each model.
         """
         data = self.data_preprocessor(data, False)
@@ -427,7 +427,13 @@ class Distiller(BaseModel):
         if "features" in wants:
             sample["index"] = data["index"]
             sample |= {f"features/{name}": k.features for name, k in known.items()}
-        return [sample]
+        return sample
+
+    def val_step(
+        self, data: Any, names: Sequence[str] | None = None, wants: Collection[str] = ("logits",)
+    ) -> list[dict[str, Tensor]]:
+        """One step of a validation loop: the :meth:`sample` of its batch, as mmengine has it."""
+        return [self.sample(data, names, wants)]
 
     test_step = val_step
 

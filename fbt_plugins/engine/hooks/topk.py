@@ -78,6 +78,6 @@ def evaluate(model: nn.Module, loader: DataLoader[Any], evaluator: Evaluator, na
     with torch.no_grad():
         fill_banks(evaluator.metrics, distiller, wanted)
         for batch in loader:
-            evaluator.process(distiller.val_step(batch, wanted, told), batch)
+            evaluator.process([distiller.sample(batch, wanted, told)], batch)
     distiller.train(was_training)
     return evaluator.evaluate(len(loader.dataset))  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ class FeatureMetric(BaseMetric):
         """Looks at the bank's labelled images with some of a distiller's models, which is in eval mode."""
         collected: list[dict[str, Tensor]] = []
         for batch in self.bank_loader or ():
-            (sample,) = distiller.val_step(batch, names, {self.wants})
+            sample = distiller.sample(batch, names, {self.wants})
             collected.append({name: value.float().cpu() for name, value in sample.items() if name.startswith(PREFIX)})
             collected[-1]["labels"] = sample["labels"].cpu()
         whole = {name: torch.cat([part[name] for part in collected]) for name in collected[0]}

@@ -392,7 +392,7 @@ def test_classes_may_differ_where_no_logits_are_compared(
     model = make(**models, splice="S1-3+T4", logit_loss=None, task_loss=None).eval()
     assert len(model.losses(images, Batch(None))) == 3
     data = {"inputs": images, "labels": torch.zeros(5).long(), "index": torch.arange(5)}
-    (sample,) = model.val_step(data, wants={"logits", "features"})
+    sample = model.sample(data, wants={"logits", "features"})
     known = {name for name in sample if name in model.names}
     assert known == ({"student"} if ours else set()) | (set(model.names) if ours == theirs != 0 else set())
     assert {f"features/{name}" for name in model.names} < sample.keys()
