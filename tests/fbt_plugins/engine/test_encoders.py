@@ -147,3 +147,13 @@ def test_frozen_features_are_measured_with_labelled_images(photos: Path, tmp_pat
     check_config(with_bank)
     runner = DistillRunner.from_cfg(with_bank)
     assert runner.teacher_metrics["teacher_knn"] > 80 and len(runner.val_loop.evaluator.metrics[0].bank_loader) == 3
+
+
+def test_an_encoder_is_read_from_the_teacher_cache(photos: Path, tmp_path: Path) -> None:
+    """Whose files then hold features and no logits."""
+    config = build(photos, tmp_path, teacher_cache=dict(views=1, path=str(tmp_path / "cache")))
+    for part in ("dataloader", "cfg", "evaluator"):
+        config[f"val_{part}"] = None
+    config.train_cfg.max_epochs = 1
+    run(config)
+    assert (tmp_path / "cache" / "features.npy").is_file() and not (tmp_path / "cache" / "logits.npy").exists()
