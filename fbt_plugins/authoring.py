@@ -18,7 +18,7 @@ from .distill.fusion import ends
 from .errors import PartError, one_line
 from .models.declaration import Catalogue, isotropic_ends, split_steps
 from .models.in_hand import InHand
-from .models.logits import give_logits, logits_of
+from .models.logits import features_of, give_features, give_logits, logits_of
 from .models.net_part import NetPart
 from .models.staged import pixels, proportional
 from .models.weightless import Shortened, meta_copy
@@ -32,6 +32,8 @@ __all__ = [
     "Shortened",
     "argument_problems",
     "ends",
+    "features_of",
+    "give_features",
     "give_logits",
     "isotropic_ends",
     "logits_of",

@@ -28,7 +28,9 @@ def parse() -> Parser:
     parser.add_argument("name", nargs="?", help="the model's name")
     parser.add_argument("--type", help="architecture that builds it (default: timm; with --all: every one)")
     parser.add_argument("--img-size", type=int, metavar="N", help="pixels (default: the model's own)")
-    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="logits (default: 1000)")
+    parser.add_argument(
+        "--num-classes", type=int, default=1000, metavar="N", help="logits (default: 1000); 0 is an encoder"
+    )
     parser.add_argument(
         "--options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="further arguments, as a config has them"
     )

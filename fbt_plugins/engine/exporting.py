@@ -95,7 +95,7 @@ def export_student(
     images = sample_images(student)
     with torch.no_grad():
         known = student.model.knowledge(images)
-    expected: Tensor = known.logits if output == LOGITS else known.features
+    expected = known.output if output == LOGITS else known.features
     precision = "fp16" if half else "fp32"
     if half:
         student.model.half()

@@ -123,7 +123,7 @@ def predict(
         if good:
             with torch.no_grad():
                 known = model.knowledge(torch.stack([image for _, image in good]).to(device))
-                values = known.features if embeddings else known.logits.softmax(1)
+                values = known.features if embeddings else known.output.softmax(1)
             rows.append(values.float().cpu().numpy())
             found.files += [files[position] for position, _ in good]
         done(len(batch))

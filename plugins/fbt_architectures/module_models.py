@@ -10,7 +10,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from fbt_plugins import ConfigError, Declaration, FBTError, StagedModel, nearest
-from fbt_plugins.authoring import InHand, PartError, argument_problems, give_logits, one_line, pixels, split_steps
+from fbt_plugins.authoring import (
+    InHand,
+    PartError,
+    argument_problems,
+    give_features,
+    give_logits,
+    one_line,
+    pixels,
+    split_steps,
+)
 
 from .own_inputs import load_and_read
 from .places import last_line, place_of
@@ -44,10 +53,12 @@ def build_module(
     Args:
         path: "package.module:factory"; a function or class that returns an nn.Module which maps normalised images to
             logits, or to an object with ``logits``. It is code, as the config is: name only what you trust.
-        num_classes: number of logits, handed to the factory if it takes such an argument.
+        num_classes: number of logits, handed to the factory if it takes such an argument. 0 says that the network has
+            no classifier: its output is features (N, D), or maps or tokens, whose mean over all positions they are, or
+            an object with ``pooler_output`` or ``last_hidden_state``.
         stages: None for four stages found by tracing; a number of stages; or the names of the modules that end them.
             With ``head``, each stage is the names of all that runs in it, separated by blanks.
-        head: names of what runs behind the last stage, the classifier last; nothing is traced then. In both, ``mean``,
+        head: names of what runs behind the last stage, a classifier last; nothing is traced then. In both, ``mean``,
             ``flatten``, ``token 0`` and ``permute 0 2 3 1`` are steps too, see :class:`Declaration`.
         checkpoint: file with weights.
         image_size: pixels of the images that the network is made for.
@@ -74,7 +85,8 @@ def build_module(
     if twice := sorted(set(arguments or {}) & set(more)):
         raise ConfigError(f"{path}: {twice[0]!r} is given twice, in arguments= and beside it")
     given = {**more, **(arguments or {})}
-    net = give_logits(_create(path, num_classes, given))
+    encoder = num_classes == 0
+    net = (give_features if encoder else give_logits)(_create(path, num_classes, given))
     about: dict[str, Any] = load_and_read(net, path, checkpoint, input_size, mean, std, _PLAIN) | dict(
         name=path,
         image_size=pixels(image_size),
@@ -84,7 +96,7 @@ def build_module(
         family=family,
         arguments={} if num_classes is None else {"num_classes": num_classes, **given},
     )
-    return _cut(net, stages, head, layout, prefix_tokens, verify, **about)
+    return _cut(net, stages, head, layout, prefix_tokens, verify, encoder, **about)
 
 
 def module_in_hand(
@@ -102,12 +114,14 @@ def module_in_hand(
     raster: bool | None = None,
     order: Callable[[nn.Module, tuple[int, int]], Tensor] | None = None,
     verify: bool = True,
+    encoder: bool = False,
 ) -> StagedModel:
     """Cuts anyone's network, and proves the cut; the arguments are those of :func:`build_module`.
 
     Args:
         image_size: pixels of the images; None is 224.
         order: the function itself.
+        encoder: it has no classifier, and answers with features (N, D).
     """
     name = type(net).__name__
     about: dict[str, Any] = load_and_read(net, name, None, input_size, mean, std, _PLAIN) | dict(
@@ -118,7 +132,7 @@ def module_in_hand(
         order=order,
         family=family,
     )
-    return _cut(net, stages, head, layout, prefix_tokens, verify, **about)
+    return _cut(net, stages, head, layout, prefix_tokens, verify, encoder, **about)
 
 
 build_module.in_hand = InHand(module_in_hand)  # type: ignore[attr-defined]
@@ -131,16 +145,17 @@ def _cut(
     layout: str | Sequence[str] | None,
     prefix_tokens: int,
     verify: bool,
+    encoder: bool,
     **about: Any,
 ) -> StagedModel:
     if head is None:
-        model = cut_by_trace(net, stages, layout=layout, prefix_tokens=prefix_tokens, **about)
+        model = cut_by_trace(net, stages, layout=layout, prefix_tokens=prefix_tokens, encoder=encoder, **about)
     elif stages is None or isinstance(stages, int):
         raise ConfigError(f"{about['name']}: head= comes with stages=[...] that name all that runs in each of them")
     else:
         ends = " ".join(split_steps(row)[-1] for row in stages)
         declaration = Declaration(stem="", units=" ".join(stages), cuts=ends, head=head, layout=layout or "NCHW")  # type: ignore[arg-type]
-        model = declaration.cut(net, prefix_tokens=prefix_tokens, **about)
+        model = declaration.cut(net, prefix_tokens=prefix_tokens, encoder=encoder, **about)
     try:
         if verify and not next(net.parameters()).is_meta:
             model.verify()

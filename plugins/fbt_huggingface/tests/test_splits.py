@@ -165,3 +165,17 @@ def test_a_network_in_hand_is_cut_alike_and_stays_as_it_is(name: str) -> None:
     images = torch.rand(2, 3, size, size)
     assert (model.specs, model.mean, model.name) == (expected.specs, expected.mean, expected.name)
     assert torch.equal(model.eval()(images), network(images).logits)  # it gives what it gave before
+
+
+@pytest.mark.parametrize("name", ["dinov2", "deit_with_teacher", "siglip", "swiftformer"])
+def test_an_encoder_is_the_classifier_without_its_last_layer(name: str) -> None:
+    """Its features are what the classifier would be given, and its stages are cut in the same places."""
+    encoder, classifier = build(name, num_classes=0).eval(), build(name).eval()
+    size = size_of(SMALL[name])
+    assert encoder.verify(size) and encoder.num_classes == 0
+    assert encoder.specs == classifier.specs
+    encoder.net.load_state_dict({k: v for k, v in classifier.net.state_dict().items() if k in encoder.net.state_dict()})
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), classifier.knowledge(images).features)
+        assert encoder.knowledge(images).logits is None

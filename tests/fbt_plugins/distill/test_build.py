@@ -28,6 +28,13 @@ Make = Callable[..., Distiller]
         (dict(teacher=None), ["a fusion model needs a teacher"]),
         (dict(student=dict(RESMLP, num_classes=7)), ["class counts differ: model.student has 7, model.teacher has 10"]),
         (dict(data_info=dict(num_classes=100)), ["the data set has 100"]),
+        (
+            dict(student=dict(RESMLP, num_classes=0)),
+            [
+                "CrossEntropyLoss needs logits, and the student has no classifier",
+                "teacher_to_student: OFALoss needs logits",
+            ],
+        ),
         (dict(edges=["teacher_to_pupil", "teacher_to_fusion"]), ["no model 'pupil'"]),
         (dict(edges=["fusion_to_teacher", "teacher_to_fusion"]), ["the teacher cannot receive"]),
         (
@@ -374,3 +381,18 @@ def test_a_list_of_splices_is_read_whole_or_refused_line_by_line() -> None:
     for nothing in ([], 4, [["S1-3+T4"]]):
         with pytest.raises(ConfigError):
             parse_all(nothing)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(0, 0), (0, 10), (10, 0), (10, 7)])
+def test_classes_may_differ_where_no_logits_are_compared(
+    make: Make, images: torch.Tensor, ours: int, theirs: int
+) -> None:
+    """Also those of a fusion model, whose head is the teacher's; what is not compared is no part of a sample either."""
+    models = dict(student=dict(RESMLP, num_classes=ours), teacher=dict(CNN, num_classes=theirs))
+    model = make(**models, splice="S1-3+T4", logit_loss=None, task_loss=None).eval()
+    assert len(model.losses(images, Batch(None))) == 3
+    data = {"inputs": images, "labels": torch.zeros(5).long(), "index": torch.arange(5)}
+    sample = model.sample(data, wants={"logits", "features"})
+    known = {name for name in sample if name in model.names}
+    assert known == ({"student"} if ours else set()) | (set(model.names) if ours == theirs != 0 else set())
+    assert {f"features/{name}" for name in model.names} < sample.keys()

@@ -381,3 +381,51 @@ def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(models, "get_model", offline)
     with pytest.raises(FBTError, match=r"weights could not be downloaded.*no route to host.*checkpoint="):
         torchvision_models_build("resnet18", pretrained=True, head="new")
+
+
+class Encoder(Net):
+    """Answers in one of the ways in which networks without a classifier do."""
+
+    def __init__(self, answer: str = "map") -> None:
+        super().__init__(3)
+        self.answer = answer
+        self.fc = nn.Identity()  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.layers(self.stem(x)).relu()
+        if self.answer == "tokens":
+            return x.flatten(2).transpose(1, 2)
+        if self.answer == "object":
+            return types.SimpleNamespace(last_hidden_state=x.flatten(2).transpose(1, 2), pooler_output=None)
+        return self.pool(x) if self.answer == "features" else x
+
+
+@pytest.mark.parametrize("answer", ["features", "map", "tokens", "object"])
+def test_an_encoder_of_ones_own_gives_features(answer: str) -> None:
+    """Whatever it answers with, its features are one row for each image, and the cut is proved."""
+    path = f"{__name__}:Encoder"
+    model = ARCHITECTURES.build(dict(type="module", path=path, num_classes=0, image_size=32, answer=answer)).eval()
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        known = model.knowledge(x)
+        torch.testing.assert_close(known.features, model.net.pool(model.net.layers(model.net.stem(x)).relu()))
+    assert known.logits is None and (model.num_classes, model.num_features) == (0, 8) and len(model.stages) == 4
+
+
+class PlainEncoder(Encoder):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(self.stem(x))
+
+
+def test_an_encoder_of_named_steps_has_no_classifier() -> None:
+    names = dict(stages=["stem", "layers.0", "layers.1", "layers.2"], head="mean")
+    config = dict(type="module", path=f"{__name__}:PlainEncoder", num_classes=0, image_size=32, **names)
+    assert ARCHITECTURES.build(config).knowledge(torch.rand(2, 3, 32, 32)).features.shape == (2, 8)
+
+
+def test_torchvision_without_its_last_layer() -> None:
+    config = dict(type="torchvision", name="squeezenet1_1")
+    with on_meta():
+        encoder, classifier = (ARCHITECTURES.build(config | dict(num_classes=n)) for n in (0, 7))
+        assert encoder.specs == classifier.specs and encoder.num_features == classifier.num_features == 512
+    assert encoder.num_classes == 0

@@ -319,3 +319,32 @@ def test_there_are_at_least_ninety_families() -> None:
 def test_the_smallest_of_each_family_is_the_model(name: str) -> None:
     proof = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=7)).verify()
     assert proof.gradients > 0
+
+
+ENCODERS = {
+    "vit_small_patch14_reg4_dinov2": SMALL["vit_small_patch14_reg4_dinov2"],
+    "deit_tiny_distilled_patch16_224": SMALL["deit_tiny_distilled_patch16_224"],
+    "vit_base_patch16_siglip_224": SMALL["vit_base_patch16_siglip_224"],
+    "vit_small_patch16_dinov3": (dict(_VIT, depth=4), 32),
+    "resnet18": SMALL["resnet18"],
+    "convnext_atto": SMALL["convnext_atto"],
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_is_the_classifier_without_its_last_layer(name: str, tmp_path: Path) -> None:
+    """Cut in the same places and proved; its features are what the classifier is given, also from its checkpoint."""
+    options, size = ENCODERS[name]
+    classifier = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=7, **options)).eval()
+    save_student(classifier, tmp_path / "student.safetensors", {"name": name})
+    config = dict(type="timm", name=name, num_classes=0, checkpoint=str(tmp_path / "student.safetensors"), **options)
+    encoder = ARCHITECTURES.build(config).eval()
+    assert encoder.num_classes == 0 and encoder.num_features == classifier.num_features
+    assert encoder.specs_at((size, size)) == classifier.specs_at((size, size))
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        known = encoder.knowledge(images)
+        assert known.logits is None and torch.equal(known.features, encoder.net(images))
+        torch.testing.assert_close(encoder(images), classifier.knowledge(images).features)
+    if name in ("vit_small_patch14_reg4_dinov2", "resnet18"):
+        assert encoder.verify(size).features

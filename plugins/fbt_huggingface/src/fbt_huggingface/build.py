@@ -1,4 +1,4 @@
-"""``type="huggingface"``: a vision classifier of transformers as a StagedModel."""
+"""``type="huggingface"``: a vision classifier of transformers, or one without its head, as a StagedModel."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ from .sources import (
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 NEW = "new"
+_NEED_A_CLASSIFIER = ("siglip",)
+"""Families that transformers cannot initialise without one: an encoder's is taken away afterwards."""
 OTHER = {"mean": (0.5,), "std": (0.5,)}  # for images that have no three channels
 
 
@@ -46,11 +48,12 @@ def build_huggingface(
     family: str | None = None,
     **arguments: Any,
 ) -> StagedModel:
-    """Builds a classifier of transformers from its config and cuts it.
+    """Builds a classifier (or encoder) of transformers from its config and cuts it.
 
     Args:
         name: transformers' model type, such as "vit"; may be left out where ``pretrained`` or a folder says it.
-        num_classes: number of logits, which has to be given.
+        num_classes: number of logits, which has to be given; 0 leaves the classifier out, and features are what it
+            would be given.
         stages: None for the family's own stages; a number of stages; or the names of the units that end them:
             "blocks.3" in a row of equal blocks, "stages.2" or "stages.2.4" in a pyramid.
         checkpoint: weights of this very model: a folder that ``save_pretrained`` wrote, or a file (safetensors, a state
@@ -83,13 +86,19 @@ def build_huggingface(
         raise ConfigError("huggingface: argument 'name' is missing")
     if num_classes is None:
         raise ConfigError(f"{name}: argument 'num_classes' is missing")
-    if stored is not None and head is None and stored.num_labels != num_classes:
+    encoder = num_classes == 0
+    if encoder and head == NEW:
+        raise ConfigError(f"{name}: head={NEW!r} is for classifiers, and num_classes=0 has no head")
+    if stored is not None and head is None and stored.num_labels != num_classes and not encoder:
         raise ConfigError(
             f"{name}: {source!r} has {stored.num_labels} classes, not {num_classes}; head={NEW!r} puts a fresh head on "
             "it, which has to be trained"
         )
-    config = make_config(name, num_classes, arguments, stored)
-    net = _net(name, config, source, fresh_head=head == NEW)
+    taken = encoder and name in _NEED_A_CLASSIFIER
+    config = make_config(name, 1 if taken else num_classes, arguments, stored)
+    net = _net(name, config, source, fresh_head=head == NEW or encoder)
+    if taken:
+        net.classifier = nn.Identity()
     about = load_weights(net, checkpoint, name) if checkpoint and not source else normalisation(source or "")
 
     defaults = _default(_seen(config)) | about
@@ -102,6 +111,7 @@ def build_huggingface(
         mean=mean or defaults["mean"],
         std=std or defaults["std"],
         input_size=input_size or about.get("input_size"),
+        encoder=encoder,
         arguments={"num_classes": num_classes, **changed_arguments(config)},
     )
 
@@ -155,12 +165,16 @@ def _cut(
     feature: str,
     input_size: int | tuple[int, int] | None,
     image_size: int | tuple[int, int] | None = None,
+    encoder: bool = False,
     **about: Any,
 ) -> StagedModel:
     kind = FAMILIES[name]
     prefix_tokens = kind.prefix_tokens(net)
     row = _row(name, net)
-    parts = kind.cut.cut(row, stages, feature, prefix_tokens=prefix_tokens)
+    if encoder and (feature != "classifier" or any(True for _ in row.classifier.parameters())):
+        what = "feature='avgpool'" if feature != "classifier" else "num_classes=0"
+        raise ConfigError(f"{name}: {what} is not to be had of an encoder of this family")
+    parts = kind.cut.cut(row, stages, feature, prefix_tokens=prefix_tokens, encoder=encoder)
     seen = _seen(net.config)
     return StagedModel(
         net,

@@ -227,8 +227,10 @@ def _swiftformer(model: Any) -> Row:
 
 
 def _levit(model: Any) -> Row:
-    pool = nn.Sequential(Mean(1), model.classifier.batch_norm)
-    return _of_levit(model, pool, model.classifier.linear)
+    head = model.classifier
+    if isinstance(head, nn.Identity):  # of an encoder
+        return _of_levit(model, Mean(1), head)
+    return _of_levit(model, nn.Sequential(Mean(1), head.batch_norm), head.linear)
 
 
 def _levit_with_teacher(model: Any) -> Row:

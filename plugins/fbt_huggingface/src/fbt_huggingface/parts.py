@@ -226,7 +226,12 @@ class TokenPool(nn.Module):
         return self.part(x.flatten(1, 2).transpose(1, 2)).flatten(1)
 
 
-def two_token_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _encodes(row: nn.Module) -> bool:
+    """Whether its classifiers are none."""
+    return not any(True for _ in row.classifier.parameters())  # type: ignore[union-attr, operator]
+
+
+def two_token_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
     """DeiT with a teacher: class and distillation token, a classifier each, averaged; the features are averaged, too.
 
     What each classifier gives is told besides.
@@ -235,12 +240,14 @@ def two_token_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str,
         row: whose pool is left out, and whose classifier is two.
         x: (N, 2 + L, D).
     """
+    if _encodes(row):
+        return (x[:, 0, :] + x[:, 1, :]) / 2, None, {}
     of_class, of_teacher = row.classifier  # type: ignore[misc]
     logits = {"class_logits": of_class(x[:, 0, :]), "distillation_logits": of_teacher(x[:, 1, :])}
     return (x[:, 0] + x[:, 1]) / 2, (logits["class_logits"] + logits["distillation_logits"]) / 2, logits
 
 
-def averaged_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def averaged_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
     """Two classifiers of one feature, averaged; what each of them gives is told besides.
 
     Args:
@@ -248,6 +255,8 @@ def averaged_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, 
         x: output of the norm.
     """
     features = row.pool(x)  # type: ignore[operator]
+    if _encodes(row):
+        return (features + features) / 2, None, {}  # as the network adds what its two classifiers would give
     of_class, of_teacher = row.classifier  # type: ignore[misc]
     logits = {"class_logits": of_class(features), "distillation_logits": of_teacher(features)}
     return features, (logits["class_logits"] + logits["distillation_logits"]) / 2, logits

@@ -189,13 +189,13 @@ def test_the_teacher_is_evaluated_once_and_part_of_every_validation(
     settings.update(no_test)
     settings.default_hooks.summary = None
     runner = DistillRunner.from_cfg(settings)
-    predict, asked = runner.distiller.predict, []
+    sample, asked = runner.distiller.sample, []
 
-    def recording(images: Any, names: Sequence[str]) -> Any:
+    def recording(data: Any, names: Sequence[str], wants: Any) -> Any:
         asked.append(list(names))
-        return predict(images, names)
+        return sample(data, names, wants)
 
-    runner.distiller.predict = recording
+    runner.distiller.sample = recording
     runner.train()
     assert asked.count(["teacher"]) == 1  # the validation set is one batch
     assert asked.count(["student", "fusion"]) == 3 and len(asked) == 4
