@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import hashlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -40,7 +43,7 @@ def build_module(
     """Calls a function of yours that makes a network, cuts it, and proves the cut.
 
     Args:
-        path: "package.module:factory"; a function or class that returns an nn.Module which maps normalised images to
+        path: "package.module:factory" or "FILE.py:factory"; a function or class that returns an nn.Module which maps normalised images to
             logits, or to an object with ``logits``. It is code, as the config is: name only what you trust.
         num_classes: number of logits, handed to the factory if it takes such an argument.
         stages: None for four stages found by tracing; a number of stages; or the names of the modules that end them.
@@ -121,21 +124,39 @@ def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn
 
 
 def _named(argument: str, path: str) -> Any:
-    """The function or class behind "package.module:name"."""
-    package, found, attribute = str(path).partition(":")
+    """The function or class behind "package.module:name" or "FILE.py:name"."""
+    package, found, attribute = str(path).rpartition(":")
     if not found or not attribute:
         raise ConfigError(
             f"{argument}: {path!r}: write package.module:{'factory' if argument == 'path' else 'function'}"
         )
     try:
-        module = importlib.import_module(package)
-    except ImportError as error:
+        module = _file_as_module(Path(package)) if package.endswith(".py") else importlib.import_module(package)
+    except (ImportError, FileNotFoundError) as error:
         raise ConfigError(f"{argument}: {package!r} cannot be imported ({one_line(error)})") from error
     except Exception as error:
         raise ConfigError(f"{argument}: {package!r} fails when it is imported, {_at(error, '')}") from error
     if not callable(function := getattr(module, attribute, None)):
         raise ConfigError(f"{argument}: {package} has no function {attribute!r}{nearest(attribute, vars(module))}")
     return function
+
+
+def _file_as_module(file: Path) -> Any:
+    """A file that need not be where Python looks for modules; what it imports may lie beside it. It is run once."""
+    file = file.expanduser().resolve()
+    name = f"fbt_file_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.path.append(str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _file(factory: Any) -> str:
