@@ -17,7 +17,7 @@ For all: ``argument_problems`` holds arguments against a signature. ``one_line``
 from .distill.fusion import ends
 from .errors import PartError, one_line
 from .models.declaration import Catalogue, isotropic_ends, split_steps
-from .models.logits import give_logits, logits_of
+from .models.logits import features_of, give_features, give_logits, logits_of
 from .models.net_part import NetPart
 from .models.staged import pixels, proportional
 from .models.weightless import Shortened, meta_copy
@@ -30,6 +30,8 @@ __all__ = [
     "Shortened",
     "argument_problems",
     "ends",
+    "features_of",
+    "give_features",
     "give_logits",
     "isotropic_ends",
     "logits_of",

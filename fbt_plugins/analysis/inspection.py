@@ -34,7 +34,8 @@ def stage_rows(model: StagedModel, image_size: tuple[int, int]) -> list[Row]:
     rows: list[Row] = [
         {"part": f"stage {i}", "output": str(spec), "family": spec.family} for i, spec in enumerate(specs, 1)
     ]
-    rows.append({"part": "head", "output": f"{model.num_features} features, {model.num_classes} logits", "family": ""})
+    logits = f"{model.num_classes} logits" if model.num_classes else "no classifier"
+    rows.append({"part": "head", "output": f"{model.num_features} features, {logits}", "family": ""})
     for row, part, count in zip(rows, (*model.stages, model.head), macs, strict=True):
         row |= {"parameters": sum(p.numel() for p in part.parameters()), "macs": count}
     return rows

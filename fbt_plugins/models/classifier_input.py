@@ -31,6 +31,7 @@ def features_problem(head: nn.Module, x: Tensor) -> tuple[bool, str]:
     x = x.detach().requires_grad_()
     with torch.enable_grad(), _LinearLayers() as ran:
         known = head(x.clone())
+    assert known.logits is not None
     classes = known.logits.shape[1]
     rows: list[list[Tensor]] = []  # of the classifiers, the last first: what each may call its pooled input
     for given, channels, gives in reversed(ran.calls):

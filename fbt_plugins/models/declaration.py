@@ -16,7 +16,7 @@ from .net_part import NetPart
 from .staged import StagedModel
 
 FEATURES = ("classifier", "avgpool")
-Told = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, dict[str, Tensor]]
+Told = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, dict[str, Tensor]]
 HeadFunction = Callable[[nn.Module, Tensor], Told]
 
 
@@ -46,7 +46,8 @@ class Head(Segment):
 
     Args:
         net, steps, extra: see :class:`Segment`.
-        function: (net, output of the steps) -> (features, logits), or with ``Knowledge.extra`` as a third.
+        function: (net, output of the steps) -> (features, logits), or with ``Knowledge.extra`` as a third; logits are
+            None of an encoder.
         pool: another feature than the function's, taken from the output of the steps.
     """
 
@@ -67,8 +68,18 @@ class Head(Segment):
         return Knowledge(features if self._pool is None else self._pool(x), logits, {}, *extra)
 
 
-def step_head(*steps: str) -> HeadFunction:
-    """A head that is steps, the last of which with weights is the classifier: its input is the feature."""
+def step_head(*steps: str, encoder: bool = False) -> HeadFunction:
+    """A head that is steps, the last of which with weights is the classifier: its input is the feature.
+
+    Args:
+        steps: by name.
+        encoder: there is no classifier, and the feature is what the steps give, its mean over all positions.
+    """
+
+    def encode(net: nn.Module, x: Tensor) -> tuple[Tensor, None]:
+        for step in steps:
+            x = _step(net, step)(x)
+        return _mean(x) if x.ndim > 2 else x, None
 
     def run(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         last = _classifier(net, steps)
@@ -79,7 +90,7 @@ def step_head(*steps: str) -> HeadFunction:
             logits = _step(net, step)(logits)
         return _mean(x) if x.ndim > logits.ndim else x, logits
 
-    return run
+    return encode if encoder else run
 
 
 def _classifier(net: nn.Module, steps: Sequence[str]) -> int:
@@ -106,7 +117,7 @@ class Declaration:
         units: what a model can be cut behind.
         cuts: the units that end the default stages, or a function that names four of them.
         head: function (net, last output) -> (features, logits), a dict for ``Knowledge.extra`` may be the third; or the
-            names of its steps, the classifier last.
+            names of its steps, the classifier last, where there is one. Logits are None of an encoder.
         post: runs behind the last unit and belongs to the last stage.
         tail: runs behind the last stage and belongs to the head.
         layout: of every stage's output.
@@ -123,7 +134,12 @@ class Declaration:
     raster: bool = True
 
     def cut(
-        self, net: nn.Module, stages: int | Sequence[str] | None = None, feature: str = "classifier", **about: Any
+        self,
+        net: nn.Module,
+        stages: int | Sequence[str] | None = None,
+        feature: str = "classifier",
+        encoder: bool = False,
+        **about: Any,
     ) -> StagedModel:
         """Cuts a model.
 
@@ -132,6 +148,7 @@ class Declaration:
             stages: None for the family's own four stages; a number for that many stages of about as many units each;
                 or the names of the units that end the stages.
             feature: "classifier" (the input of the last linear layer) or "avgpool" (the mean over all positions).
+            encoder: the model has no classifier, so that a head of steps ends in the features.
             about: what :class:`StagedModel` is told besides.
 
         Raises:
@@ -155,7 +172,7 @@ class Declaration:
         used = {s.split(".")[0] for row in rows for s in row} | {s.split(".")[0] for s in tail}
         left = [n for n, _ in net.named_children() if n not in used] + (direct if owner is None else [])
         parts = [Segment(net, row, direct if i == owner else ()) for i, row in enumerate(rows)]
-        function = step_head(*split_steps(self.head)) if isinstance(self.head, str) else self.head
+        function = step_head(*split_steps(self.head), encoder=encoder) if isinstance(self.head, str) else self.head
         pool = self._average(about.get("prefix_tokens", 0)) if _one_of(feature) == "avgpool" else None
         head = Head(net, tail, function, left, pool)
         given = {"way": "declared", "layout": self.layout, "raster": self.raster, "feature": feature, **about}

@@ -14,14 +14,14 @@ class Knowledge:
     """K = {f, p} of one model on one batch (FBT, arXiv 2410.12342, section "Spatial-agnostic knowledge").
 
     Attributes:
-        features: (N, D), the input of the model's last linear layer.
-        logits: (N, C), before any softmax.
+        features: (N, D), the input of the model's last linear layer; of an encoder what its head's pooling gives.
+        logits: (N, C), before any softmax; None of an encoder, which is a model without a classifier.
         stages: outputs of the stages that were asked for, by number from 1.
         extra: anything else a model has to tell (a distillation token's logits, for example), by name.
     """
 
     features: Tensor
-    logits: Tensor
+    logits: Tensor | None
     stages: Mapping[int, Tensor] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -29,7 +29,13 @@ class Knowledge:
         """The same knowledge as constants: no gradient flows back to the giver."""
         stages = {number: output.detach() for number, output in self.stages.items()}
         extra = {name: value.detach() for name, value in self.extra.items()}
-        return Knowledge(self.features.detach(), self.logits.detach(), stages, extra)
+        logits = None if self.logits is None else self.logits.detach()
+        return Knowledge(self.features.detach(), logits, stages, extra)
+
+    @property
+    def output(self) -> Tensor:
+        """What the model's network gives: logits, or an encoder's features."""
+        return self.features if self.logits is None else self.logits
 
 
 @dataclass(frozen=True)

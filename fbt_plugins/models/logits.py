@@ -1,4 +1,4 @@
-"""Networks that answer with an object that has the logits, as those of transformers do."""
+"""Networks that answer with an object that has the logits, as those of transformers do, or with a map of features."""
 
 from __future__ import annotations
 
@@ -21,3 +21,26 @@ def logits_of(net: nn.Module, args: Any, output: Any) -> Any:
     if isinstance(output, Mapping) and "logits" in output:
         return output["logits"]
     return getattr(output, "logits", output)
+
+
+def give_features(net: nn.Module) -> nn.Module:
+    """Lets a network without a classifier answer with features (N, D), by a hook."""
+    net.register_forward_hook(features_of)
+    return net
+
+
+def features_of(net: nn.Module, args: Any, output: Any) -> Any:
+    """What an encoder gives as features (N, D): ``pooler_output`` where it has one, else the mean over all positions.
+
+    Positions are those of ``last_hidden_state``, of tokens (N, L, D), or of a map, whose channels come last where its
+    first two sizes alone are equal.
+    """
+    if not (isinstance(output, Tensor) or hasattr(type(output), "__torch_function__")):
+        pooled = getattr(output, "pooler_output", None)
+        output = getattr(output, "last_hidden_state", output) if pooled is None else pooled
+        if not (isinstance(output, Tensor) or hasattr(type(output), "__torch_function__")):
+            return output
+    if output.ndim == 4:
+        _, a, b, c = output.shape
+        return output.mean((1, 2)) if a == b != c else output.mean((2, 3))
+    return output.mean(1) if output.ndim == 3 else output

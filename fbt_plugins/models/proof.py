@@ -65,7 +65,8 @@ class SplitProof:
             where nothing ever changes it.
         steps: of training, after each of which all that was equal, and outputs in eval mode after the last.
         stages: whose output was kept, and was what the stage gives alone.
-        features: whether they were held against the input of the last linear layer, and its gradient.
+        features: whether they were held against the input of the last linear layer, and its gradient; an encoder's
+            are what its network gives.
         tokens: number of stages of tokens whose place was probed.
     """
 
@@ -123,13 +124,13 @@ def prove(model: Split, image_size: tuple[int, int], seed: int = 0) -> SplitProo
 
 
 def of_net(model: Split, images: Tensor) -> Tensor:
-    """Logits of the untouched network."""
+    """Logits (an encoder's features) of the untouched network."""
     with _fault(model, "the network itself"):
         return model.net(images.clone())  # a network may change its images
 
 
 def of_parts(model: Split, images: Tensor) -> Tensor:
-    """Logits of stages and head.
+    """Logits (an encoder's features) of stages and head.
 
     Raises:
         SplitError: if what is kept of a stage is not what it gives.
@@ -145,7 +146,7 @@ def of_parts(model: Split, images: Tensor) -> Tensor:
         if not torch.allclose(known.stages[number], output, 0, 0, equal_nan=True):
             what = f"what is kept of stage {number} is not what the stage gives: something behind it overwrites it"
             raise SplitError(f"{model.name}: {what} in place where no operator shows it; use inplace=False there")
-    return known.logits
+    return known.output
 
 
 def _eval_mode(net: Split, parts: Split, image_size: tuple[int, int], seed: int) -> bool:
@@ -168,6 +169,9 @@ def _eval_mode(net: Split, parts: Split, image_size: tuple[int, int], seed: int)
         x = parts.stage_outputs(batches[0].clone(), (last,))[last]
     if parts.feature != CLASSIFIER:
         return False
+    with torch.no_grad():
+        if parts.head(x.clone()).logits is None:  # its features are what was compared
+            return True
     held, problem = features_problem(parts.head, x)
     if problem:
         raise SplitError(f"{parts.name}: {problem}")

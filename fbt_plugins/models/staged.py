@@ -1,4 +1,4 @@
-"""A classifier as a row of stages and a head, the shapes between them, and the proof that the row is the model."""
+"""A classifier or encoder as a row of stages and a head, the shapes between them, and the proof that the row is the model."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ class StagedModel(nn.Module):
     hold the very same modules.
 
     Args:
-        net: the model, which maps normalised images (N, C, H, W) to logits.
+        net: the model, which maps normalised images (N, C, H, W) to logits; an encoder (a model without a classifier)
+            to features (N, D).
         stages: modules that, called one after the other, give what ``head`` takes.
         head: maps the last stage's output to :class:`Knowledge`.
         layout: layout of the stages' outputs, one for all or one each.
@@ -170,8 +171,8 @@ class StagedModel(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, C, H, W) -> logits (N, classes), computed by stages and head."""
-        return self.knowledge(images).logits
+        """Normalised images (N, C, H, W) -> logits (N, classes), or an encoder's features, by stages and head."""
+        return self.knowledge(images).output
 
     def knowledge(self, images: Tensor, needs: Iterable[int] = ()) -> Knowledge:
         """What the model knows about normalised images.
@@ -237,7 +238,7 @@ class StagedModel(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Number of logits C."""
+        """Number of logits C; 0 of an encoder."""
         return self._widths.classes
 
     @property
@@ -276,16 +277,16 @@ class StagedModel(nn.Module):
             if not isinstance(known, Knowledge):
                 what = f"has a head that gives a {type(known).__name__}, not Knowledge(features, logits)"
                 raise PartError(self.name, what)
-            if known.features.ndim != 2 or known.logits.ndim != 2:
-                given = f"features {tuple(known.features.shape)} and logits {tuple(known.logits.shape)} for one image"
+            if known.features.ndim != 2 or known.output.ndim != 2:
+                logits = "no logits" if known.logits is None else f"logits {tuple(known.logits.shape)}"
+                given = f"features {tuple(known.features.shape)} and {logits} for one image"
                 raise PartError(self.name, f"has a head that gives {given}, not (N, D) and (N, classes)")
             families = of_stages([census.family for census in counted[:-1]])
             specs = [self._spec(i, x, families[i], size) for i, x in enumerate(maps)]
             self._check_prefix(specs)
             macs = [census.macs for census in counted]
-            self._shapes[size] = _Shapes(
-                specs, known.features.shape[1], known.logits.shape[1], macs, frozenset(known.extra)
-            )
+            classes = 0 if known.logits is None else known.logits.shape[1]
+            self._shapes[size] = _Shapes(specs, known.features.shape[1], classes, macs, frozenset(known.extra))
         return self._shapes[size]
 
     def _refusal(self, size: tuple[int, int], where: str, error: Exception) -> str:
@@ -347,7 +348,8 @@ class StagedModel(nn.Module):
 
         The network is compared with itself; then outputs, gradients and buffers with those of stages and head, in eval
         mode, in two steps of training and in eval mode again; each stage's output with what is kept of it; features
-        with the input of the last linear layer; and the order of tokens with what a changed patch changes.
+        with the input of the last linear layer (an encoder's are its output); and the order of tokens with what a
+        changed patch changes.
 
         Args:
             image_size: pixels, one number for a square; None is the model's own size.

@@ -52,7 +52,8 @@ def check_architecture(model: StagedModel | Mapping[str, Any], image_size: int |
             known = model.train(mode == "train").knowledge(_images(model, size, batch), range(1, len(specs) + 1))
         shapes = {f"stage {i} gives": (known.stages[i], spec.sizes(batch)) for i, spec in enumerate(specs, 1)}
         shapes["features are"] = (known.features, (batch, model.num_features))
-        shapes["logits are"] = (known.logits, (batch, model.num_classes))
+        if known.logits is not None:
+            shapes["logits are"] = (known.logits, (batch, model.num_classes))
         for what, (found, expected) in shapes.items():
             given = tuple(found.shape)
             that(

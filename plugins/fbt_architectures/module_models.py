@@ -13,7 +13,15 @@ from typing import Any
 from torch import nn
 
 from fbt_plugins import ConfigError, Declaration, FBTError, StagedModel, nearest
-from fbt_plugins.authoring import PartError, argument_problems, give_logits, one_line, pixels, split_steps
+from fbt_plugins.authoring import (
+    PartError,
+    argument_problems,
+    give_features,
+    give_logits,
+    one_line,
+    pixels,
+    split_steps,
+)
 
 from .own_inputs import load_and_read
 from .places import last_line, place_of
@@ -45,10 +53,12 @@ def build_module(
     Args:
         path: "package.module:factory" or "FILE.py:factory"; a function or class that returns an nn.Module which maps normalised images to
             logits, or to an object with ``logits``. It is code, as the config is: name only what you trust.
-        num_classes: number of logits, handed to the factory if it takes such an argument.
+        num_classes: number of logits, handed to the factory if it takes such an argument. 0 says that the network has
+            no classifier: its output is features (N, D), or maps or tokens, whose mean over all positions they are, or
+            an object with ``pooler_output`` or ``last_hidden_state``.
         stages: None for four stages found by tracing; a number of stages; or the names of the modules that end them.
             With ``head``, each stage is the names of all that runs in it, separated by blanks.
-        head: names of what runs behind the last stage, the classifier last; nothing is traced then. In both, ``mean``,
+        head: names of what runs behind the last stage, the classifier (where there is one) last; nothing is traced then. In both, ``mean``,
             ``flatten``, ``token 0`` and ``permute 0 2 3 1`` are steps too, see :class:`Declaration`.
         checkpoint: file with weights.
         image_size: pixels of the images that the network is made for.
@@ -75,7 +85,8 @@ def build_module(
     if twice := sorted(set(arguments or {}) & set(more)):
         raise ConfigError(f"{path}: {twice[0]!r} is given twice, in arguments= and beside it")
     given = {**more, **(arguments or {})}
-    net = give_logits(_create(path, num_classes, given))
+    encoder = num_classes == 0
+    net = (give_features if encoder else give_logits)(_create(path, num_classes, given))
     plain = {"mean": 0.0, "std": 1.0}
     about: dict[str, Any] = load_and_read(net, path, checkpoint, input_size, mean, std, plain) | dict(
         name=path,
@@ -87,13 +98,13 @@ def build_module(
         arguments={} if num_classes is None else {"num_classes": num_classes, **given},
     )
     if head is None:
-        model = cut_by_trace(net, stages, layout=layout, prefix_tokens=prefix_tokens, **about)
+        model = cut_by_trace(net, stages, layout=layout, prefix_tokens=prefix_tokens, encoder=encoder, **about)
     elif stages is None or isinstance(stages, int):
         raise ConfigError(f"{path}: head= comes with stages=[...] that name all that runs in each of them")
     else:
         ends = " ".join(split_steps(row)[-1] for row in stages)
         declaration = Declaration(stem="", units=" ".join(stages), cuts=ends, head=head, layout=layout or "NCHW")  # type: ignore[arg-type]
-        model = declaration.cut(net, prefix_tokens=prefix_tokens, **about)
+        model = declaration.cut(net, prefix_tokens=prefix_tokens, encoder=encoder, **about)
     try:
         if verify and not next(net.parameters()).is_meta:
             model.verify()

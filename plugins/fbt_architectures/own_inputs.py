@@ -55,7 +55,7 @@ def check_head(name: str, head: str | None, has_weights: bool, num_classes: int,
         name: what messages call the model.
         head: what the config says: "new", or None, the weights' own.
         has_weights: whether the config names any.
-        num_classes: number of logits that it asks for.
+        num_classes: number of logits that it asks for; 0 leaves the weights' classifier out.
         own_classes: of the library's weights; None where those are not asked for, or unknown.
 
     Raises:
@@ -63,6 +63,10 @@ def check_head(name: str, head: str | None, has_weights: bool, num_classes: int,
     """
     if head not in (None, NEW):
         raise ConfigError(f"{name}: head can be 'new', or None for that of the weights, not {head!r}")
+    if num_classes == 0:
+        if head == NEW:
+            raise ConfigError(f"{name}: head='new' is for classifiers, and num_classes=0 has no head")
+        return
     if head == NEW and not has_weights:
         raise ConfigError(f"{name}: head='new' is for a model with weights; set pretrained=True or a checkpoint")
     if head is None and own_classes not in (None, num_classes):

@@ -8,18 +8,22 @@ from torch import Tensor, nn
 from fbt_plugins import Declaration, isotropic
 
 
-def timm_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The head of most of timm's models: everything before the classifier, then the classifier."""
+def timm_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The head of most of timm's models: everything before the classifier, then the classifier, where there is one."""
     features = net.forward_head(x, pre_logits=True)  # type: ignore[operator]
+    if net.num_classes == 0:
+        return features, None
     return features, net.get_classifier()(features)  # type: ignore[operator]
 
 
-def two_token_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def two_token_head(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
     """Distilled DeiT: class and distillation token, a classifier each, averaged (arXiv 2012.12877, section 4).
 
     The features are the mean of what the two classifiers are given, and what each of them gives is told besides; whether
     dropout comes before them depends on timm's version.
     """
+    if net.num_classes == 0:
+        return net.forward_head(x), None, {}  # type: ignore[operator]
     seen: list[tuple[Tensor, Tensor]] = []
     hooks = [c.register_forward_hook(lambda _, args, y: seen.append((args[0], y))) for c in net.get_classifier()]  # type: ignore[operator]
     try:

@@ -1,4 +1,4 @@
-"""``type="timm"``: any timm classifier as a StagedModel, cut by declaration or by tracing."""
+"""``type="timm"``: any timm classifier or encoder as a StagedModel, cut by declaration or by tracing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build_timm(
     Args:
         name: timm's name of the model, or one that a plugin registered with timm. With a tag ("resnet50.tv_in1k") it
             says which weights ``pretrained=True`` means; mean and std are theirs also where it is False.
-        num_classes: number of logits, which has to be given.
+        num_classes: number of logits, which has to be given; 0 builds an encoder, without a classifier.
         stages: None for four stages, cut where the field cuts this family; a number of stages; or the names of the
             units that end them.
         checkpoint: file with weights, or "embedded:NAME" for one that is shipped.
@@ -66,6 +66,7 @@ def build_timm(
         raise UnknownNameError(f"timm has no weights {tag!r} of {base!r}{nearest(tag, tags, limit=12)}")
     if num_classes is None:
         raise ConfigError(f"{name}: argument 'num_classes' is missing")
+    encoder = num_classes == 0
     own_classes = _pretrained_classes(name, num_classes, arguments) if pretrained else None
     check_head(name, head, pretrained or checkpoint is not None, num_classes, own_classes)
     loads = pretrained and torch.get_default_device().type != "meta"
@@ -77,7 +78,7 @@ def build_timm(
     image_size = getattr(patches, "img_size", None) or arguments.get("img_size") or config["input_size"][1:]
     height, width = pixels(image_size)
     in_chans = arguments.get("in_chans", config["input_size"][0])
-    fresh = classifiers_of(net, (in_chans, height, width)) if head == NEW else ()
+    fresh = classifiers_of(net, (in_chans, height, width)) if head == NEW else _left_out(config) if encoder else ()
     about: dict[str, Any] = load_and_read(net, name, checkpoint, input_size, mean, std, config, fresh) | dict(
         feature=feature,
         image_size=(height, width),
@@ -87,12 +88,23 @@ def build_timm(
         name=name,
         arguments={"num_classes": num_classes, **arguments},
     )
+    if encoder and feature != "classifier":
+        raise ConfigError(f"{name}: feature={feature!r} is for classifiers; an encoder has what its pooling gives: {_POOL}")
     declaration = DECLARED.get(type(net).__name__)
     if declaration is None:
         order = ORDERS.get(type(net).__name__)
-        return cut_by_trace(net, stages, layout=layout, raster=order is None, order=order, **about)
+        return cut_by_trace(net, stages, layout=layout, raster=order is None, order=order, encoder=encoder, **about)
     prefix_tokens = getattr(net, "num_prefix_tokens", 0) if declaration.layout == "NLC" else 0
-    return declaration.cut(net, stages, prefix_tokens=prefix_tokens, **about)
+    return declaration.cut(net, stages, prefix_tokens=prefix_tokens, encoder=encoder, **about)
+
+
+_POOL = "set global_pool, to 'avg' with fc_norm=False for example"
+
+
+def _left_out(config: Any) -> list[str]:
+    """The classifiers that a file with weights may have, and an encoder has not."""
+    names = config.get("classifier") or ()
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _tags(name: str) -> list[str]:

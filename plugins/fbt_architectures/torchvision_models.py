@@ -1,4 +1,4 @@
-"""``type="torchvision"``: any classifier of torchvision as a StagedModel, cut by tracing."""
+"""``type="torchvision"``: any classifier of torchvision, with or without its classifier, as a StagedModel, cut by tracing."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from .traced_cut import cut_by_trace
 
 _WITHOUT_AUXILIARY_HEADS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
 """Their heads on inner stages make the output in training a tuple."""
+
+
+_ANY = 1
+"""Classes of a classifier that is taken away."""
 
 
 def torchvision_names() -> list[str]:
@@ -43,7 +47,7 @@ def build_torchvision(
 
     Args:
         name: torchvision's name of the model.
-        num_classes: number of logits, which has to be given.
+        num_classes: number of logits, which has to be given; 0 puts an identity in the place of the last linear layer.
         stages: None for four stages; a number of stages; or the names of the modules that end them.
         checkpoint: file with weights.
         pretrained: download torchvision's own default weights; not on the meta device, where nothing has weights.
@@ -70,10 +74,13 @@ def build_torchvision(
     own_classes = len(weights.meta["categories"]) if pretrained else None
     check_head(name, head, pretrained or checkpoint is not None, num_classes, own_classes)
     loads = pretrained and torch.get_default_device().type != "meta"
-    net = _create(name, num_classes, weights if loads else None, given)
+    encoder = num_classes == 0
+    net = _create(name, num_classes or _ANY, weights if loads else None, given)
     size = getattr(net, "image_size", preset.crop_size[0])
-    classifiers = classifiers_of(net, (3, size, size)) if head == NEW else []
-    if loads and classifiers:
+    classifiers = classifiers_of(net, (3, size, size)) if head == NEW or encoder else []
+    if encoder:
+        _replace(net, classifiers[0], nn.Identity())
+    elif loads and classifiers:
         _replace_classifier(net, classifiers[0], num_classes)
     own = {"mean": preset.mean, "std": preset.std}
     about = load_and_read(net, name, checkpoint, input_size, mean, std, own, fresh=classifiers[:1])
@@ -84,6 +91,7 @@ def build_torchvision(
         image_size=(size, size),
         layout=layout,
         family=family,
+        encoder=encoder,
         arguments={"num_classes": num_classes, **arguments},
         **about,
     )
@@ -120,11 +128,15 @@ def _create(name: str, num_classes: int, weights: Any, arguments: dict[str, Any]
 
 def _replace_classifier(net: nn.Module, name: str, num_classes: int) -> None:
     """A fresh classifier of another size in the place of the one that the weights came with."""
-    parent, _, last = name.rpartition(".")
     old = net.get_submodule(name)
     new: nn.Module
     if isinstance(old, nn.Conv2d):
         new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size)  # type: ignore[arg-type]
     else:
         new = nn.Linear(old.in_features, num_classes)  # type: ignore[arg-type]
+    _replace(net, name, new)
+
+
+def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
     setattr(net.get_submodule(parent), last, new)

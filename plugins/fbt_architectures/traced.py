@@ -55,12 +55,13 @@ class Trace:
     Args:
         net: the network.
         points: names of modules behind which it may be cut.
-        classifiers: names of its classifiers, whose inputs are the features.
+        classifiers: names of its classifiers, whose inputs are the features; an encoder has none.
         image: (C, H, W).
         training: which mode.
 
     Raises:
-        TraceError: if the forward pass is none that a trace can follow, or gives something else than logits.
+        TraceError: if the forward pass is none that a trace can follow, or gives something else than logits, or, of a
+            network without a classifier, features.
     """
 
     def __init__(
@@ -296,9 +297,11 @@ class TracedHead(TracedPart):
     """What comes behind the last stage."""
 
     def forward(self, x: Tensor) -> Knowledge:
-        logits, features, extra = super().forward(x)
+        output, features, extra = super().forward(x)
+        if not features:  # an encoder
+            return Knowledge(output, None, {}, extra)
         pooled = [_pooled(f) for f in features]
-        return Knowledge(pooled[0] if len(pooled) == 1 else torch.stack(pooled).mean(0), logits, {}, extra)
+        return Knowledge(pooled[0] if len(pooled) == 1 else torch.stack(pooled).mean(0), output, {}, extra)
 
 
 def _pooled(features: Tensor) -> Tensor:

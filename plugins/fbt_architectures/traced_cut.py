@@ -26,18 +26,20 @@ def cut_by_trace(
     layout: str | Sequence[str] | None = None,
     feature: str = "classifier",
     prefix_tokens: int = 0,
+    encoder: bool = False,
     **about: Any,
 ) -> StagedModel:
     """Cuts a network.
 
     Args:
-        net: maps images to logits.
+        net: maps images to logits, or an encoder to features (N, D).
         stages: None for four stages, where the field would cut; a number; or the names of the modules that end them.
         name: what messages call it.
         image_size, input_size, in_chans: see :class:`StagedModel`; the first trace is of images of that size.
         layout: of the stages' outputs, one or one each; None reads it off their sizes.
         feature: "classifier"; "avgpool" needs a declaration, which says what the last norm is.
         prefix_tokens: where a stage alone has so many, and no other confirms them.
+        encoder: it has no classifier: its output is the features.
         about: what :class:`StagedModel` is told besides.
 
     Raises:
@@ -47,7 +49,7 @@ def cut_by_trace(
         raise ConfigError(f"{name}: feature {feature!r} needs a declared cut; a traced one has 'classifier' only")
     image = (in_chans, *(input_size or image_size))
     try:
-        classifiers = classifiers_of(net, image)
+        classifiers = [] if encoder else classifiers_of(net, image)
         code, cuts, reached = _cut(net, stages, classifiers, image)
         shapes = [_shape(cut.name, cut.shape, layout, i, image, net) for i, cut in enumerate(cuts)]
         _not_guessed(shapes, cuts, {0, prefix_tokens, getattr(net, "num_prefix_tokens", 0)})

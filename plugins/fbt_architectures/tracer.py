@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 
 from fbt_plugins import ConfigError, FBTError
-from fbt_plugins.authoring import Shortened, logits_of, meta_copy
+from fbt_plugins.authoring import Shortened, features_of, logits_of, meta_copy
 
 from .leaf_functions import leaf_functions
 from .places import calling, files_of, place_of
@@ -123,7 +123,7 @@ class ShallowTracer(fx.Tracer):
         self.descend = {ROOT, *(f"{ROOT}.{name}" for name in descend)}
         for name in self.descend:
             module = self.traced.get_submodule(name)
-            if module._forward_pre_hooks or any(hook is not logits_of for hook in module._forward_hooks.values()):
+            if module._forward_pre_hooks or any(hook not in (logits_of, features_of) for hook in module._forward_hooks.values()):
                 raise TraceError(f"{type(module).__name__} has forward hooks, which would not run")
         self.files = files_of(net)
         self.image = image
