@@ -15,7 +15,7 @@ class _Room(ModuleType):
     def __call__(self, *args: Any, **options: Any) -> Any:
         root = __name__.partition(".")[0]
         home = import_module(root)._HOMES["distill"]
-        return getattr(import_module(f".{home}", root), "distill")(*args, **options)
+        return import_module(f".{home}", root).distill(*args, **options)
 
 
 sys.modules[__name__].__class__ = _Room

@@ -51,8 +51,9 @@ def build_module(
     """Calls a function of yours that makes a network, cuts it, and proves the cut.
 
     Args:
-        path: "package.module:factory" or "FILE.py:factory"; a function or class that returns an nn.Module which maps normalised images to
-            logits, or to an object with ``logits``. It is code, as the config is: name only what you trust.
+        path: "package.module:factory" or "FILE.py:factory"; a function or class that returns an nn.Module which maps
+            normalised images to logits (of an encoder, to features), or to an object that has them. It is code, as the
+            config is: name only what you trust.
         num_classes: number of logits, handed to the factory if it takes such an argument. 0 says that the network has
             no classifier: its output is features (N, D), or maps or tokens, whose mean over all positions they are, or
             an object with ``pooler_output`` or ``last_hidden_state``.

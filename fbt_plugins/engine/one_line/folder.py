@@ -121,7 +121,7 @@ def _sorted_in_classes(root: Path) -> bool:
         paths = list_images(root, by_content=True).paths
     except OSError:  # Images says what is wrong
         return False
-    places = {os.path.relpath(path, root).rpartition(os.sep)[0] for path in paths}  # noqa: PTH118
+    places = {os.path.relpath(path, root).rpartition(os.sep)[0] for path in paths}
     folders = {entry.name for entry in os.scandir(root) if entry.is_dir() and not hidden(entry.name)}
     return len(folders) > 1 and places == folders
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ class ShortName:
         weights: in words.
         classes: the names of those that its weights are known to know, as far as that is known.
         count: how many classes its weights know, where that is known.
+        meant: whether it was said that these are the images' classes: a config has ``num_classes``.
     """
 
     role: str
@@ -41,6 +41,7 @@ class ShortName:
     weights: str = "random weights"
     classes: tuple[str, ...] = ()
     count: int | None = None
+    meant: bool = False
 
     @property
     def has_weights(self) -> bool:
@@ -49,8 +50,8 @@ class ShortName:
 
     def knows(self, classes: tuple[str, ...]) -> bool:
         """Whether its classifier is one of these very classes, in this order."""
-        if self.classes:
-            return self.classes == classes
+        if self.classes or self.meant:
+            return self.count == len(classes) if self.meant else self.classes == classes
         # ImageNet's folders are called after its classes, and all of timm's and torchvision's weights have their order.
         return self.count == 1000 == len(classes) and all(_SYNSET.fullmatch(name) for name in classes)
 
@@ -70,7 +71,8 @@ def named(role: str, model: str | Mapping[str, Any], checkpoint: str | None, pre
 
     Args:
         role: "teacher" or "student".
-        model: the short name, or a config for ``ARCHITECTURES``, which says all about weights itself.
+        model: the short name; or a config for ``ARCHITECTURES``, which says all about weights itself, and by a
+            teacher's ``num_classes`` that its classes are the images'.
         checkpoint: file with its weights.
         pretrained: whether it begins with its library's weights, where there is no file.
 
@@ -79,7 +81,9 @@ def named(role: str, model: str | Mapping[str, Any], checkpoint: str | None, pre
     """
     if isinstance(model, Mapping):
         config = {key: value for key, value in model.items() if key != "num_classes"}
-        found = ShortName(role, str(model.get("name", model.get("path", model.get("type")))), config)
+        text = str(model.get("name", model.get("path", model.get("type"))))
+        count = model.get("num_classes")
+        found = ShortName(role, text, config, count=count, meant=bool(count))
         return replace(found, weights="its config's weights") if found.has_weights else found
     config = _parsed(f"--{role}", model)
     if checkpoint is not None:
