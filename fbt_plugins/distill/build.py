@@ -86,6 +86,7 @@ def build(
     for options in builder.collect("", parse_edges, edges, defaults) or ():
         if not failed & set(str(options["name"]).split("_to_")):  # what is wrong with those is said already
             builder.collect("", builder.add_edge, options)
+    builder.collect("", builder.check_classes)
     if not builder.problems:
         builder.problems += _unused(parts, defaults)
     if builder.problems:
@@ -104,7 +105,7 @@ class _Builder:
         problems: one line each.
 
     Raises:
-        ConfigError: if the models cannot take the images, or have other classes than each other or the data.
+        ConfigError: if the models cannot take the images.
     """
 
     def __init__(self, parts: Parts, data_info: Mapping[str, int]) -> None:
@@ -112,15 +113,30 @@ class _Builder:
         self.problems: list[str] = []
         for role in parts.models:
             self.collect(f"model.{role}", self._measure, role)
-        classes = {f"model.{role}": model.num_classes for role, model in parts.models.items() if not self.problems}
-        if "num_classes" in data_info:
-            classes["the data set"] = data_info["num_classes"]
-        if len(set(classes.values())) > 1:
-            counts = ", ".join(f"{who} has {count}" for who, count in classes.items())
-            self.problems.append(f"model: class counts differ: {counts}; set num_classes to the same number")
         if self.problems:
             raise ConfigError(self.problems)
+        self.given = data_info
         self.data_info = {"num_classes": parts.models[STUDENT].num_classes, **data_info}
+
+    def check_classes(self) -> None:
+        """Looks whether models whose logits are compared have the same classes, and those of the data, if it has any.
+
+        Raises:
+            ConfigError: if not.
+        """
+        parts = self.parts
+        ends = {end for edge in parts.edges.values() for end in edge.compares}
+        compared = {
+            id(model) for end in ends for model in ([parts.models[end]] if end in parts.models else parts.fusions[end].owners)
+        }
+        classes = {f"model.{role}": model.num_classes for role, model in parts.models.items() if id(model) in compared}
+        if classes and "num_classes" in self.given:
+            classes["the data set"] = self.given["num_classes"]
+        if len(set(classes.values())) > 1:
+            counts = ", ".join(f"{who} has {count}" for who, count in classes.items())
+            raise ConfigError(
+                f"model: class counts differ: {counts}; set num_classes to the same number, or compare no logits"
+            )
 
     def collect(self, where: str, function: Any, *args: Any) -> Any:
         """Calls a function; what the user got wrong joins the problems."""
@@ -171,10 +187,15 @@ class _Builder:
 
     def _infos(self) -> dict[str, ModelInfo]:
         parts = self.parts
-        infos = {r: ModelInfo(parts.specs(r), m.num_features, extra=m.extra) for r, m in parts.models.items()}
+        infos = {
+            r: ModelInfo(parts.specs(r), m.num_features, extra=m.extra, encoder=not m.num_classes)
+            for r, m in parts.models.items()
+        }
         for name, fusion in parts.fusions.items():
             first, *others = dict.fromkeys(owner.num_features for owner in fusion.owners)
-            infos[name] = ModelInfo((), first, others, frozenset.intersection(*(m.extra for m in fusion.owners)))
+            extra = frozenset.intersection(*(owner.extra for owner in fusion.owners))
+            encoder = not all(owner.num_classes for owner in fusion.owners)
+            infos[name] = ModelInfo((), first, others, extra, encoder)
         return infos
 
 

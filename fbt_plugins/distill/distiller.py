@@ -203,18 +203,19 @@ class Distiller(BaseModel):
             inputs: images (N, C, H, W) in [0, 1].
             labels: (N,) or (N, classes), as in :class:`Batch`.
             index: (N,) positions in the data set.
-            mode: "loss" for the named, weighted losses; "predict" for all models' logits by name;
-                "tensor" for the student's logits.
+            mode: "loss" for the named, weighted losses; "predict" for all models' logits (an encoder's features) by
+                name; "tensor" for the student's.
             view: (N,) which view of its image each input is, where the data set has fixed ones; only passed through.
-            teacher_features, teacher_logits: (N, D) and (N, C), what the teacher knows about these very inputs; losses
+            teacher_features, teacher_logits: (N, D) and (N, C), None of an encoder, what the teacher knows about these very inputs; losses
                 then take them, in float32, and the teacher is not run on the images.
             teacher_stages: with them, outputs of the teacher's stages by number, all of :meth:`asked_of_teacher`.
         """
         if mode == "loss":
             given = None
-            if teacher_features is not None and teacher_logits is not None:
+            if teacher_features is not None:
                 stages = {number: output.float() for number, output in (teacher_stages or {}).items()}
-                given = Knowledge(teacher_features.float(), teacher_logits.float(), stages)
+                logits = None if teacher_logits is None else teacher_logits.float()
+                given = Knowledge(teacher_features.float(), logits, stages)
             return self.losses(inputs, Batch(labels, index), given)
         if mode == "predict":
             return self.predict(inputs, self.names)
@@ -356,16 +357,19 @@ class Distiller(BaseModel):
 
     @torch.no_grad()
     def predict(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Logits (N, classes) of the named models, or single splices ("fusion@S1-3+T4").
+        """Logits (N, classes), or an encoder's features, of the named models or single splices ("fusion@S1-3+T4").
 
         Raises:
             KeyError: for a name that is no model here.
         """
+        return {name: known.output for name, known in self._of(images, names).items()}
+
+    def _of(self, images: Tensor, names: Sequence[str]) -> dict[str, Knowledge]:
         for name in names:
             if name not in (known := [*self.names, *self._single()]):
                 raise KeyError(f"no model {name!r}{nearest(name, known)}")
         knowledge = self.know(images, set(names))
-        return {name: knowledge[name].logits for name in names}
+        return {name: knowledge[name] for name in names}
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, StepLosses]:  # type: ignore[override]
         """The sum to descend, and all named losses as they are on the device, unread.
@@ -399,10 +403,31 @@ class Distiller(BaseModel):
             if total.requires_grad and (left := out_of_reach(total, part)):
                 raise registry.fault(self._types[name], f"has a parameter {left[0]!r} that no loss's gradient reaches")
 
-    def val_step(self, data: Any, names: Sequence[str] | None = None) -> list[dict[str, Tensor]]:
-        """One step of a validation loop: the labels, and the logits of the named models; by default of all."""
+    @torch.no_grad()
+    def val_step(
+        self, data: Any, names: Sequence[str] | None = None, wants: Collection[str] = ("logits",)
+    ) -> list[dict[str, Tensor]]:
+        """One step of a validation loop: what metrics are told of a batch.
+
+        Args:
+            data: of the loader.
+            names: of models; by default all.
+            wants: "logits", "features", or both.
+
+        Returns:
+            One dict: "labels" (N,); NAME: logits (N, C) of each model that has as many classes as the student; and for
+            metrics of features "index" (N,), and "features/NAME" (N, D) of each model.
+        """
         data = self.data_preprocessor(data, False)
-        return [{"labels": data["labels"], **self.predict(data["inputs"], self.names if names is None else names)}]
+        known = self._of(data["inputs"], self.names if names is None else names)
+        sample = {"labels": data["labels"]}
+        if "logits" in wants:
+            logits = {name: k.logits for name, k in known.items() if k.logits is not None}
+            sample |= {name: z for name, z in logits.items() if z.shape[1] == self.student.num_classes}
+        if "features" in wants:
+            sample["index"] = data["index"]
+            sample |= {f"features/{name}": k.features for name, k in known.items()}
+        return [sample]
 
     test_step = val_step
 

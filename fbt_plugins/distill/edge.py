@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from .loss_contract import (
     ModelInfo,
     check_extra,
     check_labels,
+    check_logits,
     check_stages,
     loss_needs,
     set_up,
@@ -58,6 +59,7 @@ class Edge(nn.Module):
     Attributes:
         ends: the models whose knowledge it takes.
         types: the registered name of each loss, by the name of its value: "task", or "A_to_B/slot".
+        compares: the models whose logits its losses, or its gate, take.
         min_batch: the images that a batch must have for a loss, by the name of its value, where one is too few.
 
     Raises:
@@ -80,6 +82,7 @@ class Edge(nn.Module):
         super().__init__()
         self.name, self.detach, self.gate = name, detach, gate
         self.giver, self.receiver = ends
+        self.compares: set[str] = set()
         self.where = f"model.edges: {name}" if self.giver else f"model.{TASK}_loss"
         self.weight = checked_weight(weight, self.where)
         self.schedule = schedule or Schedule()
@@ -118,6 +121,12 @@ class Edge(nn.Module):
         if TEACHER not in models or self.giver == TEACHER:
             why = "there is no teacher" if TEACHER not in models else "the giver is the teacher itself"
             raise ConfigError(f"{self.where}: gate={self.gate!r} compares with the teacher, and {why}")
+        self._take_logits(f"gate={self.gate!r}", models, (self.giver, TEACHER))
+
+    def _take_logits(self, what: str, models: Mapping[str, ModelInfo], ends: Iterable[str | None]) -> None:
+        for model in filter(None, ends):
+            check_logits(what, self.where, model, models[model])
+            self.compares.add(model)
 
     def _connect(
         self, slot: str, kind: str, loss: Any, models: Mapping[str, ModelInfo], data_info: Mapping[str, int]
@@ -132,6 +141,8 @@ class Edge(nn.Module):
         check_extra(needs, kind, self.where, self.receiver, receiver)
         if (smallest := needs.get("min_batch", 1)) > 1:
             self.min_batch[self.value_name(slot)] = smallest
+        if needs.get("logits", slot in ("logit", TASK)):
+            self._take_logits(kind, models, (self.receiver, self.giver))
         if needs.get("labels") or giver is None:
             check_labels(kind, self.where, data_info)
         if slot == "feature" and hasattr(loss, "setup"):

@@ -13,7 +13,7 @@ from ..errors import ConfigError, nearest, short
 from ..models.staged import StageSpec
 from ..registry.registries import LOSSES
 
-NEEDS = ("same_width", "stages", "student_stages", "student_extra", "min_batch", "labels")
+NEEDS = ("same_width", "stages", "student_stages", "student_extra", "min_batch", "labels", "logits")
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,14 @@ class ModelInfo:
         num_features: width of its features.
         others: further widths that they have in some steps: of a fusion model whose splices end in both models.
         extra: what it tells besides, in ``Knowledge.extra``.
+        encoder: whether it has no classifier, and so no logits.
     """
 
     specs: Sequence[StageSpec]
     num_features: int
     others: Sequence[int] = ()
     extra: Collection[str] = ()
+    encoder: bool = False
 
     @property
     def widths(self) -> list[int]:
@@ -53,7 +55,7 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
         raise LOSSES.fault(kind, f"has needs of {short(needs)}, not a dict such as {{'same_width': True}}")
     if foreign := [str(key) for key in needs if key not in NEEDS]:
         raise LOSSES.fault(kind, f"needs {foreign[0]!r}{nearest(foreign[0], NEEDS)}")
-    for key in ("same_width", "labels"):
+    for key in ("same_width", "labels", "logits"):
         if not isinstance(needs.get(key, False), bool):
             raise LOSSES.fault(kind, f"needs {key}={short(needs[key])}, not True or False")
     for key in ("stages", "student_stages"):
@@ -113,6 +115,19 @@ def check_labels(kind: str, where: str, data_info: Mapping[str, int]) -> None:
         raise ConfigError(
             f"{where}: {kind} needs labels, and the training images have none: set it to None and let a teacher teach, "
             "or label some images (docs/data.md)"
+        )
+
+
+def check_logits(kind: str, where: str, model: str, info: ModelInfo) -> None:
+    """Looks whether a model has logits, for a loss that takes them.
+
+    Raises:
+        ConfigError: if it is an encoder.
+    """
+    if info.encoder:
+        raise ConfigError(
+            f"{where}: {kind} needs logits, and the {model} has no classifier (num_classes=0): set the loss to None, or "
+            "take one of features"
         )
 
 

@@ -59,7 +59,7 @@ class HCDLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = stage_numbers(stages)
-        self.needs = {"student_stages": self.stages, "labels": True}
+        self.needs = {"student_stages": self.stages, "labels": True, "logits": True}
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         self.k, self.threshold = int(k), threshold

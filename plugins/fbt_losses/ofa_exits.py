@@ -156,7 +156,7 @@ class OFAExitsLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = stage_numbers(stages)
-        self.needs = {"student_stages": self.stages}
+        self.needs = {"student_stages": self.stages, "logits": True}
         self.loss = OFALoss(gamma, temperature, modulate)
         self.exits = nn.ModuleDict()
 

@@ -37,14 +37,13 @@ class RSDLoss(nn.Module):
     """
 
     EPSILON = 1e-5
-    needs = {"min_batch": 2}  # noqa: RUF012 - read by edges, never written
-
     def __init__(self, kappa: float = 0.01, of: str = "features", gather: bool = False, expansion: float = 2.0) -> None:
         super().__init__()
         if of not in OF:
             raise ValueError(f"of must be 'features' or 'logits', not {of!r}")
         self.kappa, self.of, self.gather = not_negative("kappa", kappa), of, gather
         self.expansion = positive("expansion", expansion)
+        self.needs = {"min_batch": 2, "logits": of == "logits"}
 
     def setup(
         self, student_specs: Sequence[StageSpec], teacher_specs: Sequence[StageSpec], data_info: Mapping[str, int]
