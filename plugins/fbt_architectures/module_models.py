@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def build_module(
         raise ConfigError(f"{path}: {twice[0]!r} is given twice, in arguments= and beside it")
     given = {**more, **(arguments or {})}
     encoder = num_classes == 0
-    net = (give_features if encoder else give_logits)(_create(path, num_classes, given))
+    net = _create(path, num_classes, given)
+    net = give_features(without_empty_classifiers(net)) if encoder else give_logits(net)
     plain = {"mean": 0.0, "std": 1.0}
     about: dict[str, Any] = load_and_read(net, path, checkpoint, input_size, mean, std, plain) | dict(
         name=path,
@@ -123,7 +125,9 @@ def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn
     if problems := argument_problems(factory, arguments, path):
         raise ConfigError(problems)
     try:
-        net = factory(**arguments)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # of 0 classes
+            net = factory(**arguments)
     except FBTError:
         raise
     except Exception as error:
@@ -132,6 +136,15 @@ def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn
         ) from error
     if not isinstance(net, nn.Module):
         raise ConfigError(f"path: {path} returns a {type(net).__name__}, not an nn.Module")
+    return net
+
+
+def without_empty_classifiers(net: nn.Module) -> nn.Module:
+    """A network that was made for 0 classes, without the layers of 0 outputs that it may have got for them."""
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.shape[0] == 0 and name:
+            parent, _, last = name.rpartition(".")
+            setattr(net.get_submodule(parent), last, nn.Identity())
     return net
 
 

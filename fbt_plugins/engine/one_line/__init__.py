@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +130,12 @@ class _Line:
             side = max(seen) if isinstance(seen, list | tuple) else seen
             found.append(f"{role}  {name.text}, {name.weights}, {head}, images of {side}x{side}")
         left_out = f"; {self.method.left_out}" if self.method.left_out else ""
-        train = config["train_dataloader"]
         found.append(f"method   {self.name}: {self.method.about}{left_out}")
+        loader, rate = config["train_dataloader"], config["optim_wrapper"]["optimizer"]["lr"]
+        steps = max(self.folder.images // loader["batch_size"], 1)
         found.append(
-            f"training {config['train_cfg']['max_epochs']} epochs, {max(self.folder.images // train['batch_size'], 1):,} "
-            f"batches of {train['batch_size']} each, AdamW at {config['optim_wrapper']['optimizer']['lr']:g}, "
-            f"{train['num_workers']} workers (--epochs, --batch-size, --lr, --workers)"
+            f"training {config['train_cfg']['max_epochs']} epochs of {steps:,} steps, {loader['batch_size']} images each, "
+            f"AdamW at {rate:g}, {loader['num_workers']} workers (--epochs, --batch-size, --lr, --workers)"
         )
         return found
 
@@ -157,14 +156,7 @@ def _line(folder: Folder, names: Mapping[str, ShortName], choices: Choices, img_
         heads = {"teacher": names["teacher"].with_classes(count if knows else 0, own_head=True), **heads}
     size = img_size or own_size(heads["student"])
     models = {role: fitted(name, size)[0] for role, name in heads.items()}
-    config = recipe(
-        folder,
-        learned,
-        models,
-        size,
-        choices,
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-    )
+    config = recipe(folder, learned, models, size, choices)
     return _Line(config, folder, heads, learned, choices.method, size)
 
 

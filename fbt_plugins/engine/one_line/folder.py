@@ -75,15 +75,16 @@ def read_folder(data: str | Path, labels: str | None = AUTO) -> Folder:
         train |= {"validation": held_out}
         val = {**train, "split": "val"}
         images, labelled = images - held_out, len(known) - (held_out if known else 0)
-        which = "labelled images, the same part of each class," if known else "images"
-        held = f"{held_out:,} {which} are held out of them to choose the epoch"
+        which = "with a label " if known and len(known) < len(seen) else ""
+        held = f"{held_out:,} {which}of them are held out, to choose the epoch by"
     else:
+        sorted_in = train.get("labels") == FOLDERS
         if classes:
             train |= {"classes": list(classes)}
-        labelled, (val, held_out) = len(known), _other(parts["val"], classes)
-        held = f"{held_out:,} images of {parts['val'].name}/ choose the epoch"
+        labelled, (val, held_out) = len(known), _other(parts["val"], classes, sorted_in)
+        held = f"{held_out:,} images of {parts['val'].name}/, to choose the epoch by"
         if parts["test"] is not None:
-            test = _other(parts["test"], classes)[0]
+            test = _other(parts["test"], classes, sorted_in)[0]
     lines = (
         f"data     {printable(parts['train'])}: {images + held_out * (parts['val'] is None):,} images, {_words(seen)}",
         f"         {held}",
@@ -116,7 +117,7 @@ def _options(root: Path, labels: str | None) -> dict[str, Any]:
 
 
 def _sorted_in_classes(root: Path) -> bool:
-    """Whether a folder looks like one that has a folder for each class: two or more, and all images directly in them."""
+    """Whether a folder looks like one of classes: two or more folders, and all images directly in them."""
     try:
         paths = list_images(root, by_content=True).paths
     except OSError:  # Images says what is wrong
@@ -126,9 +127,17 @@ def _sorted_in_classes(root: Path) -> bool:
     return len(folders) > 1 and places == folders
 
 
-def _other(root: Path, classes: Sequence[str]) -> tuple[dict[str, Any], int]:
-    """Arguments of ``Images`` for the images of another split, all of them, and their number."""
-    options = _options(root, AUTO if classes else NONE) | ({"classes": list(classes)} if classes else {})
+def _other(root: Path, classes: Sequence[str], sorted_in: bool) -> tuple[dict[str, Any], int]:
+    """Arguments of ``Images`` for the images of another split, all of them, and their number.
+
+    Args:
+        root: their folder.
+        classes: of the training images.
+        sorted_in: whether those are sorted in folders of classes.
+    """
+    table = (root / TABLE).is_file()
+    labels = NONE if not classes else AUTO if table or not sorted_in else FOLDERS
+    options = _options(root, labels) | ({"classes": list(classes)} if classes else {})
     seen = Images(**options)
     if classes and not seen.num_labelled:
         raise FBTError(

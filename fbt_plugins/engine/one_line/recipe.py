@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class Choices:
     Attributes:
         method: of ``configs/_base_/methods.py``.
         epochs: by default about 5,000 steps, 10 to 50 epochs.
-        batch_size: by default 64, or less where there are fewer images.
+        batch_size: by default 64, or less where that makes fewer than four batches, but 8.
         lr: AdamW's; by default 1e-3 for a batch of 64, with the root of the batch, and a third of it for a student that
             has weights already.
         workers: processes that read images; by default as many as the machine has processors for it, up to 8.
@@ -112,7 +113,6 @@ def recipe(
     models: Mapping[str, Mapping[str, Any]],
     size: int,
     choices: Choices,
-    processors: int,
 ) -> dict[str, Any]:
     """A run's config.
 
@@ -122,14 +122,14 @@ def recipe(
         models: configs of teacher and student.
         size: pixels of a side of the images that come out of the pipeline.
         choices: what has been said.
-        processors: of the machine.
     """
-    batch = choices.batch_size or min(_BATCH, 2 ** int(math.log2(max(folder.images, 2))))
+    few = max(2 ** int(math.log2(max(folder.images // 4, 1))), 8)
+    batch = choices.batch_size or min(_BATCH, few, folder.images)
     steps = max(folder.images // batch, 1)
     epochs = choices.epochs or min(max(math.ceil(_STEPS / steps), _FEWEST), _MOST)
     learned = any(key in models["student"] for key in ("pretrained", "checkpoint"))
     rate = choices.lr or float(f"{1e-3 * math.sqrt(batch / _BATCH) / (3 if learned else 1):.2g}")
-    workers = min(processors, 8) if choices.workers is None else choices.workers
+    workers = min(os.cpu_count() or 1, 8) if choices.workers is None else choices.workers
     reading = {"num_workers": workers} | ({"persistent_workers": True} if workers else {})
 
     def loader(images: Mapping[str, Any], transforms: list[dict[str, Any]], training: bool) -> dict[str, Any]:
