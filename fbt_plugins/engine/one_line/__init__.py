@@ -132,10 +132,10 @@ class _Line:
         left_out = f"; {self.method.left_out}" if self.method.left_out else ""
         found.append(f"method   {self.name}: {self.method.about}{left_out}")
         loader, rate = config["train_dataloader"], config["optim_wrapper"]["optimizer"]["lr"]
-        steps = max(self.folder.images // loader["batch_size"], 1)
+        epochs, batch = config["train_cfg"]["max_epochs"], loader["batch_size"]
         found.append(
-            f"training {config['train_cfg']['max_epochs']} epochs of {steps:,} steps, {loader['batch_size']} images each, "
-            f"AdamW at {rate:g}, {loader['num_workers']} workers (--epochs, --batch-size, --lr, --workers)"
+            f"training {epochs} epochs of {max(self.folder.images // batch, 1):,} steps, {batch} images each, AdamW at "
+            f"{rate:g}, {loader['num_workers']} workers (--epochs, --batch-size, --lr, --workers)"
         )
         return found
 

@@ -16,10 +16,11 @@ from ...errors import ConfigError, FBTError, user_path
 AUTO, FOLDERS, NONE = "auto", "folders", "none"
 LABELS = "auto, folders, none, or a file like labels.csv"
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-LEAST = 4
+LEAST = 6
 """Images without which there is nothing to train on and to hold out."""
 
-_HELD_OUT, _MOST = 0.1, 2_000
+_ENOUGH, _MOST = 50, 2_000
+"""Held-out images: a tenth, but up to a fifth until there are so many, and no more than these."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,12 @@ def _other(root: Path, classes: Sequence[str], sorted_in: bool) -> tuple[dict[st
 
 
 def _held_out(data: str | Path, images: int, labelled: int, classes: int) -> int:
-    """How many images are held out: a tenth, one or more of each class, and never more than half."""
+    """How many images are held out: those with labels where there are any, one or more of each class, half at most."""
     if labelled == 1:
         raise FBTError(f"--data {data}: only one image has a label; give labels to more, or say --labels none")
     free = labelled or images
-    return min(max(round(free * _HELD_OUT), classes, 1), _MOST if classes <= _MOST else classes, free // 2)
+    wanted = min(max(round(free / 10), min(free // 5, _ENOUGH), 3), _MOST)
+    return min(max(wanted, classes), free // 2)
 
 
 def _words(seen: Images) -> str:

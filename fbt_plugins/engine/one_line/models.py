@@ -190,12 +190,9 @@ def _changes(model: ShortName, size: int) -> Iterator[dict[str, Any]]:
     plain = _built(model)
     own, patch = plain.image_size, _patch(plain)
     near = max(round(size / patch), 1) * patch
-    if model.has_weights:  # what they learned about positions stays, and is resized
-        made: list[tuple[dict[str, Any], int]] = [({"dynamic_img_size": True}, pixels) for pixels in (size, near)]
-    else:
-        made = [({argument: pixels}, pixels) for pixels in (size, near)]
-    for change, pixels in made:
-        yield change if pixels == size else {**change, "input_size": pixels}
+    # What was learned about positions stays, and is resized in the forward pass.
+    made: dict[str, Any] = {"dynamic_img_size": True} if model.has_weights else {argument: near}
+    yield made if near == size else {**made, "input_size": near}
     yield {"input_size": own}
 
 
@@ -208,6 +205,6 @@ def _built(model: ShortName) -> StagedModel:
 
 
 def _patch(model: StagedModel) -> int:
-    """Pixels of a side of its patches; what the sizes that it takes are multiples of."""
-    side = getattr(getattr(model.net, "patch_embed", None), "patch_size", 32)
+    """Pixels of a side of its patches; 1 where it has none."""
+    side = getattr(getattr(model.net, "patch_embed", None), "patch_size", 1)
     return max(side) if isinstance(side, list | tuple) else int(side)
