@@ -127,7 +127,9 @@ class _Builder:
         parts = self.parts
         ends = {end for edge in parts.edges.values() for end in edge.compares}
         compared = {
-            id(model) for end in ends for model in ([parts.models[end]] if end in parts.models else parts.fusions[end].owners)
+            id(model)
+            for end in ends
+            for model in ([parts.models[end]] if end in parts.models else parts.fusions[end].owners)
         }
         classes = {f"model.{role}": model.num_classes for role, model in parts.models.items() if id(model) in compared}
         if classes and "num_classes" in self.given:

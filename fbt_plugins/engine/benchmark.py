@@ -89,11 +89,12 @@ class BareLoop:
         splices = distiller.step.splices
         needs = distiller.needs(distiller.in_losses(distiller.step.on), splices)
         with self.precision():
-            if "teacher_logits" in batch:
-                features, logits = (batch[f"teacher_{part}"].to(self.device) for part in ("features", "logits"))
+            if "teacher_features" in batch:
+                parts = [batch.get(f"teacher_{part}") for part in ("features", "logits")]
+                features, logits = (None if part is None else part.to(self.device).float() for part in parts)
                 stored: Any = batch.get("teacher_stages") or {}
                 starts[TEACHER] = {number: output.to(self.device).float() for number, output in stored.items()}
-                known[TEACHER] = Knowledge(features.float(), logits.float(), starts[TEACHER])
+                known[TEACHER] = Knowledge(features, logits, starts[TEACHER])  # type: ignore[arg-type]
             elif teacher is not None:
                 with torch.no_grad():
                     x = distiller.prepare(images, TEACHER)
@@ -233,7 +234,7 @@ def _fusion_kinds(distiller: Distiller, bare: BareLoop, batch: dict[str, Tensor]
 
     def descend(known: dict[str, Knowledge]) -> None:
         trained = [k for name, k in known.items() if name != TEACHER]
-        torch.stack([k.features.float().sum() + k.logits.float().sum() for k in trained]).sum().backward()
+        torch.stack([k.features.float().sum() + k.output.float().sum() for k in trained]).sum().backward()
 
     def own() -> None:
         with bare.precision():

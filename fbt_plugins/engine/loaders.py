@@ -124,6 +124,42 @@ def describe_labels(dataset: Any) -> str:
     return f"{classes}, {number:,} with a label" if number else NO_LABELS
 
 
+BANK = "bank"
+IN_ORDER = {"type": "SeededSampler", "shuffle": False}
+
+
+def open_banks(metrics: Iterable[Any], dataset: Any, split: str, seed: int | None, device: Any) -> list[str]:
+    """Opens the banks of labelled images that metrics compare with.
+
+    Args:
+        metrics: of an evaluator.
+        dataset: what it is of; the classes of both must have the same numbers.
+        split: its name.
+        seed, device: see :func:`build_loader`.
+
+    Returns:
+        What is wrong with them, one line each.
+    """
+    problems = []
+    for metric in metrics:
+        if (options := getattr(metric, BANK, None)) is None:
+            continue
+        where = f"{split}_evaluator.{BANK}"
+        try:
+            loader = build_loader({"sampler": IN_ORDER, **options}, seed, device)
+        except FBTError as error:
+            problems += [f"{where}: {line}" for line in error.lines()]
+            continue
+        found = loader_problems(loader, where)
+        if not found and labelled(loader.dataset) == 0:
+            found = [f"{where}: {type(metric).__name__} needs labels, and its images have none"]
+        if not found and [*map(str, loader.dataset.classes)] != [*map(str, dataset.classes)]:
+            found = [f"{where}: its classes are not those of {split}_dataloader; give both the same classes=[...]"]
+        problems += found
+        metric.bank_loader = loader
+    return problems
+
+
 def sampler_of(loader: Any) -> Any:
     """Who decides on the order of a loader's images, whether or not another one makes batches of them."""
     return getattr(getattr(loader, "batch_sampler", None), "sampler", loader.sampler)

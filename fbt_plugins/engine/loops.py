@@ -16,6 +16,7 @@ from ..distill.build import TEACHER
 from ..errors import FBTError, text_of
 from .data_workers import begin
 from .loaders import sampler_of
+from .metrics import fill_banks, wants
 from .training_run import TrainingRun
 
 
@@ -171,10 +172,13 @@ class ValidationLoop(ValLoop):
         teacher = runner.teacher_metrics
         names = [name for name in runner.distiller.names if name != TEACHER]
         runner.model.eval()
+        told = wants(self.evaluator.metrics)
+        with torch.no_grad(), autocast(enabled=self.fp16):
+            fill_banks(self.evaluator.metrics, runner.distiller, names)
         for index, batch in enumerate(begin(self.dataloader)):
             runner.call_hook("before_val_iter", batch_idx=index, data_batch=batch)
             with torch.no_grad(), autocast(enabled=self.fp16):
-                outputs = runner.distiller.val_step(batch, names)
+                outputs = runner.distiller.val_step(batch, names, told)
             self.evaluator.process(outputs, batch)
             runner.call_hook("after_val_iter", batch_idx=index, data_batch=batch, outputs=outputs)
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset)) | teacher

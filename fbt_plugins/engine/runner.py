@@ -44,8 +44,9 @@ from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
 from .hooks.topk import evaluate
 from .hooks.unreadable_images import UnreadableImagesHook
-from .loaders import SPLITS, build_loader, data_info, label_problems, loader_problems, mixing_for
+from .loaders import SPLITS, build_loader, data_info, label_problems, loader_problems, mixing_for, open_banks
 from .loops import no_batches
+from .metrics import unmeasurable
 from .mmengine_patches import PatchedRunner, set_position
 from .optim.schedules import as_list, in_iterations, scaled
 from .processes import find_processes, join_processes, one_run, wrap
@@ -135,6 +136,8 @@ class DistillRunner(PatchedRunner):
         mixing = mixing_for(self.train_data, options) if options else None
         preprocessor = ImagePreprocessor(mixing, self._memory_format)
         distiller = MODELS.build({**model, **context, "data_preprocessor": preprocessor})
+        if problems := self._unmeasurable(distiller):
+            raise ConfigError(problems)
         if dataset is not None and (problems := last_batch_problems(distiller, self.train_dataloader)):
             raise ConfigError(problems)
         return distiller
@@ -148,9 +151,19 @@ class DistillRunner(PatchedRunner):
                 problems += loader_problems(loader, f"{split}_dataloader")
                 datasets[split] = loader.dataset
                 metrics[split] = getattr(getattr(loop, "evaluator", None), "metrics", ())
+                if not problems:
+                    problems += open_banks(metrics[split], loader.dataset, split, self.seed, self.device)
         problems = problems or label_problems(datasets, metrics)
         if problems:
             raise ConfigError(problems)
+
+    def _unmeasurable(self, distiller: Distiller) -> list[str]:
+        problems = []
+        for split, loop in (("val", self.val_loop), ("test", self.test_loop if self.tests else None)):
+            if loop is not None and hasattr(loop, "evaluator"):
+                classes = len(loop.dataloader.dataset.classes)
+                problems += unmeasurable(loop.evaluator.metrics, split, distiller, classes)
+        return problems
 
     @property
     def _memory_format(self) -> torch.memory_format:

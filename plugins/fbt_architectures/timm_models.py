@@ -89,7 +89,9 @@ def build_timm(
         arguments={"num_classes": num_classes, **arguments},
     )
     if encoder and feature != "classifier":
-        raise ConfigError(f"{name}: feature={feature!r} is for classifiers; an encoder has what its pooling gives: {_POOL}")
+        raise ConfigError(
+            f"{name}: feature={feature!r} is for classifiers; an encoder has what its pooling gives: {_POOL}"
+        )
     declaration = DECLARED.get(type(net).__name__)
     if declaration is None:
         order = ORDERS.get(type(net).__name__)

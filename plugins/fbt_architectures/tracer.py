@@ -123,7 +123,9 @@ class ShallowTracer(fx.Tracer):
         self.descend = {ROOT, *(f"{ROOT}.{name}" for name in descend)}
         for name in self.descend:
             module = self.traced.get_submodule(name)
-            if module._forward_pre_hooks or any(hook not in (logits_of, features_of) for hook in module._forward_hooks.values()):
+            if module._forward_pre_hooks or any(
+                hook not in (logits_of, features_of) for hook in module._forward_hooks.values()
+            ):
                 raise TraceError(f"{type(module).__name__} has forward hooks, which would not run")
         self.files = files_of(net)
         self.image = image

@@ -37,6 +37,7 @@ class RSDLoss(nn.Module):
     """
 
     EPSILON = 1e-5
+
     def __init__(self, kappa: float = 0.01, of: str = "features", gather: bool = False, expansion: float = 2.0) -> None:
         super().__init__()
         if of not in OF:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ...data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
 from ...errors import nearest
 from ...registry.signatures import parameters_of
-from ..loaders import ATTRIBUTES, CONTRACT, without_labels
+from ..loaders import ATTRIBUTES, BANK, CONTRACT, IN_ORDER, without_labels
 from .findings import Findings
 
 SPLITS = ("train", "val", "test")
@@ -25,13 +25,15 @@ IN_MEMORY_KEYS = (*_EITHER, "batch_size", "drop_last")
 def data(findings: Findings) -> None:
     """The data that a config names."""
     for section in SPLITS:
-        classes = _loader(findings, f"{section}_dataloader")
+        classes = _loader(findings, f"{section}_dataloader", findings.config.get(f"{section}_dataloader"))
         evaluator = findings.config.get(f"{section}_evaluator")
         before = len(findings.problems)
         findings.typed(METRICS, evaluator, f"{section}_evaluator")
         if evaluator and len(findings.problems) == before:
             for metric in evaluator if isinstance(evaluator, list | tuple) else [evaluator]:
                 findings.collect(f"{section}_evaluator", METRICS.build, dict(metric))
+                if (bank := metric.get(BANK)) is not None:
+                    _bank(findings, bank, f"{section}_evaluator.{BANK}", metric["type"])
                 if classes == 0 and getattr(METRICS.module_dict.get(metric["type"]), "needs_labels", False):
                     findings.problems.append(f"{section}_evaluator: {without_labels(metric['type'], section)}")
 
@@ -47,6 +49,14 @@ def described(dataset: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] |
         return None, None
     options = {key: value for key, value in dataset.items() if key not in ("type", "transforms")}
     return kind.describe(dataset.get("transforms", ()), **options)
+
+
+def _bank(findings: Findings, bank: Any, where: str, metric: str) -> None:
+    """The labelled images that a metric compares with: a loader, whose sampler need not be said."""
+    if isinstance(bank, Mapping):
+        bank = {"sampler": IN_ORDER, **bank}
+    if _loader(findings, where, bank) == 0:
+        findings.problems.append(f"{where}: {metric} needs labels, and its images have none")
 
 
 def _sets(kind: type, name: str) -> bool:
@@ -66,9 +76,9 @@ def _sets(kind: type, name: str) -> bool:
     return False
 
 
-def _loader(findings: Findings, where: str) -> int | None:
+def _loader(findings: Findings, where: str, loader: Any) -> int | None:
     """Checks a loader; returns how many classes its images have, where that can be told."""
-    loader, classes = findings.config.get(where), None
+    classes = None
     if loader is None:
         return None
     if not isinstance(loader, Mapping):

@@ -6,12 +6,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.registry import METRICS
+
 from ...distill.distiller import Distiller
 from ...distill.edge import SLOTS, parse_edges
 from ...distill.edge_schedule import TIMES
 from ...errors import FBTError, one_line
 from ...models.weightless import on_meta
 from ...registry.registries import ARCHITECTURES, FUSIONS, LOSSES
+from ..metrics import unmeasurable
 from ..training_mode import stage_problems
 from .data import described
 from .findings import Findings
@@ -42,6 +45,7 @@ def model(findings: Findings, without_checkpoint: bool) -> Distiller | None:
         with on_meta():
             distiller = Distiller(**options, **info)
         findings.problems += _channel_problems(distiller) or stage_problems(distiller)
+        findings.problems += _unmeasurable(findings, distiller)
         return distiller
     except FBTError as error:
         findings.problems += str(error).splitlines()
@@ -86,6 +90,22 @@ def _wrong_with(role: str, options: Any) -> list[str]:
     except Exception as error:  # a third party's architecture may fail in any way
         return [f"model.{role} cannot be built: {one_line(error)}"]
     return []
+
+
+def _unmeasurable(findings: Findings, distiller: Distiller) -> list[str]:
+    """Metrics that cannot measure these models."""
+    problems: list[str] = []
+    for split in ("val", "test"):
+        evaluator, loader = (findings.config.get(f"{split}_{part}") for part in ("evaluator", "dataloader"))
+        dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
+        try:
+            configs = evaluator if isinstance(evaluator, list | tuple) else [evaluator] if evaluator else []
+            metrics = [METRICS.build(dict(config)) for config in configs]
+            classes = described(dataset)[0] if isinstance(dataset, Mapping) else None
+        except Exception:  # reported where data and metrics are checked
+            continue
+        problems += unmeasurable(metrics, split, distiller, classes)
+    return problems
 
 
 def _channel_problems(distiller: Distiller) -> list[str]:

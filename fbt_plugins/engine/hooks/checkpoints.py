@@ -19,6 +19,7 @@ from ...errors import ConfigError, FBTError, is_number, nearest
 from ...files import write_atomic
 from ...models.staged import StagedModel
 from ...models.weights import METADATA_KEY, SIGNATURE_KEY, is_state, load_plain, save_plain, signature_of
+from ..metrics import measures
 from ..training_run import TrainingRun
 from .batchnorm import gather_statistics
 from .checkpoint_identity import identity
@@ -31,6 +32,7 @@ SECONDS = "seconds"
 """Where a checkpoint keeps how long its run has trained, among the message hub's values."""
 
 _HOOK = "default_hooks.checkpoint"
+AUTO = "auto"
 _ATOMIC = {"backend": "atomic"}
 
 
@@ -45,7 +47,8 @@ class AtomicCheckpointHook(Hook):
     Args:
         interval: epochs (or iterations) between saves; by default 1 epoch, or the iterations between two validations.
         max_keep_ckpts: how many of them are kept; -1 is all.
-        save_best: metric of the validation whose best checkpoint is kept as well; None for none.
+        save_best: metric of the validation whose best checkpoint is kept as well; "auto" is the student's of the first
+            metric of the evaluator, "student_top1" or "student_knn"; None for none.
         rule: "greater" or "less" is better.
         by_epoch: whether the interval is in epochs; by default what the loop counts in.
         save_begin: epoch or iteration before which nothing is saved.
@@ -64,7 +67,7 @@ class AtomicCheckpointHook(Hook):
         self,
         interval: int | None = None,
         max_keep_ckpts: int = 1,
-        save_best: str | None = "student_top1",
+        save_best: str | None = AUTO,
         rule: str = "greater",
         by_epoch: bool | None = None,
         save_begin: int = 0,
@@ -90,6 +93,8 @@ class AtomicCheckpointHook(Hook):
         self.filename_tmpl = "epoch_{}.pth" if self.by_epoch else "iter_{}.pth"
         if self.save_best is not None and runner.val_loop is not None:
             metrics = runner.val_loop.evaluator.metrics
+            if self.save_best == AUTO:
+                self.save_best = f"student_{measures(metrics)[0].key}"
             if all(isinstance(metric, TopK) for metric in metrics):  # another's names show in the first validation
                 names = {
                     f"{model}_top{k}" for metric in metrics for k in metric.topk for model in runner.distiller.names

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ...console import console, say
 from ...files import write_atomic
+from ..metrics import measures
 from ..training_run import TrainingRun
 from .loss_guard import GRADIENT, Interval
 from .run_tables import header
@@ -93,9 +94,10 @@ class ProgressHook(Hook):
 
     def after_val_epoch(self, runner: TrainingRun, metrics: dict[str, float] | None = None) -> None:
         self._last += time.perf_counter() - self._paused  # images per second are those of training
-        top1 = {k.removesuffix("_top1"): v for k, v in (metrics or {}).items() if k.endswith("_top1")}
-        shown = "  ".join(f"{name} {value:.2f} %" for name, value in top1.items())
-        say(f"{self._title(runner, done=True)}  validation top-1: {shown}")
+        for key, title in measures(runner.val_loop.evaluator.metrics):
+            found = {k.removesuffix(f"_{key}"): v for k, v in (metrics or {}).items() if k.endswith(f"_{key}")}
+            shown = "  ".join(f"{name} {value:.2f} %" for name, value in found.items())
+            say(f"{self._title(runner, done=True)}  validation {title}: {shown}")
         self._write({"iter": runner.iter, "epoch": runner.epoch, **{f"val/{k}": v for k, v in (metrics or {}).items()}})
         runner.visualizer.add_scalars({f"val/{k}": v for k, v in (metrics or {}).items()}, step=runner.iter)
 

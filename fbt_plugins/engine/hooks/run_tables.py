@@ -12,6 +12,7 @@ from ...console import console, count, describe_device, millions, relative, say,
 from ...distill.fusion import BORROWED
 from ..device import slowdown
 from ..loaders import NO_LABELS, describe_labels
+from ..metrics import Measure
 from ..optim.schedules import unlike_training
 from ..optim.wrapper import PRECISIONS
 from ..training_run import TrainingRun
@@ -74,16 +75,16 @@ def header(runner: TrainingRun) -> None:
     say(f"folder  {relative(runner.work_dir)}")
 
 
-def result_table(rows: Sequence[Mapping[str, Any]], split: str) -> None:
-    """Top-1, parameters and time of each model."""
+def result_table(rows: Sequence[Mapping[str, Any]], measured: Sequence[Measure], split: str) -> None:
+    """What was measured (top-1 for example), parameters and time of each model."""
     if not is_main_process():
         return
     table = Table(title=f"Result ({split})", title_justify="left")
     table.add_column("model")
-    for column in ("top-1 %", "parameters", "ms / image"):
+    for column in (*(f"{measure.title} %" for measure in measured), "parameters", "ms / image"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(
-            f"{row['role']} ({row['name']})", f"{row['top1']:.2f}", millions(row["parameters"]), f"{row['ms']:.3f}"
-        )
+        figures = [row.get(measure.key) for measure in measured]
+        cells = ["–" if figure is None else f"{figure:.2f}" for figure in figures]
+        table.add_row(f"{row['role']} ({row['name']})", *cells, millions(row["parameters"]), f"{row['ms']:.3f}")
     console.print(table)

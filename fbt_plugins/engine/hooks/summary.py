@@ -21,6 +21,7 @@ from ...console import console, count, relative, say
 from ...distill.distiller import Distiller
 from ...errors import one_line
 from ...files import UNFINISHED, write_atomic
+from ..metrics import measures
 from ..provenance import git_state, versions
 from ..student import about_student
 from ..training_run import TrainingRun
@@ -70,11 +71,14 @@ class SummaryHook(Hook):
                 save_student(distiller.student, path, about)
                 say(f"student  {relative(path)}")
             return
+        measured = measures(evaluator.metrics)
+        first = f"student_{measured[0].key}"
         known = {
+            "measure": measured[0].key,
             "split": split,
             "best_epoch": at["epoch"] if by_epoch else None,
             "best_iteration": at["iter"],
-            "best_validation_student_top1": info.get("best_score"),
+            f"best_validation_{first}": info.get("best_score"),
             "seconds": round(seconds, 1),
             "config": runner.cfg.filename,
             "command": runner.cfg.get("command"),
@@ -107,16 +111,16 @@ class SummaryHook(Hook):
                     "name": distiller.models[name].name
                     if name in distiller.models
                     else str(distiller.fusions[name].splices[0]),
-                    "top1": metrics[f"{name}_top1"],
+                    **{measure.key: metrics.get(f"{name}_{measure.key}") for measure in measured},
                     "parameters": _parameters(distiller, name),
                     "ms": self._milliseconds(distiller, name, images),
                 }
                 for name in distiller.names
             ]
             similarity = self._cka(runner, distiller)
-        save_student(distiller.student, path, {**about, "top1": metrics["student_top1"], "split": split})
+        save_student(distiller.student, path, {**about, measured[0].key: metrics[first], "split": split})
         write_summary(path, {**metrics, **known, "models": rows, "cka": similarity})
-        result_table(rows, f"{split}, {len(loader.dataset):,} images, {when}")
+        result_table(rows, measured, f"{split}, {len(loader.dataset):,} images, {when}")
         if reference := runner.cfg.get("reference"):
             ours, theirs = metrics["student_top1"], reference["top1"]
             say(f"published {theirs:.2f} % ({reference['source']}); here {ours:.2f} % ({ours - theirs:+.2f})")
@@ -124,7 +128,7 @@ class SummaryHook(Hook):
         say(f"summary  {relative(path.with_name('summary.json'))}")
         if target := runner.cfg.get("publish"):
             publish(path.parent, Path(target))
-            say(f"teacher  {target}, {metrics['student_top1']:.2f} % top-1 ({split})")
+            say(f"teacher  {target}, {metrics[first]:.2f} % {measured[0].title} ({split})")
 
     def _cka(self, runner: TrainingRun, distiller: Distiller) -> dict[str, Any] | None:
         """Similarities of stages on validation images; the test split is used for accuracies only."""

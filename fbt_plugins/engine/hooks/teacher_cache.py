@@ -52,7 +52,7 @@ _BATCH = 128
 class TeacherCacheHook(Hook):
     """Gives losses and fusion models what the teacher knows from files instead of running it on every batch.
 
-    Stored are its features and logits, and the outputs of the stages that splices start from and that losses take.
+    Stored are its features and (but of an encoder) its logits, and the outputs of the stages that splices start from and that losses take.
     Images are augmented in ``views`` ways, the same in every run, and epoch n shows view n modulo ``views``; the price
     of the time saved is that no augmentation is fresh. The files are built before the first step where there are none.
     The hook has no state: what a step gets depends on its images' views and positions only. The runner registers it
@@ -110,7 +110,8 @@ class TeacherCacheHook(Hook):
         key = cache_key(runner, dataset, teacher, stages)
         folder = Path(self.path).expanduser() if self.path else default_folder(runner, key)
         specs = runner.distiller.specs(TEACHER)
-        sizes: dict[str, tuple[int, ...]] = {"features": (teacher.num_features,), "logits": (teacher.num_classes,)}
+        sizes: dict[str, tuple[int, ...]] = {"features": (teacher.num_features,)}
+        sizes |= {"logits": (teacher.num_classes,)} if teacher.num_classes else {}
         sizes |= {f"{STAGE}{number}": specs[number - 1].sizes(1)[1:] for number in stages}
         shapes = {part: (self.views, len(dataset), *size) for part, size in sizes.items()}
         note = "reused"
@@ -118,7 +119,7 @@ class TeacherCacheHook(Hook):
             remove_dead_folders(folder, UNFINISHED)
         if not folder.exists():
             start = time.perf_counter()
-            parts = ["features", "logits", *(f"stage {number} ({specs[number - 1]})" for number in stages)]
+            parts = [*(p for p in sizes if not p.startswith(STAGE)), *(f"stage {n} ({specs[n - 1]})" for n in stages)]
             say(f"teacher cache: {in_bytes(bytes_of(shapes))} for {', '.join(parts)}")
             _build_once(runner, folder, key, shapes)
             note = f"built in {time.perf_counter() - start:.0f} s"

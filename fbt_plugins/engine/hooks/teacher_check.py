@@ -7,6 +7,7 @@ from mmengine.registry import HOOKS
 
 from ...console import say, warn
 from ...distill.edge import TEACHER
+from ..metrics import measures
 from ..training_run import TrainingRun
 
 NEAR_CHANCE = "THE TEACHER IS NEAR CHANCE"
@@ -21,14 +22,27 @@ class TeacherCheckHook(Hook):
 
     def before_train(self, runner: TrainingRun) -> None:
         teacher, metrics = runner.distiller.teacher, runner.teacher_metrics
-        if teacher is None or not metrics:
+        if teacher is None or not metrics or runner.val_loop is None:
             return
-        top1, classes = metrics[f"{TEACHER}_top1"], teacher.num_classes
-        say(f"teacher {teacher.name}: {top1:.1f} % top-1 on the validation set, before the first step")
-        chance = 100 / classes
-        if top1 < chance + 0.1 * (100 - chance):
+        known = [m for m in measures(runner.val_loop.evaluator.metrics) if f"{TEACHER}_{m.key}" in metrics]
+        if not known:  # a teacher that others are only compared with
+            return
+        key, title = known[0]
+        found, classes = metrics[f"{TEACHER}_{key}"], len(runner.val_dataloader.dataset.classes)
+        say(f"teacher {teacher.name}: {found:.1f} % {title} on the validation set, before the first step")
+        chance = 100 / (classes or teacher.num_classes)
+        if found < chance + 0.1 * (100 - chance):
+            if not teacher.num_classes:
+                warn(
+                    f"{NEAR_CHANCE}: {found:.1f} % {title}, and guessing gives {chance:.1f} %.",
+                    "Whatever it gives will be noise. The usual reasons:",
+                    "- no weights: is model.teacher.checkpoint (or pretrained=True) set?",
+                    "- another input normalisation than it was trained with: it is given",
+                    f"  mean {teacher.mean}, std {teacher.std}.",
+                )
+                return
             warn(
-                f"{NEAR_CHANCE}: {top1:.1f} % top-1, and guessing gives {chance:.1f} %.",
+                f"{NEAR_CHANCE}: {found:.1f} % {title}, and guessing gives {chance:.1f} %.",
                 "Whatever it gives will be noise. The usual reasons:",
                 "- an untrained head or no checkpoint: is model.teacher.checkpoint (or pretrained=True) set?",
                 "- another order of the classes than this data set's:",

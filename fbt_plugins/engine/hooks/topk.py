@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ...errors import ConfigError, FBTError
+from ..metrics import fill_banks, wants
 from ..training_run import unwrapped
 
 
@@ -26,6 +27,8 @@ class TopK(BaseMetric):
     """
 
     default_prefix = ""
+    key, title = "top1", "top-1"
+    wants = "logits"
     needs_labels = True
 
     def __init__(self, topk: Sequence[int] = (1, 5)) -> None:
@@ -41,22 +44,22 @@ class TopK(BaseMetric):
             columns: dict[str, list[bool]] = {}
             counts = (labels >= 0).tolist()
             for name, logits in sample.items():
-                if name == "labels":
+                if name in ("labels", "index") or "/" in name:  # what metrics of features are told besides
                     continue
                 kept = [k for k in self.topk if k <= logits.shape[1]]
                 best = logits.topk(max(kept), dim=1).indices == labels[:, None]
                 columns |= {f"{name}_top{k}": best[:, :k].any(1).tolist() for k in kept}
-            rows = zip(*columns.values(), strict=True)
+            rows = zip(*columns.values(), strict=True) if columns else [()] * len(counts)
             self.results.extend(
-                dict(zip(columns, row, strict=True)) if counted else {}
+                dict(zip(columns, row, strict=True)) if counted else None
                 for row, counted in zip(rows, counts, strict=True)
             )
 
-    def compute_metrics(self, results: list[dict[str, bool]]) -> dict[str, float]:
-        results = [result for result in results if result]
-        if not results:
+    def compute_metrics(self, results: list[dict[str, bool] | None]) -> dict[str, float]:
+        counted = [result for result in results if result is not None]
+        if not counted:
             raise FBTError("TopK needs labels, and no image of this split has one")
-        return {key: 100 * sum(r[key] for r in results) / len(results) for key in results[0]}
+        return {key: 100 * sum(r[key] for r in counted) / len(counted) for key in counted[0]}
 
 
 def evaluate(model: nn.Module, loader: DataLoader[Any], evaluator: Evaluator, names: Iterable[str]) -> dict[str, float]:
@@ -71,10 +74,10 @@ def evaluate(model: nn.Module, loader: DataLoader[Any], evaluator: Evaluator, na
     distiller = unwrapped(model)
     was_training, wanted = distiller.training, list(names)
     distiller.eval()
+    told = wants(evaluator.metrics)
     with torch.no_grad():
+        fill_banks(evaluator.metrics, distiller, wanted)
         for batch in loader:
-            data = distiller.data_preprocessor(batch, False)
-            logits = distiller.predict(data["inputs"], wanted)
-            evaluator.process([{"labels": data["labels"], **logits}], batch)
+            evaluator.process(distiller.val_step(batch, wanted, told), batch)
     distiller.train(was_training)
     return evaluator.evaluate(len(loader.dataset))  # type: ignore[arg-type]

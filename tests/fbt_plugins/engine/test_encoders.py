@@ -1,0 +1,92 @@
+"""Runs without classifiers and without labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import RESMLP, VIT
+from mmengine.config import Config
+from PIL import Image
+from runs import run
+from safetensors.torch import load_file
+
+from fbt_plugins.config.loading import load_config
+from fbt_plugins.engine.check import check_config
+
+TEACHER, STUDENT = VIT | dict(num_classes=0), RESMLP | dict(num_classes=0)
+TRANSFORMS = [dict(type="Resize", size=(32, 32)), dict(type="ToTensor")]
+"""Of all images here."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 images of two colours, in folders "plain" (no labels) and "sorted" (a folder for each class)."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        pixels = rng.integers(0, 120, (40, 40, 3), dtype=np.uint8)
+        pixels[..., i % 2] += 120
+        for folder in ("plain", f"sorted/{'red' if i % 2 == 0 else 'green'}"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / folder / f"{i}.png")
+    return root
+
+
+def build(photos: Path, folder: Path, **options: Any) -> Config:
+    """The config of a run of FBT on images without labels, measured by retrieval agreement."""
+    root = Path(__file__).parents[3] / "configs" / "_base_" / "adamw_cosine.py"
+    data = lambda train: dict(  # noqa: E731
+        batch_size=8,
+        sampler=dict(type="SeededSampler", shuffle=train),
+        dataset=dict(type="Images", root=str(photos / "plain"), transforms=TRANSFORMS),
+    )
+    whole = dict(
+        _base_=[str(root)],
+        model=dict(
+            type="Distiller",
+            teacher=TEACHER,
+            student=STUDENT,
+            fusion=dict(type="L2GFusion", splice="auto"),
+            edges=["teacher_to_student", "teacher_to_fusion", "fusion_to_student"],
+            feature_loss=dict(type="InfoNCELoss"),
+        ),
+        train_dataloader=data(True),
+        val_dataloader=data(False),
+        val_cfg={},
+        val_evaluator=dict(type="Retrieval"),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        param_scheduler=[],
+        device="cpu",
+    )
+    file = folder / "encoders.py"
+    file.write_text("\n".join(f"{key} = {value!r}" for key, value in whole.items()))
+    loaded = load_config(file, options)
+    loaded.work_dir = str(folder / "run")
+    return loaded
+
+
+def test_an_encoder_teaches_an_encoder_without_labels(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It trains, is validated, chooses its best epoch, and leaves a summary and a student that timm loads."""
+    config = build(photos, tmp_path)
+    check_config(config)
+    runner = run(config)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["measure"] == "retrieval" and summary["best_epoch"] in (1, 2)
+    assert {"student_retrieval", "fusion_retrieval"} <= summary.keys() and "teacher_retrieval" not in summary
+    assert summary["best_validation_student_retrieval"] == summary["student_retrieval"]
+    assert [row["role"] for row in summary["models"]] == ["student", "teacher", "fusion"]
+    assert "validation retrieval agreement: student" in (shown := capsys.readouterr().out) and "24 images" in shown
+    arguments = {k: v for k, v in STUDENT.items() if k not in ("type", "name")}
+    net = timm.create_model(STUDENT["name"], **arguments).eval()
+    net.load_state_dict(load_file(tmp_path / "run" / "student.safetensors"))
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(net(x), runner.distiller.student.eval()(x))
