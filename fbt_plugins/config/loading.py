@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ def config_of(contents: Mapping[str, Any], arguments: Arguments) -> Config:
     return config
 
 
+@cache
 def shipped_methods() -> tuple[dict[str, Any], dict[str, Any]]:
     """The methods of ``configs/_base_/methods.py`` by name, and ``model`` as all of them have it."""
     contents = _load(config_folder() / "_base_" / "methods.py").to_dict()

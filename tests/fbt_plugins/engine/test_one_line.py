@@ -187,7 +187,7 @@ def test_names_of_models(network: str) -> None:
     [
         (dict(VIT), 16, {}),
         (dict(VIT), 24, dict(img_size=24)),
-        (dict(VIT), 18, dict(img_size=16, input_size=16)),
+        (dict(VIT), 22, dict(img_size=24, input_size=24)),
         (dict(VIT, pretrained=True), 24, dict(dynamic_img_size=True)),
         (dict(VIT, pretrained=True), 18, dict(dynamic_img_size=True, input_size=16)),
         (dict(type="timm", name="mixer_s4_patch4_32", pretrained=True), 64, dict(input_size=(32, 32))),
