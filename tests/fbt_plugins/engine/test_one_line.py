@@ -18,14 +18,15 @@ from PIL import Image
 import fbt_plugins
 import fbt_plugins.distill.edge
 from fbt_plugins import ConfigError, FBTError, load_plugins, load_student
+from fbt_plugins.commands import fbt
 from fbt_plugins.commands.distill import command_line
-from fbt_plugins.config.hashing import config_hash
 from fbt_plugins.config.loading import load_config, shipped_methods
 from fbt_plugins.engine.hooks.checkpoints import save_student
 from fbt_plugins.engine.one_line import distill
 from fbt_plugins.engine.one_line.folder import read_folder
 from fbt_plugins.engine.one_line.models import fitted, named, own_size
 from fbt_plugins.engine.one_line.recipe import Choices, method
+from fbt_plugins.engine.plan import Plan
 from fbt_plugins.registry.registries import ARCHITECTURES
 
 CLASSES = ("cat", "dog", "emu")
@@ -40,6 +41,7 @@ def make(num_classes, width=4):
     rows = [block(*ends) for ends in ((3, width), (width, width), (width, 2 * width), (2 * width, 2 * width))]
     return nn.Sequential(*rows, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, num_classes))
 """
+VIT_OF_TIMM = dict(model_name="vit_tiny_patch16_224", patch_size=4, img_size=16, embed_dim=12, depth=4, num_heads=2)
 VIT = dict(type="timm", name="vit_tiny_patch16_224", patch_size=4, img_size=16, embed_dim=12, depth=4, num_heads=2)
 
 
@@ -244,28 +246,52 @@ def test_wrong_numbers_have_a_line_each() -> None:
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_one_line_with_labels(
-    fill: Fill, network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", [False, True], ids=["function", "command"])
+def test_one_line_without_labels(
+    fill: Fill,
+    network: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: bool,
 ) -> None:
-    """From a folder of classes to a student's file, and a config that is the same run; no second run in its folder."""
+    """From a folder to a student's file, and a config that is the same run."""
     monkeypatch.chdir(tmp_path)
-    line: dict[str, Any] = dict(teacher=dict(VIT, num_classes=3), student=network, img_size=16, epochs=1, workers=0)
-    line |= dict(data=fill(dict.fromkeys(CLASSES, 8)), out="out", device="cpu")
-    assert fbt_plugins.distill(**line, check=True) == Path("out") and not Path("out").exists()
-    shown = capsys.readouterr().out
-    assert "24 images, 24 with a label, of 3 classes" in shown and "method   fbt" in shown
-    out = distill(**line)
+    data = fill({"a/b": 12, "": 4})
+    if command:
+        (tmp_path / "teachers.py").write_text(
+            f"import timm\n\n\ndef make():\n    return timm.create_model(num_classes=0, **{VIT_OF_TIMM})\n"
+        )
+        told = (
+            f"--data {data} --teacher teachers.py:make --student {network} --out out --check --device cpu --method rsd"
+        )
+        assert fbt(["distill", *told.split(), *["--img-size", "16", "--epochs", "1", "--workers", "0", "--no-pretrained"]]) is None
+        shown = capsys.readouterr().out
+        assert "16 images, no labels" in shown and "method   rsd" in shown and "classes 0" in shown
+        assert not Path("out").exists()
+        return
+    out = distill(data=data, teacher=VIT, student=network, img_size=16, epochs=1, workers=0, out="out", device="cpu")
+    assert "without OFALoss" in capsys.readouterr().out
     net, transform = load_student(out / "student.safetensors")
-    assert net(transform(Image.new("RGB", (30, 20)))[None]).shape == (1, 3)
-    summary = json.loads((out / "summary.json").read_text())
-    assert {"student_top1", "teacher_top1", "fusion_top1"} <= summary.keys()
+    assert net(transform(Image.new("RGB", (30, 20)))[None]).shape == (1, 8)
+    assert "student_retrieval" in json.loads((out / "summary.json").read_text())
     again = load_config(out / "config.py")
-    assert again.model.logit_loss.type == "OFALoss" and again.train_dataloader.dataset.root == str(line["data"])
-    assert config_hash(again) == summary["config_hash"] if "config_hash" in summary else True
-    with pytest.raises(FBTError, match="--out out: there is a run in it already; say --resume"):
-        distill(**line)
-    distill(**line | dict(epochs=2), resume=True)
-    assert len(list(out.glob("epoch_*.pth"))) >= 1
+    assert again.model.logit_loss is None and again.train_dataloader.dataset.root == str(data)
+    assert Plan.of(out / "config.py").distiller.models.keys() == {"student", "teacher"}
+
+
+@pytest.mark.slow
+def test_one_line_with_labels_and_again(fill: Fill, network: str, tmp_path: Path) -> None:
+    """No second run in a run's folder, but the same that goes on; a teacher of features is compared by neighbours."""
+    line: dict[str, Any] = dict(student=network, img_size=16, epochs=1, workers=0, out=tmp_path / "out", device="cpu")
+    line |= dict(data=fill(dict.fromkeys(CLASSES, 8)))
+    out = distill(teacher=dict(VIT, num_classes=3), **line)
+    assert {"student_top1", "teacher_top1", "fusion_top1"} <= json.loads((out / "summary.json").read_text()).keys()
+    with pytest.raises(FBTError, match="there is a run in it already; say --resume"):
+        distill(teacher=dict(VIT, num_classes=3), **line)
+    distill(teacher=dict(VIT, num_classes=3), **line, resume=True)
+    out = distill(teacher=VIT, **line | dict(out=tmp_path / "features"))
+    assert {"student_top1", "student_knn", "teacher_knn"} <= json.loads((out / "summary.json").read_text()).keys()
 
 
 @pytest.mark.parametrize(
