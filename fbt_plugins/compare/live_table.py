@@ -15,6 +15,7 @@ from ..console import console, say
 from ..engine.hooks.teacher_check import NEAR_CHANCE
 from ..jobs.study import Run
 from ..report.cells import mean_sd
+from ..report.comparison import measured
 from ..report.intervals import spread
 from .runs import Runs
 
@@ -69,7 +70,7 @@ class Screen:
         table = Table(caption=caption, caption_justify="left")
         for column in ("pair", "method"):
             table.add_column(column)
-        for column in ("done", "running", "failed", "top-1 %"):
+        for column in ("done", "running", "failed", f"{measured(list(runs.done.values()))} %"):
             table.add_column(column, justify="right")
         for (pair, method), own in shown.items():
             done = [runs.done[run].student for run in own if run in runs.done]

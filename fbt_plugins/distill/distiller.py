@@ -206,8 +206,8 @@ class Distiller(BaseModel):
             mode: "loss" for the named, weighted losses; "predict" for all models' logits (an encoder's features) by
                 name; "tensor" for the student's.
             view: (N,) which view of its image each input is, where the data set has fixed ones; only passed through.
-            teacher_features, teacher_logits: (N, D) and (N, C), None of an encoder, what the teacher knows about these very inputs; losses
-                then take them, in float32, and the teacher is not run on the images.
+            teacher_features, teacher_logits: (N, D) and (N, C) (None of an encoder), what the teacher knows about these
+                very inputs; losses then take them, in float32, and the teacher is not run on the images.
             teacher_stages: with them, outputs of the teacher's stages by number, all of :meth:`asked_of_teacher`.
         """
         if mode == "loss":

@@ -126,8 +126,8 @@ def check_logits(kind: str, where: str, model: str, info: ModelInfo) -> None:
     """
     if info.encoder:
         raise ConfigError(
-            f"{where}: {kind} needs logits, and the {model} has no classifier (num_classes=0): set the loss to None, or "
-            "take one of features"
+            f"{where}: {kind} needs logits, and the {model} has no classifier (num_classes=0): set the loss to "
+            "None, or take one of features"
         )
 
 

@@ -153,11 +153,15 @@ def open_banks(metrics: Iterable[Any], dataset: Any, split: str, seed: int | Non
         found = loader_problems(loader, where)
         if not found and labelled(loader.dataset) == 0:
             found = [f"{where}: {type(metric).__name__} needs labels, and its images have none"]
-        if not found and [*map(str, loader.dataset.classes)] != [*map(str, dataset.classes)]:
+        if not found and _names(loader.dataset) != _names(dataset):
             found = [f"{where}: its classes are not those of {split}_dataloader; give both the same classes=[...]"]
         problems += found
         metric.bank_loader = loader
     return problems
+
+
+def _names(dataset: Any) -> list[str]:
+    return [str(name) for name in dataset.classes]
 
 
 def sampler_of(loader: Any) -> Any:

@@ -58,12 +58,13 @@ class Batch:
             return None
         return (self.labels != 0).any(1) if self.labels.ndim == 2 else self.labels >= 0
 
-    def target_class(self, teacher: Tensor) -> Tensor:
+    def target_class(self, teacher: Tensor | None) -> Tensor:
         """(N,) class numbers: of each image's label (of soft ones the largest), or the teacher's where it has none.
 
         Args:
             teacher: its logits (N, C).
         """
+        assert teacher is not None, "losses that take a target class need logits"
         chosen = teacher.detach().argmax(1)
         if self.labels is None or self.labelled is None:
             return chosen

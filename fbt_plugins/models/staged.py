@@ -1,4 +1,4 @@
-"""A classifier or encoder as a row of stages and a head, the shapes between them, and the proof that the row is the model."""
+"""A model as a row of stages and a head, the shapes between them, and the proof that the row is the model."""
 
 from __future__ import annotations
 

@@ -9,16 +9,18 @@ from .comparison import Comparison, Pair, Row, Teachers
 from .intervals import Interval
 
 NONE = "–"
-BEFORE = ("method", "what", "top-1 %", "n")
+BEFORE = 4
+"""Columns of a pair's table before the differences."""
 
 
 def columns(comparison: Comparison) -> list[str]:
-    """Heads of a pair's table; those before the differences are as many as ``BEFORE``."""
+    """Heads of a pair's table."""
+    measure = comparison.measure
     return [
-        *BEFORE,
+        *("method", "what", f"{measure} %", "n"),
         *_to_controls(comparison),
         *(["published, top-1 %"] if _any_published(comparison) else []),
-        "F, top-1\u00a0%",
+        f"F, {measure}\u00a0%",
         *(f"step time, {what}\u00a0=\u00a01" for what in list(comparison.controls.values())[:1]),
     ]
 
@@ -73,7 +75,17 @@ def elsewhere(pair: Pair) -> str:
 
 
 DIFFERENCES = "Differences with their 95 % confidence intervals; grey where the interval holds 0, or is not known."
-CURVES = "Top-1 accuracy on validation images by epoch: mean over the seeds, and in a lighter shade all seeds' range."
+
+
+def curves(comparison: Comparison) -> str:
+    """What a figure of curves shows."""
+    what = _sentence(comparison.measure)
+    return f"{what} on validation images by epoch: mean over the seeds, and in a lighter shade all seeds' range."
+
+
+def _sentence(measure: str) -> str:
+    """What a sentence about figures begins with."""
+    return "Top-1 accuracy" if measure == "top-1" else measure[:1].upper() + measure[1:]
 
 
 def similarity(pair: Pair, of: str) -> str:
@@ -135,10 +147,10 @@ _CKA = (
 
 def how_to_read(comparison: Comparison) -> list[str]:
     """What the figures are, one paragraph each."""
-    splits = sorted({trial.split for trial in comparison.trials}) or ["final"]
+    splits = " and ".join(sorted({trial.split for trial in comparison.trials}) or ["final"])
+    what = f"{_sentence(comparison.measure)} of the student"
     return [
-        f"Top-1 accuracy of the student in percent on the {' and '.join(splits)} split, of the epoch that validation "
-        "chose: mean ± standard deviation over n seeds. F is the fusion model, T the teacher, S the student.",
+        f"{what} in percent on the {splits} split, of the epoch that validation chose: mean ± standard deviation over n seeds. F is the fusion model, T the teacher, S the student.",
         "A difference is taken seed by seed; in brackets is its 95 % confidence interval (paired, Student's t with "
         "n - 1 degrees of freedom). An interval that holds 0 shows no difference. It speaks of seeds, on these test "
         "images, and of one difference alone: of twenty methods that do nothing, one is expected to look as if it did.",
@@ -157,6 +169,8 @@ def warnings(comparison: Comparison) -> list[str]:
         lines.append(f"Fewer than 5 seeds: {_named(few, 'methods')}.")
     if mixed := [cell for cell, row in cells.items() if row.configs > 1]:
         lines.append(f"Seeds of different configs are mixed: {', '.join(mixed)}.")
+    if len({trial.measure for trial in comparison.trials}) > 1:
+        lines.append(f"Runs measured different things, {comparison.measure}: their figures cannot be compared.")
     if comparison.missing:
         lines.append(f"Not finished ({len(comparison.missing)}): {_named(comparison.missing, 'runs')}.")
     return lines

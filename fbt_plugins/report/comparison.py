@@ -8,7 +8,13 @@ from statistics import fmean, median
 from typing import Any
 
 from .intervals import Interval, interval, paired
-from .results import Trial
+from .results import TITLES, Trial
+
+
+def measured(trials: Sequence[Trial]) -> str:
+    """What the figures of trials are, in words: "top-1"."""
+    found = dict.fromkeys(TITLES.get(trial.measure, trial.measure) for trial in trials)
+    return " or ".join(found) or TITLES["top1"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,11 @@ class Comparison:
     @property
     def trials(self) -> list[Trial]:
         return [trial for pair in self.pairs for trial in pair.trials]
+
+    @property
+    def measure(self) -> str:
+        """What the figures are, in words: "top-1"."""
+        return measured(self.trials)
 
     @property
     def methods(self) -> list[str]:

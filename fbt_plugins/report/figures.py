@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from .cells import NONE
-from .comparison import Pair
+from .comparison import Pair, measured
 from .results import Trial
 
 COLORS = {"student": "#0b6fb8", "fusion": "#c2410c", "teacher": "#555555"}
@@ -42,7 +42,7 @@ def differences(pair: Pair, controls: Mapping[str, str]) -> str | None:
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set_yticks(range(len(rows)), [method for method, _ in reversed(rows)])
         ax.set_ylim(-0.6, most - 0.4)
-        ax.set_xlabel(f"difference to {about}, points of top-1 %")
+        ax.set_xlabel(f"difference to {about}, points of {measured(pair.trials)} %")
     return _svg(figure)
 
 
@@ -78,7 +78,7 @@ def curves(pair: Pair, columns: int = 6) -> str | None:
     for ax in axes[len(groups) :]:
         ax.set_visible(False)
     figure.supxlabel("epoch", fontsize=9)
-    figure.supylabel("validation top-1 %", fontsize=9)
+    figure.supylabel(f"validation {measured(pair.trials)} %", fontsize=9)
     lines = [
         axes[0].plot([], [], STYLES[model], color=color, label=f"{model[0].upper()} ({model})")[0]
         for model, color in COLORS.items()

@@ -93,7 +93,7 @@ def page(comparison: Comparison, command: str) -> str:
     for pair in comparison.pairs:
         clear = [
             {
-                len(words.BEFORE) + i
+                words.BEFORE + i
                 for i, control in enumerate(comparison.controls)
                 if (v := row.differences.get(control)) is not None and v.is_clear
             }
@@ -104,7 +104,7 @@ def page(comparison: Comparison, command: str) -> str:
         parts += [_table(words.columns(comparison), rows, clear, texts=(0, 1))]
         parts += [f"<p>{html.escape(words.elsewhere(pair))}</p>"] if pair.elsewhere else []
         parts += [_picture(figures.differences(pair, comparison.controls), words.DIFFERENCES)]
-        parts += [_picture(figures.curves(pair), words.CURVES)]
+        parts += [_picture(figures.curves(pair), words.curves(comparison))]
         maps = [_picture(figures.similarities(pair, of), words.similarity(pair, of)) for of in ("TS", "TF", "FS")]
         parts += ['<div class="row">', *maps, "</div>"]
     for found in comparison.teachers:

@@ -16,6 +16,10 @@ TRIALS = "trials.jsonl"
 """Name of a study's file of finished runs."""
 
 
+TITLES = {"top1": "top-1", "knn": "k-NN", "probe": "linear probe", "retrieval": "retrieval agreement"}
+"""What people call what a run measures, by the word that its figures' names end in; others are called by that."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One finished run of a matrix.
@@ -23,7 +27,8 @@ class Trial:
     Attributes:
         pair, method, seed: which run.
         about: the method in words.
-        top1: of each model on the final split, in percent, by name ("student", "teacher", "fusion").
+        top1: of each model on the final split, in percent, by name ("student", "teacher", "fusion"); where the run
+            measured something else, that (see ``measure``).
         split: the final split, "test" or "validation".
         images: per second in training, the median over the run; None where it is not known.
         curve: of each validation the epoch and the top-1 of each model.
@@ -35,6 +40,7 @@ class Trial:
             None where the run made none.
         splices: of each fusion model, by owner ("T1-3+S4"), whatever way the config writes them; None where the run did
             not say it.
+        measure: what the figures are, one of ``TITLES`` or another word; "top1" where the run did not say it.
     """
 
     pair: str
@@ -51,6 +57,7 @@ class Trial:
     about_run: Mapping[str, Any]
     cka: Mapping[str, Any] | None = None
     splices: Mapping[str, Sequence[str]] | None = None
+    measure: str = "top1"
 
     @property
     def student(self) -> float:
@@ -76,6 +83,8 @@ class Trial:
         values = asdict(self)
         if self.splices is None:  # a line of before stays what it is
             del values["splices"]
+        if self.measure == "top1":
+            del values["measure"]
         return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
@@ -133,27 +142,30 @@ def trial_of_run(folder: str | Path, config: str, hardware: str) -> Trial:
 def _trial(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], config: str, hardware: str) -> Trial:
     rates = [record["train/images_per_second"] for record in records if "train/images_per_second" in record]
     kept = ("best_epoch", "seconds", "device", "world_size", "versions", "git")
+    measure = summary.get("measure", "top1")
     return Trial(
         pair=summary["cell"]["pair"],
         method=summary["cell"]["method"],
         seed=summary["seed"],
         about=summary["cell"]["about"],
-        top1=_top1(summary, ""),
+        top1=_figures(summary, "", measure),
         split=summary["split"],
         images=round(median(rates), 1) if rates else None,
-        curve=[{"epoch": r["epoch"], **_top1(r, "val/")} for r in records if "val/student_top1" in r],
+        curve=[{"epoch": r["epoch"], **_figures(r, "val/", measure)} for r in records if f"val/student_{measure}" in r],
         reference=summary.get("reference"),
         config=config,
         hardware=hardware,
         about_run={key: summary.get(key) for key in kept},
         cka=summary.get("cka"),
         splices=summary.get("splices"),
+        measure=measure,
     )
 
 
-def _top1(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    names = [k for k in record if k.startswith(prefix) and k.endswith("_top1") and "best" not in k]
-    return {k.removeprefix(prefix).removesuffix("_top1"): round(record[k], 4) for k in names}
+def _figures(record: Mapping[str, Any], prefix: str, measure: str) -> dict[str, float]:
+    end = f"_{measure}"
+    names = [k for k in record if k.startswith(prefix) and k.endswith(end) and "best" not in k]
+    return {k.removeprefix(prefix).removesuffix(end): round(record[k], 4) for k in names}
 
 
 def trials_file(given: Path) -> Path:
@@ -243,6 +255,8 @@ def problem_of(values: Mapping[str, Any]) -> str | None:
             return f"{key}: expected {expected}, got {short(values[key])}"
     if not _maps(values.get("cka")):
         return "cka: expected maps of numbers with the names of their rows and columns"
+    if not _text(values.get("measure", "top1")):
+        return "measure: expected a word such as top1 or knn"
     if not _splices(values.get("splices")):
         return "splices: expected lists of splices by fusion model"
     return None

@@ -52,12 +52,14 @@ def mapped(known: Knowledge, function: Callable[[Tensor], Tensor]) -> Knowledge:
     """The same knowledge with another tensor in each place."""
     stages = {i: function(x) for i, x in known.stages.items()}
     extra = {name: function(x) for name, x in known.extra.items()}
-    return Knowledge(function(known.features), function(known.logits), stages, extra)
+    logits = None if known.logits is None else function(known.logits)
+    return Knowledge(function(known.features), logits, stages, extra)
 
 
 def tensors(known: Knowledge) -> list[Tensor]:
     """All tensors of some knowledge."""
-    return [known.features, known.logits, *known.stages.values(), *known.extra.values()]
+    logits = [] if known.logits is None else [known.logits]
+    return [known.features, *logits, *known.stages.values(), *known.extra.values()]
 
 
 def on_the_way(x: Tensor) -> Tensor:

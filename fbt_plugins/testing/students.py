@@ -56,7 +56,7 @@ def better_and_worse(
     other = (
         mapped(teacher, lambda x: x.roll(1, 0)) if worse == "of other images" else knowledge_of(specs, seed + 50, size)
     )
-    batch = Batch(teacher.logits.argmax(1), torch.arange(size))
+    batch = Batch(teacher.output.argmax(1), torch.arange(size))
     with torch.enable_grad():  # some losses use gradients themselves
         pair = [float(value(batch, size=size, knowledge=(k, teacher), loss=loss).detach()) for k in (teacher, other)]
     return pair[0], pair[1]
@@ -71,12 +71,13 @@ def trained_down(value: Value, loss: nn.Module, student: Knowledge, teacher: Kno
         student, teacher: what two models know about the same images.
     """
     student = mapped(student, lambda x: x.clone().requires_grad_())
-    batch = Batch(teacher.logits.argmax(1), torch.arange(len(teacher.logits)))
+    images = len(teacher.features)
+    batch = Batch(teacher.output.argmax(1), torch.arange(images))
     optimizer = torch.optim.Adam([*(p for p in loss.parameters() if p.requires_grad), *tensors(student)], 0.1)
     values = []
     for step in range(STEPS + 1):
         optimizer.zero_grad()
-        current = value(batch, size=len(teacher.logits), knowledge=(student, teacher), loss=loss, seed=step)
+        current = value(batch, size=images, knowledge=(student, teacher), loss=loss, seed=step)
         values.append(float(current.detach()))
         current.backward()
         optimizer.step()

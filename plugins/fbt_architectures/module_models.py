@@ -60,7 +60,7 @@ def build_module(
             an object with ``pooler_output`` or ``last_hidden_state``.
         stages: None for four stages found by tracing; a number of stages; or the names of the modules that end them.
             With ``head``, each stage is the names of all that runs in it, separated by blanks.
-        head: names of what runs behind the last stage, the classifier (where there is one) last; nothing is traced then. In both, ``mean``,
+        head: names of what runs behind the last stage, a classifier last; nothing is traced then. In both, ``mean``,
             ``flatten``, ``token 0`` and ``permute 0 2 3 1`` are steps too, see :class:`Declaration`.
         checkpoint: file with weights.
         image_size: pixels of the images that the network is made for.

@@ -1,4 +1,4 @@
-"""``type="torchvision"``: any classifier of torchvision, with or without its classifier, as a StagedModel, cut by tracing."""
+"""``type="torchvision"``: any classifier of torchvision, or one without its head, as a StagedModel, cut by tracing."""
 
 from __future__ import annotations
 

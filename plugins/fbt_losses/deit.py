@@ -71,5 +71,5 @@ class DeiTLoss(nn.Module):
 
     @staticmethod
     def _decided(student: Knowledge, teacher: Knowledge) -> Tensor:
-        with full_precision(student.logits) as (logits,):
-            return F.cross_entropy(logits, teacher.logits.argmax(1))
+        with full_precision(student.logits, teacher.logits) as (logits, given):
+            return F.cross_entropy(logits, given.argmax(1))

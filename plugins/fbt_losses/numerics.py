@@ -26,12 +26,14 @@ __all__ = [
 ]
 
 
-def same_shape(what: str, student: Tensor, teacher: Tensor, remedy: str) -> None:
+def same_shape(what: str, student: Tensor | None, teacher: Tensor | None, remedy: str) -> None:
     """Refuses two tensors of different shapes.
 
     Raises:
-        ValueError: naming both shapes.
+        ValueError: naming both shapes, or that a model has no logits.
     """
+    if student is None or teacher is None:
+        raise ValueError(f"{what}: the {'receiver' if student is None else 'giver'} has no classifier (num_classes=0)")
     if student.shape != teacher.shape:
         raise ValueError(
             f"{what} of shape {tuple(student.shape)} (receiver) and {tuple(teacher.shape)} (giver): {remedy}"

@@ -52,11 +52,11 @@ _BATCH = 128
 class TeacherCacheHook(Hook):
     """Gives losses and fusion models what the teacher knows from files instead of running it on every batch.
 
-    Stored are its features and (but of an encoder) its logits, and the outputs of the stages that splices start from and that losses take.
-    Images are augmented in ``views`` ways, the same in every run, and epoch n shows view n modulo ``views``; the price
-    of the time saved is that no augmentation is fresh. The files are built before the first step where there are none.
-    The hook has no state: what a step gets depends on its images' views and positions only. The runner registers it
-    where the config has ``teacher_cache``; as one of ``custom_hooks`` it would come too late.
+    Stored are its features, its logits where it has a classifier, and the outputs of the stages that splices start from
+    and that losses take. Images are augmented in ``views`` ways, the same in every run, and epoch n shows view n modulo
+    ``views``; the price of the time saved is that no augmentation is fresh. The files are built before the first step
+    where there are none. The hook has no state: what a step gets depends on its images' views and positions only. The
+    runner registers it where the config has ``teacher_cache``; as one of ``custom_hooks`` it would come too late.
 
     In a comparison all methods should see the same images, also those that have no teacher, or that want more of it
     than is worth a file. For that there is ``required=False``: every run shows the fixed views, files hold features and

@@ -28,25 +28,21 @@ class TeacherCheckHook(Hook):
         if not known:  # a teacher that others are only compared with
             return
         key, title = known[0]
-        found, classes = metrics[f"{TEACHER}_{key}"], len(runner.val_dataloader.dataset.classes)
+        found, classes = metrics[f"{TEACHER}_{key}"], list(runner.val_dataloader.dataset.classes)
         say(f"teacher {teacher.name}: {found:.1f} % {title} on the validation set, before the first step")
-        chance = 100 / (classes or teacher.num_classes)
+        chance = 100 / len(classes)
         if found < chance + 0.1 * (100 - chance):
-            if not teacher.num_classes:
-                warn(
-                    f"{NEAR_CHANCE}: {found:.1f} % {title}, and guessing gives {chance:.1f} %.",
-                    "Whatever it gives will be noise. The usual reasons:",
-                    "- no weights: is model.teacher.checkpoint (or pretrained=True) set?",
-                    "- another input normalisation than it was trained with: it is given",
-                    f"  mean {teacher.mean}, std {teacher.std}.",
-                )
-                return
+            of_logits = key == "top1"
+            missing = "an untrained head or no checkpoint" if of_logits else "no checkpoint"
+            order = [
+                "- another order of the classes than this data set's:",
+                f"  here {', '.join(classes[:5])}, ...",
+            ]
             warn(
                 f"{NEAR_CHANCE}: {found:.1f} % {title}, and guessing gives {chance:.1f} %.",
                 "Whatever it gives will be noise. The usual reasons:",
-                "- an untrained head or no checkpoint: is model.teacher.checkpoint (or pretrained=True) set?",
-                "- another order of the classes than this data set's:",
-                f"  here {', '.join(list(runner.val_dataloader.dataset.classes)[:5])}, ...",
+                f"- {missing}: is model.teacher.checkpoint (or pretrained=True) set?",
+                *(order if of_logits else ()),
                 "- another input normalisation than it was trained with: it is given",
                 f"  mean {teacher.mean}, std {teacher.std};",
                 "  give model.teacher those that it was trained with, if it takes them.",

@@ -23,12 +23,12 @@ class Seen(NamedTuple):
     Attributes:
         features: (N, D) by model.
         labels: (N,), -1 of an image without one.
-        index: (N,) positions in their data set.
+        positions: (N,), in their data set.
     """
 
     features: Mapping[str, Tensor]
     labels: Tensor
-    index: Tensor
+    positions: Tensor
 
 
 class FeatureMetric(BaseMetric):
@@ -53,7 +53,8 @@ class FeatureMetric(BaseMetric):
 
     def __init__(self, bank: Mapping[str, Any] | None = None) -> None:
         super().__init__(collect_device="cpu", prefix="")
-        self.bank, self.bank_loader = bank, None
+        self.bank = bank
+        self.bank_loader: Any = None
         self._bank: dict[str, Tensor] = {}
         self._bank_labels = torch.empty(0)
 
@@ -102,7 +103,9 @@ class FeatureMetric(BaseMetric):
         here = seen.labels >= 0
         if not here.any():
             raise FBTError(f"{type(self).__name__} needs labels, and no image of this split has one")
-        return Seen({name: value[here] for name, value in seen.features.items()}, seen.labels[here], seen.index[here])
+        return Seen(
+            {name: value[here] for name, value in seen.features.items()}, seen.labels[here], seen.positions[here]
+        )
 
     def banked(self, name: str) -> tuple[Tensor, Tensor] | None:
         """A model's features of the bank's images, and their labels; None without a bank."""

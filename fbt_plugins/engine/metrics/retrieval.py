@@ -27,7 +27,7 @@ class Retrieval(FeatureMetric):
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def measure(self, seen: Seen) -> dict[str, float]:
-        order = seen.index.argsort()
+        order = seen.positions.argsort()
         if len(order) < 3:
             raise FBTError(f"Retrieval needs 3 images or more, and this split has {len(order)}")
         found = {
@@ -35,10 +35,10 @@ class Retrieval(FeatureMetric):
             for name, features in seen.features.items()
         }
         if TEACHER in found:
-            self._kept = seen.index[order], found.pop(TEACHER)
+            self._kept = seen.positions[order], found.pop(TEACHER)
         if self._kept is None:
             raise FBTError("Retrieval compares with the teacher, which was not evaluated")
         index, wanted = self._kept
-        if not index.equal(seen.index[order]):
+        if not index.equal(seen.positions[order]):
             raise FBTError("Retrieval: the teacher was evaluated on other images of this split")
         return {name: 100 * float((rows == wanted).double().mean()) for name, rows in found.items()}

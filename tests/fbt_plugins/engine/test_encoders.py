@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 
 from fbt_plugins.config.loading import load_config
 from fbt_plugins.engine.check import check_config
+from fbt_plugins.engine.hooks.topk import evaluate
+from fbt_plugins.engine.runner import DistillRunner
+from fbt_plugins.errors import ConfigError
 
 TEACHER, STUDENT = VIT | dict(num_classes=0), RESMLP | dict(num_classes=0)
 TRANSFORMS = [dict(type="Resize", size=(32, 32)), dict(type="ToTensor")]
@@ -90,3 +93,57 @@ def test_an_encoder_teaches_an_encoder_without_labels(
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(net(x), runner.distiller.student.eval()(x))
+
+
+def test_what_needs_logits_or_labels_refuses_an_encoder_in_one_line(photos: Path, tmp_path: Path) -> None:
+    """At --check, before any image is read."""
+
+    def refusal(**options: Any) -> str:
+        with pytest.raises(ConfigError) as error:
+            check_config(build(photos, tmp_path, **options))
+        return str(error.value)
+
+    edges = [
+        dict(name="teacher_to_student", logit_loss=dict(type="KDLoss")),
+        dict(name="teacher_to_fusion", feature_loss=dict(type="RSDLoss", of="logits")),
+        dict(name="fusion_to_student", gate="agreement"),
+    ]
+    metrics = [dict(type="LinearProbe"), dict(type="KNN", bank=loader(photos / "plain"))]
+    task = {"model.task_loss": dict(type="CrossEntropyLoss")}
+    found = refusal(**{"model.edges": edges, "val_evaluator": metrics, **task})
+    for what in ("KDLoss", "CrossEntropyLoss"):
+        assert f"{what} needs logits, and the student has no classifier (num_classes=0)" in found
+    for what in (
+        "RSDLoss needs logits",
+        "gate='agreement' needs logits",
+        "LinearProbe needs labels",
+        "KNN needs labels",
+    ):
+        assert what in found
+    found = refusal(**{"val_evaluator": dict(type="TopK")})
+    assert "TopK needs logits, and the student has no classifier (num_classes=0): measure with KNN" in found
+    alone = {"model.teacher": None, "model.fusion": None, "model.edges": [], "model.feature_loss": None, **task}
+    labelled = {"model.student": RESMLP | dict(num_classes=2), "train_dataloader": loader(photos / "sorted")}
+    labelled["train_dataloader"]["sampler"] = dict(type="SeededSampler", shuffle=True)
+    assert "Retrieval compares with a teacher, and there is none" in refusal(**alone, **labelled)
+
+
+def loader(root: Path) -> dict[str, Any]:
+    """Of the images of a folder; "sorted" has labels."""
+    labels = "folders" if root.name == "sorted" else None
+    return dict(batch_size=8, dataset=dict(type="Images", root=str(root), labels=labels, transforms=TRANSFORMS))
+
+
+def test_frozen_features_are_measured_with_labelled_images(photos: Path, tmp_path: Path) -> None:
+    """Student, teacher and fusion model side by side, with a bank or without; the teacher may have other classes."""
+    colours = loader(photos / "sorted") | dict(sampler=dict(type="SeededSampler", shuffle=False))
+    metrics = [dict(type="KNN", k=3), dict(type="LinearProbe"), dict(type="KNN", bank=loader(photos / "sorted"))]
+    options = {"model.teacher": VIT, "val_dataloader": colours}
+    runner = DistillRunner.from_cfg(build(photos, tmp_path, **options, val_evaluator=metrics[:2]))
+    found = evaluate(runner.model, runner.val_dataloader, runner.val_loop.evaluator, runner.distiller.names)
+    assert found.keys() == {f"{model}_{key}" for model in runner.distiller.names for key in ("knn", "probe")}
+    assert all(value > 80 for value in found.values()), found
+    with_bank = build(photos, tmp_path, **options, val_evaluator=metrics[2])
+    check_config(with_bank)
+    runner = DistillRunner.from_cfg(with_bank)
+    assert runner.teacher_metrics["teacher_knn"] > 80 and len(runner.val_loop.evaluator.metrics[0].bank_loader) == 3
