@@ -1,4 +1,4 @@
-"""Your images, your teacher, one line: distils a model into another on a folder of images, with or without labels."""
+"""Distils on your own images in one line, with labels or without; leaves a student and the whole config."""
 
 from __future__ import annotations
 

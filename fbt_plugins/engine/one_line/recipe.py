@@ -145,7 +145,7 @@ def recipe(
         dict(type="RandomResizedCrop", size=[size, size], scale=[0.3, 1.0], interpolation="bicubic"),
         dict(type="RandomHorizontalFlip"),
     ]
-    centre = [
+    centre: list[dict[str, Any]] = [
         dict(type="Resize", size=round(size * 8 / 7), interpolation="bicubic"),
         dict(type="CenterCrop", size=size),
     ]

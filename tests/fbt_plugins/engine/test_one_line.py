@@ -265,7 +265,10 @@ def test_one_line_without_labels(
         told = (
             f"--data {data} --teacher teachers.py:make --student {network} --out out --check --device cpu --method rsd"
         )
-        assert fbt(["distill", *told.split(), *["--img-size", "16", "--epochs", "1", "--workers", "0", "--no-pretrained"]]) is None
+        assert (
+            fbt(["distill", *told.split(), *["--img-size", "16", "--epochs", "1", "--workers", "0", "--no-pretrained"]])
+            is None
+        )
         shown = capsys.readouterr().out
         assert "16 images, no labels" in shown and "method   rsd" in shown and "classes 0" in shown
         assert not Path("out").exists()
