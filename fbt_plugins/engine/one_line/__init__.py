@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,11 +189,16 @@ def _fetch(name: ShortName, config: Mapping[str, Any]) -> None:
     """
     if "pretrained" not in config:
         return
+    hub = logging.getLogger("huggingface_hub")  # which tells of each of its tries
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)
     try:
         ARCHITECTURES.build(dict(config))
     except FBTError as error:
-        reason = one_line(error.__cause__ or error)
+        reason = one_line(error.__cause__ or error).partition(". ")[0]
         raise FBTError(
-            f"--teacher {name.text}: its pretrained weights could not be had ({reason[:160]}); without a network give "
+            f"--teacher {name.text}: its pretrained weights could not be had ({reason[:200]}); without a network give "
             "--teacher-checkpoint FILE, or for a trial with random weights --no-pretrained"
         ) from error
+    finally:
+        hub.setLevel(level)

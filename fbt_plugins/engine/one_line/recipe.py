@@ -18,6 +18,9 @@ _BATCH = 64
 _STEPS, _FEWEST, _MOST = 5_000, 10, 50
 """Steps that a run has about, within these numbers of epochs."""
 
+_BANK = 20_000
+"""Training images that are a bank of neighbours at most."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -149,7 +152,7 @@ def recipe(
         dict(type="Resize", size=round(size * 8 / 7), interpolation="bicubic"),
         dict(type="CenterCrop", size=size),
     ]
-    evaluator = _evaluator(folder, method)
+    evaluator = _evaluator(folder, method, loader(folder.train, centre, training=False))
     test = None if folder.test is None else loader(folder.test, centre, training=False)
     return {
         "model": {"type": "Distiller", **models, **method.model},
@@ -178,10 +181,17 @@ def _schedule(epochs: int) -> list[dict[str, Any]]:
     return [{**schedule, "convert_to_iter_based": True} for schedule in (*rise, cosine)]
 
 
-def _evaluator(folder: Folder, method: Method) -> list[dict[str, Any]]:
-    """Accuracy where there are labels; features are compared where the teacher has nothing else."""
+def _evaluator(folder: Folder, method: Method, bank: dict[str, Any]) -> list[dict[str, Any]]:
+    """Accuracy where there are labels; features are compared where the teacher has nothing else.
+
+    Args:
+        folder, method: of the run.
+        bank: loader of the training images without augmentation, in which neighbours are looked for; it is looked at
+            before each validation, so where images are many, the held-out ones are compared among themselves.
+    """
     if not folder.classes:
         return [dict(type="Retrieval")]
     top = dict(type="TopK", topk=[1, 5])
-    features_only = method.has_teacher and not method.model.get("logit_loss")
-    return [top, dict(type="KNN")] if features_only else [top]
+    if method.model.get("logit_loss") or not method.has_teacher:
+        return [top]
+    return [top, dict(type="KNN", bank=bank) if folder.images <= _BANK else dict(type="KNN")]
