@@ -91,8 +91,8 @@ def distill(
         for text in plan.lines():
             say(text)
         return folder_of_run
-    if "teacher" in plan.distiller.models:
-        _fetch(names["teacher"], line.config["model"]["teacher"])
+    for role in plan.distiller.models:
+        _fetch(names[role], line.config["model"][role])
     plan.run()
     say(f"config   {relative(folder_of_run / 'config.py')}: all of it, to be changed and run by {typed('fbt train')}")
     return folder_of_run
@@ -182,7 +182,7 @@ def _out(out: str | Path, data: str | Path, resume: bool) -> Path:
 
 
 def _fetch(name: ShortName, config: Mapping[str, Any]) -> None:
-    """Has the teacher's weights downloaded, before anything else takes time.
+    """Has a model's weights downloaded, before anything else takes time.
 
     Raises:
         FBTError: if they cannot be had, with the ways out.
@@ -196,9 +196,13 @@ def _fetch(name: ShortName, config: Mapping[str, Any]) -> None:
         ARCHITECTURES.build(dict(config))
     except FBTError as error:
         reason = one_line(error.__cause__ or error).partition(". ")[0]
+        ways = {
+            "teacher": "give --teacher-checkpoint FILE, or for a trial with random weights --no-pretrained",
+            "student": "leave out --pretrained-student",
+        }
         raise FBTError(
-            f"--teacher {name.text}: its pretrained weights could not be had ({reason[:200]}); without a network give "
-            "--teacher-checkpoint FILE, or for a trial with random weights --no-pretrained"
+            f"--{name.role} {name.text}: its pretrained weights could not be had ({reason[:200]}); without a network "
+            f"{ways[name.role]}"
         ) from error
     finally:
         hub.setLevel(level)
