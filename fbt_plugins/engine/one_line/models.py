@@ -105,6 +105,8 @@ def _parsed(option: str, text: object) -> dict[str, Any]:
         raise ConfigError(f"{option} {short(text) if not isinstance(text, str) else repr(text)}: write {FORMS}{known}")
     library, _, name = text.partition(":")
     if library in _LIBRARIES:
+        if _LIBRARIES[library] not in ARCHITECTURES.module_dict:
+            raise FBTError(f"{option} {text}: {_LIBRARIES[library]!r} is the plugin fbt-huggingface's: install it")
         return {"type": _LIBRARIES[library], "name": name}
     path, _, factory = text.rpartition(":")
     if not path.endswith(".py"):

@@ -174,9 +174,13 @@ def test_names_of_no_model(text: str, line: str) -> None:
         own_size(named("teacher", text, None, pretrained=False).with_classes(0))
 
 
-def test_names_of_models(network: str) -> None:
+def test_names_of_models(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named("student", "timm:resnet18", None, False).config == dict(type="timm", name="resnet18")
     assert named("teacher", "timm:resnet18", None, True).config["pretrained"] is True
+    with pytest.raises(FBTError, match="the plugin fbt-huggingface's"), monkeypatch.context() as patch:
+        patch.delitem(ARCHITECTURES.module_dict, "huggingface", raising=False)
+        named("teacher", "hf:vit", None, True)
+    monkeypatch.setitem(ARCHITECTURES.module_dict, "huggingface", dict)
     assert named("teacher", "hf:facebook/dinov2-small", None, True).config == dict(
         type="huggingface", pretrained="facebook/dinov2-small"
     )
