@@ -144,7 +144,7 @@ def recipe(
             "sampler": {"type": "SeededSampler", "shuffle": training},
         }
 
-    random_view = [
+    random_view: list[dict[str, Any]] = [
         dict(type="RandomResizedCrop", size=[size, size], scale=[0.3, 1.0], interpolation="bicubic"),
         dict(type="RandomHorizontalFlip"),
     ]
