@@ -26,6 +26,7 @@ _HOMES = {
     "StagedModel": "models.staged",
     "ToMap": "models.maps",
     "UnknownNameError": "errors",
+    "distill": "engine.one_line",
     "full_precision": "distill.full_precision",
     "hookimpl": "registry.hookspecs",
     "isotropic": "models.declaration",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .distill.fusion import FusionStrategy as FusionStrategy
     from .distill.splice import Junction as Junction
     from .distill.splice import Splice as Splice
+    from .engine.one_line import distill as distill
     from .engine.student import load_student as load_student
     from .errors import ConfigError as ConfigError
     from .errors import FBTError as FBTError
@@ -72,5 +74,4 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    return globals().setdefault(name, value)  # "distill" is a room as well, which answers by that name and calls it

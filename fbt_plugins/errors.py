@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 TOOLS = {
+    "distill": "distill.py",
     "train": "train.py",
     "compare": "compare.py",
     "search": "search.py",

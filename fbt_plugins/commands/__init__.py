@@ -26,6 +26,7 @@ commands:
 {commands}
 
 examples:
+  fbt distill --data photos/ --teacher timm:convnext_tiny --student timm:resnet18 --out out/   # your own images
   fbt configs                                # what there is to train
   fbt train fbt_convnext_resmlp              # one of them; a path to a file of yours goes as well
   fbt train fbt_convnext_resmlp --cfg-options train_cfg.max_epochs=3

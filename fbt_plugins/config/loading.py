@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mmengine.config import Config
 from ..console import relative
 from ..errors import ConfigError, FBTError, one_line, user_path
 from ..registry.loading import load_plugins
-from .locating import find_config
+from .locating import config_folder, find_config
 from .matrix import Matrix
 from .merging import merge, merge_options
 from .mmengine_patches import RepeatedKey, base_circle, is_lazy, merging_our_way, without_chatter
@@ -136,6 +137,25 @@ def complete(contents: Mapping[str, Any], options: Mapping[str, Any]) -> dict[st
         ConfigError: if an option has no place in it.
     """
     return merge_options(merge(DEFAULTS, contents), options)
+
+
+def config_of(contents: Mapping[str, Any], arguments: Arguments) -> Config:
+    """The config of a run that comes from no file, complete.
+
+    Args:
+        contents: what a file would say.
+        arguments: what the command line says over it.
+    """
+    config = Config(complete(contents, {}))
+    arguments.put_over(config)
+    return config
+
+
+@cache
+def shipped_methods() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The methods of ``configs/_base_/methods.py`` by name, and ``model`` as all of them have it."""
+    contents = _load(config_folder() / "_base_" / "methods.py").to_dict()
+    return contents["methods"], contents["model"]
 
 
 def load_matrix(path: str | Path) -> Matrix:

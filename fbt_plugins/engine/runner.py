@@ -82,7 +82,8 @@ class DistillRunner(PatchedRunner):
         except FBTError:
             raise
         except Exception as error:  # mmengine, torch and plugins refuse things with any exception
-            raise FBTError(f"config {cfg.filename}: the run cannot be built: {one_line(error)}") from error
+            source = f"config {cfg.filename}: " if cfg.filename else ""
+            raise FBTError(f"{source}the run cannot be built: {one_line(error)}") from error
         return runner
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+import hashlib
+import importlib.util
 import inspect
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,8 +55,9 @@ def build_module(
     """Calls a function of yours that makes a network, cuts it, and proves the cut.
 
     Args:
-        path: "package.module:factory"; a function or class that returns an nn.Module which maps normalised images to
-            logits, or to an object with ``logits``. It is code, as the config is: name only what you trust.
+        path: "package.module:factory" or "FILE.py:factory"; a function or class that returns an nn.Module which maps
+            normalised images to logits (of an encoder, to features), or to an object that has them. It is code, as the
+            config is: name only what you trust.
         num_classes: number of logits, handed to the factory if it takes such an argument. 0 says that the network has
             no classifier: its output is features (N, D), or maps or tokens, whose mean over all positions they are, or
             an object with ``pooler_output`` or ``last_hidden_state``.
@@ -86,7 +91,8 @@ def build_module(
         raise ConfigError(f"{path}: {twice[0]!r} is given twice, in arguments= and beside it")
     given = {**more, **(arguments or {})}
     encoder = num_classes == 0
-    net = (give_features if encoder else give_logits)(_create(path, num_classes, given))
+    net = _create(path, num_classes, given)
+    net = give_features(without_empty_classifiers(net)) if encoder else give_logits(net)
     about: dict[str, Any] = load_and_read(net, path, checkpoint, input_size, mean, std, _PLAIN) | dict(
         name=path,
         image_size=pixels(image_size),
@@ -173,7 +179,9 @@ def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn
     if problems := argument_problems(factory, arguments, path):
         raise ConfigError(problems)
     try:
-        net = factory(**arguments)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # of 0 classes
+            net = factory(**arguments)
     except FBTError:
         raise
     except Exception as error:
@@ -185,22 +193,49 @@ def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn
     return net
 
 
+def without_empty_classifiers(net: nn.Module) -> nn.Module:
+    """A network that was made for 0 classes, without the layers of 0 outputs that it may have got for them."""
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.shape[0] == 0 and name:
+            parent, _, last = name.rpartition(".")
+            setattr(net.get_submodule(parent), last, nn.Identity())
+    return net
+
+
 def _named(argument: str, path: str) -> Any:
-    """The function or class behind "package.module:name"."""
-    package, found, attribute = str(path).partition(":")
+    """The function or class behind "package.module:name" or "FILE.py:name"."""
+    package, found, attribute = str(path).rpartition(":")
     if not found or not attribute:
         raise ConfigError(
             f"{argument}: {path!r}: write package.module:{'factory' if argument == 'path' else 'function'}"
         )
     try:
-        module = importlib.import_module(package)
-    except ImportError as error:
+        module = _file_as_module(Path(package)) if package.endswith(".py") else importlib.import_module(package)
+    except (ImportError, FileNotFoundError) as error:
         raise ConfigError(f"{argument}: {package!r} cannot be imported ({one_line(error)})") from error
     except Exception as error:
         raise ConfigError(f"{argument}: {package!r} fails when it is imported, {_at(error, '')}") from error
     if not callable(function := getattr(module, attribute, None)):
         raise ConfigError(f"{argument}: {package} has no function {attribute!r}{nearest(attribute, vars(module))}")
     return function
+
+
+def _file_as_module(file: Path) -> Any:
+    """A file that need not be where Python looks for modules; what it imports may lie beside it. It is run once."""
+    file = file.expanduser().resolve()
+    name = f"fbt_file_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.path.append(str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _file(factory: Any) -> str:
