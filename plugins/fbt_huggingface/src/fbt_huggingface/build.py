@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ def build_huggingface(
     prefix_tokens = kind.prefix_tokens(net)
     row = _row(name, net)
     parts = kind.cut.cut(row, stages, feature, prefix_tokens=prefix_tokens)
+    layouts, prefixes = list(parts.layouts), [prefix_tokens] * len(parts.stages)
+    if kind.before:
+        layouts[:-1], prefixes[:-1] = [[value] * (len(layouts) - 1) for value in (kind.before, 0)]
     seen = getattr(config, "vision_config", config)  # of a model of images and text
     defaults = about | {k: v for k, v in _default(seen).items() if k not in about}
     size = input_size or about.get("input_size")
@@ -103,10 +107,12 @@ def build_huggingface(
         net,
         parts.stages,
         parts.head,
-        layout=parts.layouts,
+        layout=layouts,
+        raster=kind.order is None,
+        order=kind.order,
         family=family,
         image_size=pair(getattr(seen, "image_size", 224)),
-        prefix_tokens=prefix_tokens,
+        prefix_tokens=prefixes,
         prefix=_prefix(row.stem),
         in_chans=getattr(seen, "num_channels", 3),
         mean=mean or defaults["mean"],
@@ -138,7 +144,14 @@ def _net(name: str, config: Any, source: str | None, fresh_head: bool) -> Any:
             net = model_class(name)(config)
         except Exception as error:
             raise refused(name, error) from error
-    return give_logits(net)
+    if (answer := FAMILIES[name].answer) == "logits":
+        return give_logits(net)
+    net.register_forward_hook(partial(_answer, answer))
+    return net
+
+
+def _answer(name: str, net: nn.Module, args: Any, output: Any) -> Any:
+    return getattr(output, name, output)
 
 
 def _row(name: str, net: Any) -> Row:
