@@ -99,7 +99,8 @@ def _beit(model: Any) -> Row:
     base, config = model.base_model, model.config
     if config.use_shared_relative_position_bias:
         raise ConfigError(
-            f"{config.model_type}: use_shared_relative_position_bias=True gives one bias to all blocks, so that no cut could own it; "
+            f"{config.model_type}: use_shared_relative_position_bias=True gives one bias to all blocks, so that no cut "
+            "could own it; "
             "use_relative_position_bias=True gives each its own"
         )
     h, w = pair(config.image_size)
