@@ -10,8 +10,17 @@ from typing import Any
 from torch import nn
 
 from fbt_plugins import ConfigError, Declaration, FBTError, StagedModel, nearest
-from fbt_plugins.authoring import PartError, argument_problems, give_logits, one_line, pixels, split_steps
+from fbt_plugins.authoring import (
+    Catalogue,
+    PartError,
+    argument_problems,
+    give_logits,
+    one_line,
+    pixels,
+    split_steps,
+)
 
+from . import libraries
 from .own_inputs import load_and_read
 from .places import last_line, place_of
 from .traced_cut import cut_by_trace
@@ -98,6 +107,9 @@ def build_module(
     except PartError as error:  # the network is the user's, not a plugin's
         raise ConfigError(str(error)) from error
     return model
+
+
+build_module.catalogue = Catalogue(libraries.names, str, libraries.config)  # type: ignore[attr-defined]
 
 
 def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn.Module:

@@ -37,6 +37,7 @@ from .parts import (
     TokenPool,
     Unrolled,
     averaged_head,
+    normed_head,
     two_token_head,
 )
 
@@ -351,7 +352,7 @@ FAMILIES: dict[str, Family] = {
     "levit_with_teacher": Family(
         "LevitForImageClassificationWithTeacher",
         _levit_with_teacher,
-        replace(PYRAMID_OF_TOKENS, head=averaged_head),
+        replace(PYRAMID_OF_TOKENS, head=normed_head),
     ),
     "metaclip_2": Family("MetaClip2ForImageClassification", _clip, TOKENS, lambda _: 1),
     "mobilenet_v1": Family("MobileNetV1ForImageClassification", _mobilenet_v1, MAPS),

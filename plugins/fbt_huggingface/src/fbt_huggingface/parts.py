@@ -360,6 +360,21 @@ def averaged_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, 
     return features, (logits["class_logits"] + logits["distillation_logits"]) / 2, logits
 
 
+def normed_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """LeViT with a teacher: two classifiers of a norm and a linear layer each, averaged; the features are what the
+    linear layers are given, averaged too.
+
+    Args:
+        row: whose classifier is two.
+        x: output of the norm.
+    """
+    pooled = row.pool(x)  # type: ignore[operator]
+    features = [classifier.batch_norm(pooled) for classifier in row.classifier]  # type: ignore[union-attr]
+    each = [classifier.linear(f) for classifier, f in zip(row.classifier, features, strict=True)]  # type: ignore[arg-type]
+    logits = {"class_logits": each[0], "distillation_logits": each[1]}
+    return (features[0] + features[1]) / 2, (each[0] + each[1]) / 2, logits
+
+
 def grid_of(tokens: int, expected: tuple[int, int]) -> tuple[int, int]:
     """The grid of that many tokens: the expected one, or a square.
 
