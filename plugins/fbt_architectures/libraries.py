@@ -111,29 +111,39 @@ _MONAI: dict[str, dict[str, Any]] = {
     "TorchVisionFCModel": dict(model_name="resnet18", num_classes=10, use_conv=False, pool=None),
 }
 _GEFFNET = "mobilenetv3_small_100 efficientnet_b0 tf_efficientnet_lite0 mixnet_s fbnetc_100 mnasnet_a1 spnasnet_100"
-_PRETRAINED = """alexnet:128 bninception:96 cafferesnet101:64 densenet121:64 dpn68:64 fbresnet152:64
-    inceptionresnetv2:96 inceptionv4:96 nasnetamobile:128 se_resnet50:64 senet154:64 squeezenet1_1:64 vgg11_bn:64 xception:96"""
-_PYTORCHCV = """airnet50_1x64d_r2:64 alexnet:128 bagnet9:64 bn_vgg11:64 bninception:96 cbam_resnet18:64
-    condensenet74_c4_g4:64 darknet_tiny:64 darts:64 densenet121:64 diaresnet10:64 dicenet_wd5:64 diracnet18v2:64
-    dla34:64 dpn68:64 drnc26:64 efficientnet_b0:64 fbnet_cb:64 fishnet99:64 ghostnet:64 hardnet39ds:64 hrnet_w18_small_v1:64
+_PRETRAINED = """alexnet:224 bninception:224 cafferesnet101:224 densenet121:224 dpn68:224 fbresnet152:224
+    inceptionresnetv2:299 inceptionv4:299 nasnetamobile:224 se_resnet50:224 senet154:224 squeezenet1_1:224
+    vgg11_bn:224 xception:299"""
+_PYTORCHCV = """
+    airnet50_1x64d_r2:64 alexnet:128 bagnet9:64 bn_vgg11:64 bninception:96 cbam_resnet18:64 condensenet74_c4_g4:64
+    darknet_tiny:64 darts:64 densenet121:64 diaresnet10:64 dicenet_wd5:64 diracnet18v2:64 dla34:64 dpn68:64
+    drnc26:64 efficientnet_b0:64 fbnet_cb:64 fishnet99:64 ghostnet:64 hardnet39ds:64 hrnet_w18_small_v1:64
     igcv3_wd4:64 irevnet301:64 isqrtcovresnet18:64 menet108_8x1_g3:64 mixnet_s:64 mobilenet_wd4:64 nin_cifar10:32
     peleenet:64 preresnet10:64 regnetx002:64 resattnet56:64 resnet10:64 resnetd50b:64 rir_cifar10:32 scnet50:64
-    selecsls42:64 senet16:64 seresnet10:64 shakeshakeresnet20_2x16d_cifar10:32 shufflenet_g1_wd4:64 shufflenetv2_wd2:64
-    sparsenet121:64 sqnxt23_w1:64 squeezenet_v1_0:64 tresnet_m:64 vovnet27s:64 xception:96 zfnet:128"""
+    selecsls42:64 senet16:64 seresnet10:64 shakeshakeresnet20_2x16d_cifar10:32 shufflenet_g1_wd4:64
+    shufflenetv2_wd2:64 sparsenet121:64 sqnxt23_w1:64 squeezenet_v1_0:64 tresnet_m:64 vovnet27s:64 xception:96
+    zfnet:128
+"""
 _ENCODERS = """densenet121 dpn68 efficientnet-b0 inceptionv4 mit_b0 mobilenet_v2 mobileone_s0 resnet18 senet154
     timm-regnetx_002 tu-convnext_atto tu-resnet18 vgg11_bn xception"""
 
 
 class _Classifier(nn.Module):
-    """A linear layer behind what gives vectors, or a list of maps, the last of which is pooled."""
+    """A linear layer behind what gives vectors, or maps of several resolutions, the last of which is pooled.
 
-    def __init__(self, body: nn.Module, width: int) -> None:
+    Args:
+        body: gives either.
+        width: of the vectors, or channels of the last map.
+        maps: whether it gives maps.
+    """
+
+    def __init__(self, body: nn.Module, width: int, maps: bool) -> None:
         super().__init__()
-        self.body, self.pool, self.fc = body, nn.AdaptiveAvgPool2d(1), nn.Linear(width, 10)
+        self.body, self.pool, self.fc, self.maps = body, nn.AdaptiveAvgPool2d(1), nn.Linear(width, 10), maps
 
     def forward(self, x: Any) -> Any:
         x = self.body(x)
-        return self.fc(self.pool(x[-1]).flatten(1) if isinstance(x, list | tuple) else x)
+        return self.fc(self.pool(x[-1]).flatten(1) if self.maps else x)
 
 
 def _sized(text: str) -> Iterator[tuple[str, int]]:
@@ -164,7 +174,7 @@ def _segmentation_models_pytorch() -> Rows:
 
     def make(name: str) -> nn.Module:
         encoder = encoders.get_encoder(name, weights=None)
-        return _Classifier(encoder, encoder.out_channels[-1])
+        return _Classifier(encoder, encoder.out_channels[-1], maps=True)
 
     for name in _ENCODERS.split():
         if name in encoders.encoders or name.startswith("tu-"):
@@ -185,7 +195,7 @@ def _open_clip() -> Rows:
 
 
 def _with_classifier(kind: Any, given: dict[str, Any]) -> nn.Module:
-    return _Classifier(kind(**given), 32)
+    return _Classifier(kind(**given), 32, maps=False)
 
 
 def _birder() -> Rows:
