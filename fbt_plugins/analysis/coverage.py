@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,15 @@ def catalogues(types: Iterable[str] | None = None) -> dict[str, Catalogue]:
     return {name: c for name, c in found.items() if c is not None and (types is None or name in types)}
 
 
+def _config(type_: str, name: str) -> dict[str, Any]:
+    config = catalogues()[type_].config
+    return {"type": type_, "name": name, "num_classes": CLASSES} if config is None else config(name)
+
+
 def cut_one(type_: str, name: str) -> Row:
-    """Cuts a model without weights: "parameters", "way", "family", "layouts", "image_size"."""
-    with on_meta():
-        model = ARCHITECTURES.build({"type": type_, "name": name, "num_classes": CLASSES})
+    """Cuts a model, without weights where it can be: "parameters", "way", "family", "layouts", "image_size"."""
+    with on_meta() if catalogues()[type_].config is None else nullcontext():
+        model = ARCHITECTURES.build(_config(type_, name))
     return {
         "parameters": sum(p.numel() for p in model.net.parameters()),
         "way": model.way,
@@ -47,7 +53,7 @@ def cut_one(type_: str, name: str) -> Row:
 
 def prove_one(type_: str, name: str) -> Row:
     """Proves a cut with perturbed weights at the model's own image size; "proof" is what was compared."""
-    proof = ARCHITECTURES.build({"type": type_, "name": name, "num_classes": CLASSES}).verify()
+    proof = ARCHITECTURES.build(_config(type_, name)).verify()
     return {"proof": {key: getattr(proof, key) for key in ("gradients", "buffers", "parameters", "batch_sizes")}}
 
 
@@ -67,7 +73,7 @@ def take(step: str, type_: str, name: str) -> Row:
         row["kind"] = catalogues()[type_].kind(name)
         row |= function(type_, name)
     except FBTError as error:
-        row[failed] = " ".join(str(error).split())
+        row[failed] = " ".join(str(error).split()).removeprefix(f"{_config(type_, name).get('path', name)}: ")
     except Exception as error:  # a model of a library may fail in any way; the report says how
         row[failed] = f"error: {one_line(error)}"
     return row | {"seconds": round(time.perf_counter() - start, 2)}
@@ -80,11 +86,24 @@ def _work(step: str, type_: str, name: str) -> Row:
     return take(step, type_, name)
 
 
-def cover(types: Sequence[str] | None, state: Path, workers: int, largest: float) -> Iterator[tuple[int, int, Row]]:
-    """Cuts every model that the architectures can name, then proves the smallest of each kind.
+def names_of(types: Sequence[str] | None, libraries: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """(type, name) of every model that the architectures can name.
 
     Args:
         types: of architectures; None is all that have a catalogue.
+        libraries: only models that are named "library/model" after one of these.
+    """
+    every = [(type_, name) for type_, c in catalogues(types).items() for name in c.names()]
+    return [(t, n) for t, n in every if libraries is None or n.partition("/")[0] in libraries]
+
+
+def cover(
+    models: Sequence[tuple[str, str]], state: Path, workers: int, largest: float
+) -> Iterator[tuple[int, int, Row]]:
+    """Cuts models, then proves the smallest of each kind.
+
+    Args:
+        models: see :func:`names_of`.
         state: a file of JSON lines; what is in it already is not done again.
         workers: processes.
         largest: millions of parameters up to which a model is proved.
@@ -93,7 +112,7 @@ def cover(types: Sequence[str] | None, state: Path, workers: int, largest: float
         (done, of how many, row) for each row, old ones first.
     """
     done = _read(state)
-    jobs = [("cut", t, n) for t, c in catalogues(types).items() for n in c.names()]
+    jobs = [("cut", *model) for model in models]
     total = len(jobs)
     rows: list[Row] = []
     for row in _run(jobs, done, state, workers):

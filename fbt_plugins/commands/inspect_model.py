@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ examples:
   fbt inspect --type module --options path=package.module:factory "stages=[layer1,layer2,layer3]"
   fbt inspect --type my_parts_net --against-type my_parts_net --against-options width=16
   fbt inspect --all --workers 2 --markdown docs/coverage.md
+  fbt inspect --all --library vit_pytorch geffnet
 """
 
 
@@ -43,6 +44,7 @@ def parse() -> Parser:
     )
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write what is shown to a file as well")
     parser.add_argument("--all", action="store_true", help="cut every model that the architectures can name")
+    parser.add_argument("--library", nargs="+", metavar="NAME", help="only networks of these libraries (--all)")
     parser.add_shared("--workers")
     parser.set_defaults(workers=os.cpu_count() or 1)
     parser.add_argument(
@@ -137,7 +139,7 @@ def report(args: Any, argv: Sequence[str]) -> None:
     """Every model that the architectures can name."""
     from rich.progress import Progress
 
-    from ..analysis.coverage import catalogues, cover, markdown
+    from ..analysis.coverage import catalogues, cover, markdown, names_of
     from ..errors import FBTError, nearest
     from ..files import write_atomic
 
@@ -146,17 +148,22 @@ def report(args: Any, argv: Sequence[str]) -> None:
     if not catalogues(types):
         known = catalogues()
         raise FBTError(f"--type {args.type}: no architecture that can name its models{nearest(args.type, known)}")
+    models = names_of(types, args.library)
+    if not models:
+        raise FBTError(f"--library {' '.join(args.library or ())}: no network of these is known here, or installed")
     rows = []
     with Progress() as bar:
         task = bar.add_task("models")
-        for done, total, row in cover(types, args.state, args.workers, args.prove_up_to):
+        for done, total, row in cover(models, args.state, args.workers, args.prove_up_to):
             rows.append(row)
             bar.update(task, completed=done, total=total, description=f"{row['step']:5} {row['name'][:40]:40}")
     text = markdown(rows)
     print(text)
     if args.markdown:
         command = typed("fbt inspect", *argv)
-        versions = ", ".join(f"{name} {version(name)}" for name in ("timm", "torchvision", "torch"))
+        packages = packages_distributions()
+        used = [packages[name][0] for name in args.library or ("timm", "torchvision")]
+        versions = ", ".join(f"{name} {version(name)}" for name in (*used, "torch"))
         head = HEAD.format(command=command, versions=versions, largest=args.prove_up_to)
         write_atomic(args.markdown, head + text)
     if args.json:
@@ -169,10 +176,10 @@ HEAD = """\
 Made by `{command}`
 with {versions}.
 
-Every model is cut without weights. The smallest of each kind (module and class of the network) that has at most
-{largest:.0f} million parameters is then proved with perturbed weights at its own image size: outputs in eval mode for
-batches of 2 and 3, outputs, gradients and buffers in train mode, bit for bit, and each parameter and buffer in exactly
-one part. Kinds that end in "Encoder" have no classifier.
+Every model is cut, where its library allows it without weights. The smallest of each kind (module and class of the
+network) that has at most {largest:.0f} million parameters is then proved with perturbed weights at its own image size:
+outputs in eval mode for batches of 2 and 3, outputs, gradients and buffers in two steps of training, bit for bit, and
+each parameter and buffer in exactly one part. Kinds that end in "Encoder" have no classifier.
 
 """
 

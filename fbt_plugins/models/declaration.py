@@ -346,7 +346,9 @@ class Catalogue:
     Attributes:
         names: every name that the builder knows.
         kind: the module and class of the network behind a name, "resnet/ResNet".
+        config: of a name, where it is more than "type", "name" and "num_classes"; such a network is built with weights.
     """
 
     names: Callable[[], Iterable[str]]
     kind: Callable[[str], str]
+    config: Callable[[str], dict[str, Any]] | None = None

@@ -124,6 +124,16 @@ def places_of_buffers(part: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     return found | (part.direct_buffers() if isinstance(part, NetPart) else {})
 
 
+def changed_buffers(parts: Sequence[nn.Module], writes: Writes) -> list[Tensor]:
+    """The buffers that training changes.
+
+    Args:
+        parts: stages, then the head.
+        writes: what they overwrite.
+    """
+    return [_buffers(part)[key] for part, names in zip(parts, writes.statistics, strict=True) for key in names]
+
+
 def _buffers(part: nn.Module) -> dict[str, Tensor]:
     return {key: module._buffers[name] for key, (module, name) in places_of_buffers(part).items()}  # type: ignore[misc]
 

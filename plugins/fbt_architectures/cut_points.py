@@ -141,10 +141,10 @@ def found(
     if best is not None:
         return best
     names = [name for name, _ in rows]
-    many = f"behind {len(names)} modules: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
-    why = f"one tensor alone crosses {many}" if names else "no module gives one tensor that alone crosses"
+    many = f"{len(names)} modules: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+    why = f"a stage ends where later layers need one tensor only, which is so behind {many if names else 'no module'}"
     step = f"cut there: stages={min(len(names), 3)}, or name them with stages=[...]" if len(names) > 1 else ""
-    raise TraceError(f"a trace finds no {stages or _STAGES} stages: {why}{f'; {reason}' if reason else ''}", step=step)
+    raise TraceError(f"no {stages or _STAGES} stages are found: {why}{f'; {reason}' if reason else ''}", step=step)
 
 
 def _by_resolution(rows: list[tuple[str, Shape]]) -> list[list[str]]:

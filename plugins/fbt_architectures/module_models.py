@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fbt_plugins import ConfigError, Declaration, FBTError, StagedModel, nearest
 from fbt_plugins.authoring import (
+    Catalogue,
     InHand,
     PartError,
     argument_problems,
@@ -25,6 +26,7 @@ from fbt_plugins.authoring import (
     split_steps,
 )
 
+from . import libraries
 from .own_inputs import load_and_read
 from .places import last_line, place_of
 from .traced_cut import cut_by_trace
@@ -169,6 +171,9 @@ def _cut(
     except PartError as error:  # the network is the user's, not a plugin's
         raise ConfigError(str(error)) from error
     return model
+
+
+build_module.catalogue = Catalogue(libraries.names, str, libraries.config)  # type: ignore[attr-defined]
 
 
 def _create(path: str, num_classes: int | None, arguments: dict[str, Any]) -> nn.Module:

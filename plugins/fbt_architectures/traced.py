@@ -75,10 +75,13 @@ class Trace:
         self._positions = {node: i for i, node in enumerate(self.nodes)}
         self.logits = self.nodes[-1].args[0]
         if not isinstance(self.logits, fx.Node) or not isinstance(val(self.logits), Tensor):
-            kind = type(self.logits).__name__ if not isinstance(self.logits, fx.Node) else _show(val(self.logits))
-            raise TraceError(f"its output is no tensor of logits but {kind}", self._line(-2), _WRAP)
+            kind = (
+                f"a {type(self.logits).__name__}" if not isinstance(self.logits, fx.Node) else _show(val(self.logits))
+            )
+            raise TraceError(f"its forward gives {kind}, not logits (N, classes)", self._line(-2), _WRAP)
         if tuple(val(self.logits).shape[:1]) != (BATCH,) or val(self.logits).ndim != 2:
-            raise TraceError(f"its output is no (N, classes) but {_show(val(self.logits))}", self._line(-2), _WRAP)
+            kind = _show(val(self.logits))
+            raise TraceError(f"its forward gives {kind}, not logits (N, classes)", self._line(-2), _WRAP)
         wanted = {f"{ROOT}.{name}" for name in classifiers}
         ran = [n for n in self.nodes if n.op == "call_module" and n.target in wanted]
         self.features = [n.args[0] for n in ran]
@@ -111,7 +114,8 @@ class Trace:
             if len(tensors) == 1 and isinstance(val(tensors[0]), Tensor) and val(tensors[0]).shape[:1] == (BATCH,):
                 return Crossing(name, position, tensors[0])
             why = why or " and ".join(_show(val(n)) for n in tensors)
-        raise TraceError(f"behind {name!r} not one tensor crosses but {why or 'none'}", self._line(inside[-1]))
+        what = f"behind {name!r} later layers need {why or 'no tensor'}, and a stage hands on exactly one"
+        raise TraceError(what, self._line(inside[-1]))
 
     def _line(self, position: int) -> str:
         """Where a node comes from in the network's own code."""
@@ -238,7 +242,7 @@ class TracedCode:
         traces = [Trace(net, self.points, self.classifiers, image, training) for training in (False, True)]
         rows = [trace.crossings(self.points) for trace in traces]
         if any(a.shape != b.shape for a, b in zip(*rows, strict=True)):
-            raise TraceError("its stages give other shapes in training")
+            raise TraceError("its stages give tensors of other sizes in training than in eval mode")
         shapes = [image, *(crossing.shape for crossing in rows[0])]
         reached = []
         for number, shape in enumerate(shapes):

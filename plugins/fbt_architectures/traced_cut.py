@@ -118,8 +118,11 @@ def _no_weight_twice(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -
     for number, (modules, tensors) in enumerate(reached, 1):
         for name, tensor in _held(net, modules, tensors):
             if isinstance(tensor, nn.Parameter) and owners.setdefault(id(tensor), number) != number:
+                first, second = (
+                    "the head" if n == len(reached) else f"stage {n}" for n in (owners[id(tensor)], number)
+                )
                 raise TraceError(
-                    f"{name} runs in two parts, {owners[id(tensor)]} and {number}",
+                    f"{name} is used in {first} and in {second}, and a weight belongs to one only",
                     step="cut where both are in one, with stages=[...] or fewer stages",
                 )
 

@@ -150,7 +150,9 @@ class ShallowTracer(fx.Tracer):
             raise
         except Exception as error:  # a network's own code, run with stand-ins for tensors: anything may come of it
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise TraceError(f"a trace ends with {reason[:160]!r}", place_of(error, self.files)) from error
+            raise TraceError(
+                f"running it layer by layer, without values, fails: {reason[:160]!r}", place_of(error, self.files)
+            ) from error
         finally:
             drew = _generators() != before
             _restore(before)
@@ -195,7 +197,9 @@ class ShallowTracer(fx.Tracer):
             name = self._tensors.get(id(value))
             if name is None:
                 if value.is_meta and self.device.type != "meta":
-                    raise TraceError("it computes with tensors that the trace cannot name")
+                    raise TraceError(
+                        "it computes with tensors that are neither parameters nor buffers nor made of its images"
+                    )
                 name = f"constant_{len(self.constants)}"
                 self.constants[name] = value
                 self._tensors[id(value)] = name

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of several processes: averaged for validation, and each process's own kept for a resume."""
+"""Running statistics of several processes: averaged for validation, and each process's own kept for a resume."""
 
 from __future__ import annotations
 
@@ -9,20 +9,37 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from ...distill.fusion import FusionModel
+from ...models.staged import StagedModel
+from ...models.writes import changed_buffers
 from ..training_run import TrainingRun
 
 NAMES = ("running_mean", "running_var")
 
 
 def statistics(model: nn.Module) -> list[Tensor]:
-    """Running means and variances of all modules, also those that a fusion model keeps for itself."""
-    return [buffer for name, buffer in model.named_buffers() if name.endswith(NAMES)]
+    """Running means and variances of all modules, and what else training changes in place of a gradient.
+
+    These are a network's floating-point buffers that its forward pass writes to in training, and those that a fusion
+    model keeps for itself. Counters are whole numbers and count alike in all processes.
+    """
+    changed: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, StagedModel):
+            changed |= {id(buffer) for buffer in changed_buffers([*module.stages, module.head], module.writes)}
+        elif isinstance(module, FusionModel):
+            changed |= {id(buffer) for buffer in module.statistics.buffers()}
+    return [
+        buffer
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point() and (name.endswith(NAMES) or id(buffer) in changed)
+    ]
 
 
 def gather_statistics(model: nn.Module) -> list[list[Tensor]]:
     """Every process's statistics, on the CPU; empty for one process, whose statistics are in its state dict."""
-    own = statistics(model)
-    if get_world_size() == 1 or not own:
+    own = statistics(model) if get_world_size() > 1 else []
+    if not own:
         return []
     flat = torch.cat([buffer.flatten() for buffer in own])
     gathered = [torch.empty_like(flat) for _ in range(get_world_size())]

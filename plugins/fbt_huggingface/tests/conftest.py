@@ -35,6 +35,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "clip": dict(name="clip", vision_config=_SEEN),
     "convnext": dict(_PYRAMID, name="convnext", drop_path_rate=0.1),
     "convnextv2": dict(_PYRAMID, name="convnextv2", drop_path_rate=0.1),
+    "cvt": dict(
+        name="cvt", embed_dim=[16, 24, 32], num_heads=[1, 1, 2], depth=[1, 2, 3], drop_path_rate=[0.0, 0.1, 0.1]
+    ),
+    "data2vec-vision": dict(_VIT, name="data2vec-vision", drop_path_rate=0.1, use_relative_position_bias=True),
     "deit": dict(_VIT, name="deit"),
     "deit_with_teacher": dict(_VIT, name="deit_with_teacher"),
     "dinov2": dict(_DINO, name="dinov2"),
@@ -44,7 +48,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "efficientnet": dict(
         name="efficientnet", width_coefficient=0.3, depth_coefficient=0.3, hidden_dim=384, image_size=32
     ),
+    "focalnet": dict(name="focalnet", embed_dim=8, depths=[1, 2, 1, 1], drop_path_rate=0.1, image_size=64),
     "hgnet_v2": dict(name="hgnet_v2"),
+    "hiera": dict(
+        name="hiera", embed_dim=8, num_heads=[1, 2, 2, 4], depths=[1, 2, 2, 1], image_size=[64, 64], drop_path_rate=0.1
+    ),
     "ijepa": dict(_VIT, name="ijepa"),
     "levit": dict(_LEVIT, name="levit"),
     "levit_with_teacher": dict(_LEVIT, name="levit_with_teacher"),
@@ -54,10 +62,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "mobilevit": dict(name="mobilevit", image_size=64),
     "mobilevitv2": dict(name="mobilevitv2", width_multiplier=0.5, image_size=64),
     "poolformer": dict(_PYRAMID, name="poolformer", drop_path_rate=0.1),
+    "pp_lcnet": dict(name="pp_lcnet", scale=0.25),
+    "pvt": dict(
+        _PYRAMID, name="pvt", num_attention_heads=[1, 1, 2, 2], sequence_reduction_ratios=[4, 2, 1, 1], image_size=64
+    ),
     "pvt_v2": dict(_PYRAMID, name="pvt_v2", num_attention_heads=[1, 1, 2, 2], image_size=64),
     "regnet": dict(_PYRAMID, name="regnet", embedding_size=8, groups_width=4),
     "resnet": dict(_PYRAMID, name="resnet", embedding_size=8),
     "resnet of basic layers": dict(_PYRAMID, name="resnet", embedding_size=8, layer_type="basic"),
+    "segformer": dict(_PYRAMID, name="segformer", num_attention_heads=[1, 1, 2, 2], drop_path_rate=0.1),
     "siglip": dict(name="siglip", vision_config=_SEEN),
     "swiftformer": dict(name="swiftformer", embed_dims=[16, 24, 32, 48], depths=[1] * 4, image_size=64),
     "swin": dict(_SWIN, name="swin", drop_path_rate=0.1),
@@ -72,7 +85,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def size_of(config: dict[str, Any]) -> int:
-    return config.get("vision_config", config).get("image_size", 64)
+    size = config.get("vision_config", config).get("image_size", 64)
+    return size if isinstance(size, int) else size[0]
 
 
 def build(name: str = "vit", **changes: Any) -> StagedModel:

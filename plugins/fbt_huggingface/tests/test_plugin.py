@@ -55,7 +55,7 @@ def test_loading_plugins_does_not_import_transformers() -> None:
 
 
 def test_no_file_is_long() -> None:
-    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 250 for path in SOURCES)
+    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 400 for path in SOURCES)
 
 
 def test_the_readmes_student_goes_back_to_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import permutations
+from itertools import pairwise, permutations
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CNN, CONVNEXT, RESMLP, VIT
+from fbt_architectures import libraries
 from runs import Build, run
 from torch import Tensor
 
@@ -117,7 +118,7 @@ def tried(state: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[
 
     monkeypatch.setattr(coverage, "ProcessPoolExecutor", Pool)
     settings: dict[str, Any] = dict(workers=1, largest=100.0)
-    return [row for _, _, row in coverage.cover(["library"], state, **settings | options)]
+    return [row for _, _, row in coverage.cover(coverage.names_of(["library"]), state, **settings | options)]
 
 
 def test_models_are_cut_and_the_smallest_of_a_kind_is_proved(
@@ -125,7 +126,7 @@ def test_models_are_cut_and_the_smallest_of_a_kind_is_proved(
 ) -> None:
     rows = tried(tmp_path / "state.jsonl", monkeypatch)
     cut = {r["name"]: r for r in rows if r["step"] == "cut"}
-    assert cut["bad"]["refused"] == "bad: two tensors cross" and "refused" not in cut["test_resnet"]
+    assert cut["bad"]["refused"] == "two tensors cross" and "refused" not in cut["test_resnet"]
     assert cut["test_vit"]["family"] == "attention" and cut["test_vit"]["way"] == "declared"
     (proof,) = [r for r in rows if r["step"] == "proof"]
     assert proof["name"] == min(("test_resnet", "test_vit"), key=lambda n: cut[n]["parameters"])
@@ -160,11 +161,30 @@ def test_a_proof_that_fails_is_shouted(library: list[str], tmp_path: Path, monke
 
 def test_our_architectures_can_name_their_models() -> None:
     found = coverage.catalogues()
-    assert set(found) == {"timm", "torchvision"}
+    assert set(found) == {"timm", "torchvision", "module"}
     assert "resnet18" in list(found["timm"].names()) and found["timm"].kind("deit_tiny_patch16_224").startswith("deit/")
     assert (
         len(list(found["torchvision"].names())) >= 80 and found["torchvision"].kind("vit_b_16") == "vision_transformer"
     )
+
+
+def test_networks_of_a_library_are_listed_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small() -> torch.nn.Module:
+        layers = [torch.nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise((3, 4, 4, 4, 4))]
+        return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 10))
+
+    def rows() -> Any:
+        yield "Small", libraries.Network(32, small)
+        yield "Broken", libraries.Network(32, lambda: torch.nn.Identity(1 / 0))
+
+    monkeypatch.setattr(libraries, "LIBRARIES", {"torch": rows, "not_installed": rows})
+    libraries._networks.cache_clear()
+    assert coverage.names_of(["module"], ["torch"]) == [("module", "torch/Small"), ("module", "torch/Broken")]
+    assert coverage.names_of(None, ["not_installed"]) == []
+    cut, proof = (coverage.take(step, "module", "torch/Small") for step in ("cut", "proof"))
+    assert cut["way"] == "traced" and proof["proof"]["gradients"] == 10
+    refused = coverage.take("cut", "module", "torch/Broken")["refused"]
+    assert refused.startswith("its factory fails, ZeroDivisionError at ")
 
 
 # ---- cka ------------------------------------------------------------------------------------------------------------

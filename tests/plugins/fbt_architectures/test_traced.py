@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import EDGES, TASK
 from fbt_architectures.cut_points import from_feature_info
 from fbt_architectures.traced_cut import cut_by_trace
 from torch import Tensor, nn
 
 from fbt_plugins import ARCHITECTURES, ConfigError, FBTError, StagedModel
+from fbt_plugins.distill.distiller import Distiller
 
 
 class Net(nn.Module):
@@ -207,12 +209,12 @@ class Two(Net):
 
 
 REFUSED = {
-    "two tensors": (Skip(), "behind 'blocks.1' not one tensor crosses but .*16x8x8 per image and .*32x4x4 per image"),
+    "two tensors": (Skip(), "behind 'blocks.1' later layers need .*16x8x8 per image and .*32x4x4 per image"),
     "batch size": (Batches(), "depends on the batch size"),
     "values": (Values(), "depends on the batch size or on values"),
     "loop": (Loops(), "loops over the images"),
     "random": (Draws(), "draws random numbers outside of its layers"),
-    "two outputs": (Two(), "no tensor of logits"),
+    "two outputs": (Two(), "not logits"),
 }
 
 
@@ -239,7 +241,7 @@ def test_forward_hooks_that_would_not_run_are_refused() -> None:
 
 
 def test_weights_used_in_two_stages_are_refused() -> None:
-    with pytest.raises(ConfigError, match="net: same runs in two parts, 1 and 2"):
+    with pytest.raises(ConfigError, match="net: same is used in stage 1 and in the head"):
         cut(Shared(), ["middle"])
 
 
@@ -338,6 +340,36 @@ def test_families_of_timm_are_cut_exactly(name: str) -> None:
     proof = model.verify(size)
     assert proof.gradients > 0 and len(model.stages) == 4 and model.way == "traced"
     assert model.family == family
+
+
+IN_PLACE = {
+    "alexnet": ("torchvision", 96),
+    "vgg11_bn": ("torchvision", 64),
+    "densenet121": ("torchvision", 64),
+    "shufflenet_v2_x0_5": ("torchvision", 64),
+    "mnasnet0_5": ("torchvision", 64),
+    "squeezenet1_1": ("torchvision", 64),
+    "hrnet_w18_small": ("timm", 64),
+    "selecsls42": ("timm", 64),
+}
+"""Real networks whose in-place layers write to what is kept of a stage."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_networks_with_layers_in_place_are_cut_exactly_and_fuse_alike_whoever_is_asked(name: str) -> None:
+    type_, size = IN_PLACE[name]
+    network = dict(type=type_, name=name, num_classes=10)
+    assert ARCHITECTURES.build(network).verify(size).stages == 4
+    teacher = dict(type="timm", name="test_resnet", num_classes=10)
+    given = dict(edges=EDGES, feature_loss=dict(type="InfoNCELoss"), logit_loss=dict(type="OFALoss"), task_loss=TASK)
+    torch.manual_seed(0)
+    fusion = dict(type="L2GFusion", splice="S1-3+T4")
+    model = Distiller(network, teacher, fusion=fusion, image_size=(size, size), **given).eval()  # type: ignore[arg-type]
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        alone, beside = (model.predict(images, names)["fusion"] for names in (["fusion"], ["student", "fusion"]))
+    assert torch.equal(alone, beside)
 
 
 # ---- what other libraries' networks do ------------------------------------------------------------------------------

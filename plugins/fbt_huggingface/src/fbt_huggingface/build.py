@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -175,14 +176,19 @@ def _cut(
         what = "feature='avgpool'" if feature != "classifier" else "num_classes=0"
         raise ConfigError(f"{name}: {what} is not to be had of an encoder of this family")
     parts = kind.cut.cut(row, stages, feature, prefix_tokens=prefix_tokens, encoder=encoder)
+    layouts, prefixes = list(parts.layouts), [prefix_tokens] * len(parts.stages)
+    if kind.before:
+        layouts[:-1], prefixes[:-1] = [[value] * (len(layouts) - 1) for value in (kind.before, 0)]
     seen = _seen(net.config)
     return StagedModel(
         net,
         parts.stages,
         parts.head,
-        layout=parts.layouts,
+        layout=layouts,
+        raster=kind.order is None,
+        order=kind.order,
         image_size=pair(getattr(seen, "image_size", None) or image_size or 224),
-        prefix_tokens=prefix_tokens,
+        prefix_tokens=prefixes,
         prefix=_prefix(row.stem),
         in_chans=getattr(seen, "num_channels", 3),
         input_size=pair(input_size) if input_size else None,
@@ -212,7 +218,14 @@ def _net(name: str, config: Any, source: str | None, fresh_head: bool) -> Any:
             net = model_class(name)(config)
         except Exception as error:
             raise refused(name, error) from error
-    return give_logits(net)
+    if (answer := FAMILIES[name].answer) == "logits":
+        return give_logits(net)
+    net.register_forward_hook(partial(_answer, answer))
+    return net
+
+
+def _answer(name: str, net: nn.Module, args: Any, output: Any) -> Any:
+    return getattr(output, name, output)
 
 
 def _row(name: str, net: Any) -> Row:

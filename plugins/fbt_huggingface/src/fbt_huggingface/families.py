@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fbt_plugins import ConfigError, Declaration, isotropic
 
@@ -16,19 +17,27 @@ from .parts import (
     BiasedStem,
     ChannelsLast,
     ClassAndMean,
+    ClassNorm,
     ClassToken,
     First,
     GridBlock,
+    GridMerge,
     GridPart,
     GridPatches,
     GridStem,
+    JoinedBlocks,
+    JoinedStage,
+    MapBlocks,
     MapMean,
     Masked,
     Mean,
     MeanBehind,
     Row,
+    Scale,
     TokenPool,
+    Unrolled,
     averaged_head,
+    normed_head,
     two_token_head,
 )
 
@@ -42,12 +51,18 @@ class Family:
         row: lists the parts of a model of that class.
         cut: where the row is cut.
         prefix_tokens: of a model.
+        before: layout of all stages but the last, where the class token joins only there.
+        order: of tokens that don't stand row by row, see ``StagedModel``.
+        answer: under which name a model answers with its logits.
     """
 
     classifier: str
     row: Callable[[Any], Row]
     cut: Declaration
     prefix_tokens: Callable[[Any], int] = lambda _: 0
+    before: str = ""
+    order: Callable[[Any, tuple[int, int]], Tensor] | None = None
+    answer: str = "logits"
 
 
 def pair(size: Any) -> tuple[int, int]:
@@ -85,13 +100,15 @@ def _beit(model: Any) -> Row:
     base, config = model.base_model, model.config
     if config.use_shared_relative_position_bias:
         raise ConfigError(
-            "beit: use_shared_relative_position_bias=True gives one bias to all blocks, so that no cut could own it; "
+            f"{config.model_type}: use_shared_relative_position_bias=True gives one bias to all blocks, so that no cut "
+            "could own it; "
             "use_relative_position_bias=True gives each its own"
         )
     h, w = pair(config.image_size)
     patch = config.patch_size
     grid = (h // patch, w // patch)
-    stem, blocks = BiasedStem(base.embeddings, patch, grid), [BiasedBlock(layer, patch, grid) for layer in base.layers]
+    layers = base.layers if hasattr(base, "layers") else base.encoder.layer
+    stem, blocks = BiasedStem(base.embeddings, patch, grid), [BiasedBlock(layer, patch, grid) for layer in layers]
     return Row(stem, base.layernorm, base.pooler, model.classifier, blocks=blocks)
 
 
@@ -212,6 +229,66 @@ def _pvt_v2(model: Any) -> Row:
     return Row(ChannelsLast(), nn.Identity(), MapMean(), model.classifier, stages=stages)
 
 
+def _segformer(model: Any) -> Row:
+    stages = [
+        [GridPatches(stage.patch_embeddings), *map(GridBlock, stage.blocks), stage.layer_norm]
+        for stage in model.base_model.stages
+    ]
+    pool = MapMean() if model.config.reshape_last_stage else nn.Sequential(nn.Flatten(1, 2), Mean(1))
+    return Row(ChannelsLast(), nn.Identity(), pool, model.classifier, stages=stages)
+
+
+def _pvt(model: Any) -> Row:
+    encoder = model.base_model.encoder
+    pairs = list(zip(encoder.patch_embeddings, encoder.block, strict=True))
+    stages = [[GridPatches(patches), *map(GridBlock, blocks)] for patches, blocks in pairs[:-1]]
+    stages.append([JoinedBlocks(*pairs[-1])])
+    return Row(ChannelsLast(), encoder.layer_norm, ClassToken(), model.classifier, stages=stages)
+
+
+def _cvt(model: Any) -> Row:
+    *without, last = model.config.cls_token
+    if any(without) or not last:
+        raise ConfigError("cvt: cls_token has to be True for the last stage and False for all others")
+    *first, last_stage = model.base_model.encoder.stages
+    stages = [[stage.embedding, MapBlocks(stage.layers)] for stage in first]
+    stages[:1] = [[unit] for unit in stages[0]]  # of three stages, the first one's patches are a stage of their own
+    pool = ClassNorm(model.layernorm)
+    return Row(nn.Identity(), nn.Identity(), pool, model.classifier, stages=[*stages, [JoinedStage(last_stage)]])
+
+
+def _focalnet(model: Any) -> Row:
+    base = model.base_model
+    stages: list[list[nn.Module]] = []
+    merging: list[nn.Module] = []  # as in Swin
+    for stage in base.encoder.stages:
+        stages.append([*merging, *map(GridPart, stage.layers)])
+        merging = [] if stage.downsample is None else [GridMerge(stage.downsample)]
+    return Row(GridStem(base.embeddings), base.layernorm, TokenPool(base.pooler), model.classifier, stages=stages)
+
+
+def _hiera(model: Any) -> Row:
+    base = model.base_model
+    stages = [list(map(First, stage.layers)) for stage in base.encoder.stages]
+    stem = Unrolled(base.embeddings, base.unroll_schedule)
+    return Row(stem, nn.Identity(), base.pooler, model.classifier, stages=stages)
+
+
+def _order_of_hiera(model: Any, grid: tuple[int, int]) -> Tensor:
+    encoder = model.base_model.encoder
+    stage = next(i for i, (_, size) in encoder.schedule.items() if tuple(size) == grid)
+    return encoder.reroll(torch.arange(math.prod(grid)).view(1, -1, 1), stage).flatten()
+
+
+def _pp_lcnet(model: Any) -> Row:
+    *early, third, fourth, last = (list(block.layers) for block in model.encoder.blocks)
+    pool = nn.Sequential(
+        model.avg_pool, model.last_convolution, model.act_fn, Scale(1 - model.hidden_dropout_prob), model.flatten
+    )
+    stages = [[unit for units in early for unit in units], third, fourth, last]
+    return Row(model.encoder.convolution, nn.Identity(), pool, model.head, stages=stages)
+
+
 def _swiftformer(model: Any) -> Row:
     base = model.base_model
     stages: list[list[nn.Module]] = [[]]
@@ -259,6 +336,8 @@ FAMILIES: dict[str, Family] = {
     "clip": Family("CLIPForImageClassification", _clip, TOKENS, lambda _: 1),
     "convnext": Family("ConvNextForImageClassification", _convnext, MAPS),
     "convnextv2": Family("ConvNextV2ForImageClassification", _convnext, MAPS),
+    "cvt": Family("CvtForImageClassification", _cvt, PYRAMID_OF_TOKENS, lambda _: 1, before="NCHW"),
+    "data2vec-vision": Family("Data2VecVisionForImageClassification", _beit, TOKENS, lambda _: 1),
     "deit": Family("DeiTForImageClassification", _vit, TOKENS, lambda _: 2),
     "deit_with_teacher": Family("DeiTForImageClassificationWithTeacher", _deit_with_teacher, TWO_TOKENS, lambda _: 2),
     "dinov2": Family("Dinov2ForImageClassification", _dinov2, TOKENS, lambda _: 1),
@@ -267,13 +346,15 @@ FAMILIES: dict[str, Family] = {
     ),
     "donut-swin": Family("DonutSwinForImageClassification", _swin, GRIDS),
     "efficientnet": Family("EfficientNetForImageClassification", _efficientnet, MAPS),
+    "focalnet": Family("FocalNetForImageClassification", _focalnet, GRIDS),
     "hgnet_v2": Family("HGNetV2ForImageClassification", _hgnet, MAPS),
+    "hiera": Family("HieraForImageClassification", _hiera, PYRAMID_OF_TOKENS, order=_order_of_hiera),
     "ijepa": Family("IJepaForImageClassification", _ijepa, TOKENS),
     "levit": Family("LevitForImageClassification", _levit, PYRAMID_OF_TOKENS),
     "levit_with_teacher": Family(
         "LevitForImageClassificationWithTeacher",
         _levit_with_teacher,
-        replace(PYRAMID_OF_TOKENS, head=averaged_head),
+        replace(PYRAMID_OF_TOKENS, head=normed_head),
     ),
     "metaclip_2": Family("MetaClip2ForImageClassification", _clip, TOKENS, lambda _: 1),
     "mobilenet_v1": Family("MobileNetV1ForImageClassification", _mobilenet_v1, MAPS),
@@ -281,9 +362,12 @@ FAMILIES: dict[str, Family] = {
     "mobilevit": Family("MobileViTForImageClassification", _mobilevit, MAPS),
     "mobilevitv2": Family("MobileViTV2ForImageClassification", _mobilevit, MAPS),
     "poolformer": Family("PoolFormerForImageClassification", _poolformer, MAPS),
+    "pp_lcnet": Family("PPLCNetForImageClassification", _pp_lcnet, MAPS, answer="last_hidden_state"),
+    "pvt": Family("PvtForImageClassification", _pvt, PYRAMID_OF_TOKENS, lambda _: 1, before="NHWC"),
     "pvt_v2": Family("PvtV2ForImageClassification", _pvt_v2, GRIDS),
     "regnet": Family("RegNetForImageClassification", _resnet, MAPS),
     "resnet": Family("ResNetForImageClassification", _resnet, MAPS),
+    "segformer": Family("SegformerForImageClassification", _segformer, GRIDS),
     "siglip": Family("SiglipForImageClassification", _siglip, TOKENS),
     "swiftformer": Family("SwiftFormerForImageClassification", _swiftformer, replace(MAPS, head=averaged_head)),
     "swin": Family("SwinForImageClassification", _swin, GRIDS),

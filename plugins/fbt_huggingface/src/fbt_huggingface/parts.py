@@ -152,6 +152,113 @@ class GridBlock(nn.Module):
         return _first(self.part(x.flatten(1, 2), h, w)).unflatten(1, (h, w))
 
 
+class GridMerge(nn.Module):
+    """FocalNet's patches, which take a map and answer with tokens and their grid: (N, h, w, D) -> (N, h', w', D')."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, grid = self.part(x.permute(0, 3, 1, 2))
+        return tokens.unflatten(1, grid)
+
+
+class MapBlocks(nn.Module):
+    """CvT's blocks, which take tokens and their grid as two numbers: (N, D, h, w) -> the same.
+
+    Args:
+        blocks: of one stage.
+    """
+
+    def __init__(self, blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[2:]
+        tokens = x.flatten(2).permute(0, 2, 1)
+        for block in self.blocks:  # type: ignore[attr-defined]
+            tokens = block(tokens, h, w)
+        return tokens.permute(0, 2, 1).unflatten(2, (h, w))
+
+
+class JoinedStage(nn.Module):
+    """CvT's last stage, where the class token joins: (N, D, h, w) -> (N, 1 + L, D')."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches, token = self.part(x)
+        return torch.cat([token, patches.flatten(2).transpose(1, 2)], 1)
+
+
+class JoinedBlocks(nn.Module):
+    """PVT's last stage, whose patches bring the class token: (N, h, w, D) -> (N, 1 + L, D')."""
+
+    def __init__(self, patches: nn.Module, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.patches, self.blocks = patches, nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, h, w = self.patches(x.permute(0, 3, 1, 2).contiguous())
+        for block in self.blocks:
+            tokens = _first(block(tokens, h, w))
+        return tokens
+
+
+class Unrolled(nn.Module):
+    """Hiera's embeddings, whose tokens then stand by the windows in which they will be pooled: images -> (N, L, D).
+
+    Args:
+        part: the embeddings.
+        schedule: strides of the poolings, the first one first.
+    """
+
+    def __init__(self, part: nn.Module, schedule: Iterable[Iterable[int]]) -> None:
+        super().__init__()
+        self.part, self.schedule = part, [tuple(strides) for strides in schedule]
+
+    def forward(self, images: Tensor) -> Tensor:
+        n, _, height, width = images.shape
+        h, w = height // self.part.patch_stride[0], width // self.part.patch_stride[1]  # type: ignore[index,operator]
+        x = _first(self.part(images)).unflatten(1, (h, w))
+        width_of_tokens = x.shape[-1]
+        for a, b in self.schedule:  # the batch grows by the positions of a window
+            h, w = h // a, w // b
+            x = x.view(-1, h, a, w, b, width_of_tokens).permute(0, 2, 4, 1, 3, 5)
+            x = x.reshape(-1, h, w, width_of_tokens)
+        return x.reshape(n, -1, width_of_tokens)
+
+
+class ClassNorm(nn.Module):
+    """(N, L, D) -> (N, D), the first token behind a norm that sees nothing else."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x[:, :1]).mean(1)
+
+
+class Scale(nn.Module):
+    """Multiplies by a number.
+
+    Args:
+        factor: the number.
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
 class ChannelsLast(nn.Module):
     """(N, C, H, W) -> (N, H, W, C)."""
 
@@ -260,6 +367,21 @@ def averaged_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None, dic
     of_class, of_teacher = row.classifier  # type: ignore[misc]
     logits = {"class_logits": of_class(features), "distillation_logits": of_teacher(features)}
     return features, (logits["class_logits"] + logits["distillation_logits"]) / 2, logits
+
+
+def normed_head(row: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """LeViT with a teacher: two classifiers of a norm and a linear layer each, averaged; the features are what the
+    linear layers are given, averaged too.
+
+    Args:
+        row: whose classifier is two.
+        x: output of the norm.
+    """
+    pooled = row.pool(x)  # type: ignore[operator]
+    features = [classifier.batch_norm(pooled) for classifier in row.classifier]  # type: ignore[union-attr]
+    each = [classifier.linear(f) for classifier, f in zip(row.classifier, features, strict=True)]  # type: ignore[arg-type]
+    logits = {"class_logits": each[0], "distillation_logits": each[1]}
+    return (features[0] + features[1]) / 2, (each[0] + each[1]) / 2, logits
 
 
 def grid_of(tokens: int, expected: tuple[int, int]) -> tuple[int, int]:

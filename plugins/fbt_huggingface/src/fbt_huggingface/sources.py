@@ -75,9 +75,9 @@ def model_class(name: str) -> Any:
 
 
 def _of_transformers() -> set[str]:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
-    return set(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+    return {config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING}
 
 
 def make_config(name: str, num_classes: int, arguments: Mapping[str, Any], stored: Any = None) -> Any:

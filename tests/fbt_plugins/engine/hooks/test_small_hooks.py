@@ -9,12 +9,14 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from fbt_architectures.traced_cut import cut_by_trace
 from mmengine.hooks import Hook
 from runs import Build, curve, run, run_until
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fbt_plugins.engine.hooks import step_seed as seeding
+from fbt_plugins.engine.hooks.batchnorm import statistics
 from fbt_plugins.engine.hooks.checkpoints import read_checkpoint
 from fbt_plugins.engine.hooks.ema import TRAINED
 from fbt_plugins.engine.hooks.loss_guard import LossWindow
@@ -230,3 +232,29 @@ def test_padding_is_trimmed() -> None:
     logits = torch.eye(3)
     metric.process(None, [dict(labels=torch.tensor([0, 1, 0]), student=logits)])
     assert metric.evaluate(2) == dict(student_top1=100.0)
+
+
+class Level(nn.Module):
+    """Keeps an average under a name of its own."""
+
+    level: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("level", torch.zeros(4))
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.level.lerp_(x.detach().mean((0, 2, 3)), 0.1)
+        return x * self.scale[:, None, None] - self.level[:, None, None]
+
+
+def test_processes_average_whatever_training_changes_and_nothing_else() -> None:
+    layers = [nn.Sequential(nn.Conv2d(3 if i == 0 else 4, 4, 3, 2, 1), Level(), nn.BatchNorm2d(4)) for i in range(2)]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    model = cut_by_trace(net, ["0", "1"], name="net", image_size=(16, 16))
+    names = {id(buffer): name.rpartition(".")[2] for name, buffer in net.named_buffers()}
+    found = [names[id(buffer)] for buffer in statistics(nn.ModuleDict({"student": model}))]
+    assert found == ["level", "running_mean", "running_var"] * 2
