@@ -185,8 +185,10 @@ def _open_clip() -> Rows:
     vit = importlib.import_module("open_clip.transformer").VisionTransformer
     resnet = importlib.import_module("open_clip.modified_resnet").ModifiedResNet
     small = dict(image_size=64, patch_size=8, width=64, layers=6, heads=4, mlp_ratio=2, output_dim=32)
-    kinds = {"vit": {}, "vit_avg": dict(pool_type="avg")} | {
-        "vit_attentional_pool": dict(attentional_pool=True, attn_pooler_heads=4)
+    kinds: dict[str, dict[str, Any]] = {
+        "vit": {},
+        "vit_avg": dict(pool_type="avg"),
+        "vit_attentional_pool": dict(attentional_pool=True, attn_pooler_heads=4),
     }
     for name, given in kinds.items():
         yield name, Network(64, partial(_with_classifier, vit, small | given))
