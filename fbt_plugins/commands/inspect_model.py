@@ -150,7 +150,9 @@ def report(args: Any, argv: Sequence[str]) -> None:
         raise FBTError(f"--type {args.type}: no architecture that can name its models{nearest(args.type, known)}")
     models = names_of(types, args.library)
     if not models:
-        raise FBTError(f"--library {' '.join(args.library or ())}: no network of these is known here, or installed")
+        if not args.library:
+            raise FBTError(f"--type {args.type}: its networks are those of libraries; name some with --library")
+        raise FBTError(f"--library {' '.join(args.library)}: no network of these is known here, or installed")
     rows = []
     with Progress() as bar:
         task = bar.add_task("models")

@@ -82,6 +82,9 @@ def open_cache(folder: Path, key: Mapping[str, Any], shapes: Shapes) -> dict[str
     mend = "delete that folder, or set another teacher_cache.path"
     try:
         stored = read_json(folder / KEY)
+    except FBTError as error:
+        raise FBTError(f"teacher cache {folder}: not a whole cache ({error}); {mend}") from error
+    try:
         stale = [part for part in key if stored.get(part) != key[part]]
         if stale:
             raise FBTError(f"teacher cache {folder}: it was made with another {', another '.join(stale)}; {mend}")

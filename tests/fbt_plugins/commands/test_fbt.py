@@ -242,7 +242,18 @@ def test_what_is_wrong_is_one_line(tool: Callable) -> None:
     for args, line in (
         (("resnte18",), "error: timm has no model 'resnte18'; did you mean 'resnet18'"),
         ((), "error: give a model's name, a --type that needs none, or --all"),
-        (("--all", "--type", "module"), "error: --type module: no architecture that can name its models; known: timm"),
+        (
+            ("--all", "--type", "huggingfac"),
+            "error: --type huggingfac: no architecture that can name its models; known: ",
+        ),
+        (
+            ("--all", "--type", "module"),
+            "error: --type module: its networks are those of libraries; name some with --lib",
+        ),
+        (
+            ("--all", "--library", "no_such"),
+            "error: --library no_such: no network of these is known here, or installed",
+        ),
     ):
         done = tool("inspect_model", *args)
         assert done.code == 2 and done.err.startswith(line) and done.err.count("\n") == 1, done.err

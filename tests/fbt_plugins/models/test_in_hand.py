@@ -86,7 +86,7 @@ def test_ones_own_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (Own(), dict(stage=3), r"Own \(module\): no argument 'stage'; did you mean 'stages'"),
         (Own(), dict(stages=3, image_size=32, family="conv"), "family 'conv'"),
-        (Own(logits=False), dict(stages=3, image_size=32), "Own: its output is no tensor of logits"),
+        (Own(logits=False), dict(stages=3, image_size=32), "Own: its forward gives a tuple, not logits"),
         (Own(), dict(stages=3, image_size=(1, 2, 3)), "an image size is a number of pixels or"),
     ],
 )
