@@ -12,12 +12,16 @@ _students = {
 }
 _figures = {
     "swin-t_resnet18": dict(
-        scratch=69.75, kd=71.14, ofa=71.76, fbt=72.21, fbt_a=70.86, fbt_b=71.78, fbt_c=71.34, fbt_f=71.47, fbt_g=70.37
+        **dict(scratch=69.75, kd=71.14, ofa=71.76, fbt=72.21, rsd=72.13),
+        **dict(fbt_a=70.86, fbt_b=71.78, fbt_c=71.34, fbt_f=71.47, fbt_g=70.37),
     ),
     "swin-t_mobilenetv2": dict(scratch=68.87, ofa=72.32, fbt=72.54),
     "convnext-t_deit-t": dict(ofa=74.41, fbt=75.26),
     "resnet50_swin-n": dict(ofa=77.76, fbt=77.79),
+    "convnext-t_swin-n": dict(rsd=77.70),
+    "convnext-t_resmlp-s12": dict(rsd=78.41),
 }
+_sources = dict(rsd="RSD, arXiv 2507.21844")
 _model = {name: dict(model, num_classes=1000) for name, model in _base_._models.items()}
 
 pairs = {
@@ -26,7 +30,7 @@ pairs = {
         model=dict(teacher=dict(_model[teacher], pretrained=True), student=_model[student]),
         methods=dict(deit=dict(model=dict(student=_model["deit-t-distilled"]))),
         reference={
-            method: dict(top1=value, source="FBT, arXiv 2410.12342")
+            method: dict(top1=value, source=_sources.get(method, "FBT, arXiv 2410.12342"))
             for method, value in _figures.get(f"{teacher}_{student}", {}).items()
         },
     )

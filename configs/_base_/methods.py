@@ -5,6 +5,7 @@ _to_student = ["teacher_to_student"]
 _triangle = ["teacher_to_student", "teacher_to_fusion", "fusion_to_student"]
 _infonce = dict(type="InfoNCELoss")
 _ofa = dict(type="OFALoss", gamma=1.0)
+_rsd = dict(type="RSDLoss", kappa=0.01, weight=0.1)
 _fbt = dict(fusion=dict(type="L2GFusion", splice="C1-3+M4"), edges=_triangle, feature_loss=_infonce, logit_loss=_ofa)
 
 _late = dict(begin=0.13)  # fraction of training
@@ -56,6 +57,27 @@ methods = {
         about="OFA-KD (arXiv 2310.19444): exits of stages 1 to 4, and logits",
         model=dict(edges=_to_student, stage_loss=dict(type="OFAExitsLoss"), logit_loss=_ofa),
     ),
+    "ofa_0.1": dict(
+        about="OFA-KD, its exits at a tenth: its authors' arguments for CIFAR-100",
+        model=dict(edges=_to_student, stage_loss=dict(type="OFAExitsLoss", weight=0.1), logit_loss=_ofa),
+    ),
+    "rsd": dict(about="RSD (arXiv 2507.21844)", model=dict(edges=_to_student, feature_loss=_rsd)),
+    "rsd_logits": dict(
+        about="RSD (arXiv 2507.21844), of logits",
+        model=dict(edges=_to_student, logit_loss=dict(_rsd, of="logits")),
+    ),
+    "rsd_ofa": dict(
+        about="RSD, and OFA on logits (ours): fbt_rsd without a fusion model",
+        model=dict(edges=_to_student, feature_loss=_rsd, logit_loss=_ofa),
+    ),
+    "fitnet_rsd": dict(
+        about="FitNet and RSD (ours)",
+        model=dict(edges=_to_student, stage_loss=dict(type="FitNetLoss"), feature_loss=_rsd),
+    ),
+    "fitnet_rsd_ofa": dict(
+        about="FitNet, RSD, and OFA on logits (ours)",
+        model=dict(edges=_to_student, stage_loss=dict(type="FitNetLoss"), feature_loss=_rsd, logit_loss=_ofa),
+    ),
     # the controls of every claim about the fusion model
     "t_s": dict(
         about="T->S only: FBT's losses without a fusion model",
@@ -95,6 +117,12 @@ methods = {
     "fbt_sw": dict(
         about="FBT, and sliced Wasserstein between stages 4 of T and S (ours)",
         model=dict(_fbt, stage_loss=dict(type="SlicedWassersteinLoss")),
+    ),
+    # FBT with another loss of features
+    "fbt_rsd": dict(about="FBT, RSD in the place of InfoNCE (ours)", model=dict(_fbt, feature_loss=_rsd)),
+    "fbt_tau": dict(
+        about="FBT, InfoNCE's temperature held at 0.1 (ours)",
+        model=dict(_fbt, feature_loss=dict(_infonce, temperature=0.1, learnable=False)),
     ),
     # when and how far the fusion model is listened to
     "fbt_warm": dict(

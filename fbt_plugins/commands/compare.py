@@ -98,7 +98,9 @@ def main(argv: Sequence[str]) -> int:
     order = [(pair, method) for pair in matrix.pairs for method in matrix.methods if matrix.suits(pair, method)]
     for method, by_seed in matrix.best_of.items():
         done += best_of(done, method, matrix.methods[method].get("about", ""), by_seed)
-    paths = write_report(out, compare(name, done, order, missing, matrix.controls), hidden(typed("fbt compare", *argv)))
+    published = {pair: overrides.get("reference", {}) for pair, overrides in matrix.pairs.items()}
+    comparison = compare(name, done, order, missing, matrix.controls, published)
+    paths = write_report(out, comparison, hidden(typed("fbt compare", *argv)))
     say(f"report   {', '.join(relative(path) for path in paths)}")
     if stopped:
         say(f"stopped  {len(wanted) - len(missing)} of {len(wanted)} runs are done; the same command goes on")

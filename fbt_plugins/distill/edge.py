@@ -48,6 +48,7 @@ class Edge(nn.Module):
     Attributes:
         ends: the models whose knowledge it takes.
         types: the registered name of each loss, by the name of its value: "task", or "A_to_B/slot".
+        min_batch: the images that a batch must have for a loss, by the name of its value, where one is too few.
 
     Raises:
         ConfigError: if a loss or the gate does not fit.
@@ -79,6 +80,7 @@ class Edge(nn.Module):
         self.projectors = nn.ModuleDict()
         self.weights: dict[str, float] = {}
         self.types: dict[str, str] = {}
+        self.min_batch: dict[str, int] = {}
         self.needs: dict[str, set[int]] = {end: set() for end in ends if end}
         for slot, config in losses.items():
             if config is None:
@@ -118,6 +120,8 @@ class Edge(nn.Module):
                 check_stages(wanted, kind, self.where, model, models[model])
                 self.needs[model] |= wanted
         check_extra(needs, kind, self.where, self.receiver, receiver)
+        if (smallest := needs.get("min_batch", 1)) > 1:
+            self.min_batch[self.value_name(slot)] = smallest
         if slot == "feature" and hasattr(loss, "setup"):
             for model in self.needs:
                 self._one_width(kind, model, models[model])

@@ -13,7 +13,7 @@ from ..errors import ConfigError, nearest, short
 from ..models.staged import StageSpec
 from ..registry.registries import LOSSES
 
-NEEDS = ("same_width", "stages", "student_stages", "student_extra")
+NEEDS = ("same_width", "stages", "student_stages", "student_extra", "min_batch")
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,17 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
         raise LOSSES.fault(kind, f"needs same_width={short(needs['same_width'])}, not True or False")
     for key in ("stages", "student_stages"):
         stages = needs.get(key, ())
-        if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(_is_stage, stages)):
+        if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(_is_count, stages)):
             raise LOSSES.fault(kind, f"needs {key}={short(stages)}, not stage numbers from 1 such as (3, 4)")
+    if not _is_count(needs.get("min_batch", 1)):
+        raise LOSSES.fault(kind, f"needs min_batch={short(needs['min_batch'])}, not a number of images from 1")
     names = needs.get("student_extra", ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise LOSSES.fault(kind, f"needs student_extra={short(names)}, not names such as ('class_logits',)")
     return needs
 
 
-def _is_stage(number: object) -> bool:
+def _is_count(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 

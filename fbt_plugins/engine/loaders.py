@@ -22,7 +22,7 @@ from ..distill.distiller import Distiller
 from ..errors import ConfigError, FBTError, one_line, short
 from ..randomness import seeded
 from .processes import allow_open_files
-from .training_mode import one_image_problems
+from .training_mode import last_batch_problems
 
 SPLITS = ("train", "val", "test")
 _LOOKED_AT = 8
@@ -168,7 +168,7 @@ def open_splits(config: Mapping[str, Any] | Config, distiller: Distiller | None 
             continue
         found = loader_problems(loader, where)
         if not found and split == "train" and distiller is not None:
-            found = one_image_problems(distiller, loader)
+            found = last_batch_problems(distiller, loader)
         problems += found
         if not found:
             dataset: Any = loader.dataset

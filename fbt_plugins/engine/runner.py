@@ -47,7 +47,7 @@ from .loops import no_batches
 from .mmengine_patches import PatchedRunner, set_position
 from .optim.schedules import as_list, in_iterations, refuse_others, scaled
 from .processes import find_processes, join_processes, one_run, wrap
-from .training_mode import one_image_problems
+from .training_mode import last_batch_problems
 from .training_run import H, unwrapped
 
 
@@ -131,7 +131,7 @@ class DistillRunner(PatchedRunner):
         mixing = Mixing(num_classes=context["data_info"]["num_classes"], **options) if options else None
         preprocessor = ImagePreprocessor(mixing, self._memory_format)
         distiller = MODELS.build({**model, **context, "data_preprocessor": preprocessor})
-        if dataset is not None and (problems := one_image_problems(distiller, self.train_dataloader)):
+        if dataset is not None and (problems := last_batch_problems(distiller, self.train_dataloader)):
             raise ConfigError(problems)
         return distiller
 

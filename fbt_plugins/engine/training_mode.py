@@ -61,8 +61,8 @@ def stage_problems(distiller: Distiller) -> list[str]:
     return []
 
 
-def one_image_problems(distiller: Distiller, loader: Any) -> list[str]:
-    """What a last batch of a single image does to BatchNorm.
+def last_batch_problems(distiller: Distiller, loader: Any) -> list[str]:
+    """What a last batch that is too small does to a loss, and one of a single image to BatchNorm.
 
     Args:
         distiller: to be trained.
@@ -72,17 +72,30 @@ def one_image_problems(distiller: Distiller, loader: Any) -> list[str]:
         One line, or none.
     """
     size, images = loader.batch_size, len(loader.sampler)
-    if size is None or (size > 1 and (images % size != 1 or loader.drop_last)):
+    if size is None:
         return []
+    last = size if loader.drop_last else images % size or size
+    why = _too_few(distiller, last) or (ONE_IMAGE if last == 1 and _one_is_too_few(distiller, loader) else "")
+    which = f"the last of {len(loader)} batches" if last < size else "each"
+    count = "one image" if last == 1 else f"{last} images"
+    return [f"train_dataloader: {images} images in batches of {size}, {which} with {count}: {why}"] if why else []
+
+
+def _too_few(distiller: Distiller, images: int) -> str:
+    for edge in distiller.edges.values():
+        for name, wanted in edge.min_batch.items():
+            if images < wanted:
+                what = f"{edge.types[name]} ({name}) needs {wanted} or more"
+                return f"{what}: set train_dataloader.drop_last=True, or another batch_size"
+    return ""
+
+
+def _one_is_too_few(distiller: Distiller, loader: Any) -> bool:
     try:
         outputs_in_training(distiller, 1, loader.dataset.image_size)
-    except ValueError as error:
-        if is_of_one_image(error):
-            last = f"the last of {len(loader)} batches" if size > 1 else "each"
-            return [f"train_dataloader: {images} images in batches of {size}, {last} with one image: {ONE_IMAGE}"]
-    except Exception:  # said where the model is checked
-        return []
-    return []
+    except Exception as error:  # others are said where the model is checked
+        return is_of_one_image(error)
+    return False
 
 
 def is_of_one_image(error: BaseException) -> bool:

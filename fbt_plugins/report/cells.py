@@ -66,6 +66,12 @@ def title(pair: Pair) -> str:
     return f"{pair.name.replace('_', ' → ', 1)}{teacher}"
 
 
+def elsewhere(pair: Pair) -> str:
+    """ "Published, and not run here: pat 81.22 %."; empty where there is no such figure."""
+    figures = ", ".join(f"{method} {figure['top1']:.2f} %" for method, figure in pair.elsewhere.items())
+    return f"Published, and not run here: {figures}." if figures else ""
+
+
 DIFFERENCES = "Differences with their 95 % confidence intervals; grey where the interval holds 0, or is not known."
 CURVES = "Top-1 accuracy on validation images by epoch: mean over the seeds, and in a lighter shade all seeds' range."
 
@@ -170,6 +176,8 @@ def sources(comparison: Comparison) -> list[str]:
         for row in pair.rows:
             if row.published:
                 found.setdefault(row.published["source"], []).append(f"{pair.name}/{row.method}")
+        for method, figure in pair.elsewhere.items():
+            found.setdefault(figure["source"], []).append(f"{pair.name}/{method}")
     return [f"{source}: {', '.join(cells)}" for source, cells in found.items()]
 
 

@@ -56,12 +56,14 @@ class Pair:
         teacher: its mean top-1 on the final split; None where only the student alone was trained.
         rows: one per method, in the order of the matrix.
         trials: the finished runs behind them.
+        elsewhere: published figures of methods that have no row, by method, each with its source.
     """
 
     name: str
     teacher: float | None
     rows: list[Row]
     trials: list[Trial]
+    elsewhere: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,10 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the trials themselves, which have files of their own."""
-        pairs = [{"name": p.name, "teacher": p.teacher, "rows": [asdict(row) for row in p.rows]} for p in self.pairs]
+        pairs = [
+            {"name": p.name, "teacher": p.teacher, "rows": [asdict(row) for row in p.rows], "elsewhere": p.elsewhere}
+            for p in self.pairs
+        ]
         teachers = {
             found.student: {
                 method: {name: d and asdict(d) for name, d in row.items()} for method, row in found.differences.items()
@@ -137,6 +142,7 @@ def compare(
     order: Sequence[tuple[str, str]],
     missing: Sequence[str],
     controls: Mapping[str, str],
+    published: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> Comparison:
     """Puts the trials of a matrix together.
 
@@ -146,6 +152,7 @@ def compare(
         order: (pair, method) as the matrix has them; trials of other cells are left out.
         missing: names of the runs that are not finished.
         controls: what each method is compared with, in words, by method; a step of the first one that was run costs 1.
+        published: figures of other people's, by pair and method, whether the matrix has that method or not.
     """
     pairs = []
     controls = {method: about for method, about in controls.items() if any(trial.method == method for trial in trials)}
@@ -155,7 +162,9 @@ def compare(
         rows = [_row(method, own, list(controls)) for method in methods if any(t.method == method for t in own)]
         teachers = [t.top1["teacher"] for t in own if "teacher" in t.top1]
         if rows:
-            pairs.append(Pair(pair, fmean(teachers) if teachers else None, rows, own))
+            ran = {row.method for row in rows}
+            elsewhere = {m: dict(figure) for m, figure in (published or {}).get(pair, {}).items() if m not in ran}
+            pairs.append(Pair(pair, fmean(teachers) if teachers else None, rows, own, elsewhere))
     return Comparison(name, pairs, _teachers(pairs), list(missing), controls)
 
 

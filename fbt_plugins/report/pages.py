@@ -64,6 +64,7 @@ def markdown(comparison: Comparison, command: str) -> str:
     for pair in comparison.pairs:
         rows = [words.cells(comparison, row) for row in pair.rows]
         lines += [f"## {words.title(pair)}", "", _pipes(words.columns(comparison), rows, texts=2), ""]
+        lines += [words.elsewhere(pair), ""] if pair.elsewhere else []
     lines += ["## All pairs", "", _pipes(*words.gains(comparison)), ""]
     for found in comparison.teachers:
         lines += [f"## Teachers of {found.student}", "", words.TEACHERS, "", _pipes(*words.teachers(found)), ""]
@@ -101,6 +102,7 @@ def page(comparison: Comparison, command: str) -> str:
         parts += [f'<h2 id="{html.escape(pair.name)}">{html.escape(words.title(pair))}</h2>']
         rows = [words.cells(comparison, row) for row in pair.rows]
         parts += [_table(words.columns(comparison), rows, clear, texts=(0, 1))]
+        parts += [f"<p>{html.escape(words.elsewhere(pair))}</p>"] if pair.elsewhere else []
         parts += [_picture(figures.differences(pair, comparison.controls), words.DIFFERENCES)]
         parts += [_picture(figures.curves(pair), words.CURVES)]
         maps = [_picture(figures.similarities(pair, of), words.similarity(pair, of)) for of in ("TS", "TF", "FS")]

@@ -15,6 +15,7 @@ from .kd import BKDLoss, DKDLoss, KDLoss
 from .ofa import OFALoss
 from .ofa_exits import OFAExitsLoss
 from .relations import CCLoss, RKDLoss
+from .rsd import RSDLoss
 from .sliced_wasserstein import SlicedWassersteinLoss
 
 LOSSES = (
@@ -33,6 +34,7 @@ LOSSES = (
     OFAExitsLoss,
     OFALoss,
     RKDLoss,
+    RSDLoss,
     SlicedWassersteinLoss,
 )
 

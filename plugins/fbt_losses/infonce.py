@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 from fbt_plugins import Batch, Knowledge
 
-from .numerics import all_ranks, full_precision, positive, ranks, same_shape, the_teacher
+from .numerics import full_precision, gathered, positive, ranks, same_shape, the_teacher
 
 
 class InfoNCELoss(nn.Module):
@@ -66,7 +66,7 @@ class InfoNCELoss(nn.Module):
         first = 0
         if ranks() > 1:
             first = dist.get_rank() * len(keys)
-            keys = _Gather.apply(keys)
+            keys = gathered(keys)
         labels = torch.arange(first, first + len(anchors), device=anchors.device)
         return F.cross_entropy(anchors @ keys.T / tau, labels)
 
@@ -86,25 +86,6 @@ class _Bounded(torch.autograd.Function):
         low, high = ctx.bounds
         outward = ((value <= low) & (gradient > 0)) | ((value >= high) & (gradient < 0))
         return gradient.masked_fill(outward, 0.0), None, None
-
-
-class _Gather(torch.autograd.Function):
-    """All ranks' rows in the order of ranks; backward sums what every rank's loss wants of this rank's rows.
-
-    Each rank's loss is the mean over its own anchors and DDP averages the ranks, which together is one process's mean
-    over the whole batch.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        return all_ranks(rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        count = len(gradient) // dist.get_world_size()
-        return gradient[dist.get_rank() * count : (dist.get_rank() + 1) * count]
 
 
 class MSELoss(nn.Module):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch import distributed as dist
 
@@ -13,6 +15,7 @@ from fbt_plugins import Batch, ConfigError, Knowledge, full_precision
 __all__ = [
     "all_ranks",
     "full_precision",
+    "gathered",
     "not_negative",
     "positive",
     "ranks",
@@ -122,3 +125,25 @@ def all_ranks(rows: Tensor) -> Tensor:
     gathered = rows.new_empty(ranks() * len(rows), *rows.shape[1:])
     dist.all_gather_into_tensor(gathered, rows.detach().contiguous())
     return gathered
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """All ranks' rows in the order of ranks, as :func:`all_ranks`; backward sums what every rank wants of its rows.
+
+    DDP averages the ranks' gradients: they are those of one process with all images where each rank computes the loss
+    of all rows, or the mean over its own rows against all.
+    """
+    return rows if ranks() == 1 else _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return all_ranks(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        count = len(gradient) // dist.get_world_size()
+        return gradient[dist.get_rank() * count : (dist.get_rank() + 1) * count]

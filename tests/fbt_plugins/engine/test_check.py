@@ -293,3 +293,17 @@ def test_a_last_batch_of_one_image_is_counted_where_batchnorm_cannot_train_on_it
     open_splits(config, distiller)
     config.train_dataloader.update(drop_last=False, dataset=dict(type="Few", count=18))
     open_splits(config, distiller)
+
+
+def test_a_last_batch_that_is_too_small_for_a_loss_is_counted(tmp_path: Path) -> None:
+    few = {"train_dataloader.dataset": dict(type="Few", count=17), "train_dataloader.num_batch_per_epoch": None}
+    own = {"model.feature_loss": dict(type="RSDLoss"), "train_dataloader.drop_last": False}
+    config = builder(tmp_path)(**few, **own)
+    distiller = check_config(config)
+    says = (
+        r"the last of 3 batches with one image: RSDLoss \(teacher_to_student/feature\) needs 2 or more: set train_data"
+    )
+    with pytest.raises(ConfigError, match=says):
+        open_splits(config, distiller)
+    config.train_dataloader.dataset.count = 18
+    open_splits(config, distiller)

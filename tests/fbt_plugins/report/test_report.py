@@ -13,6 +13,7 @@ import pytest
 from fbt_plugins.report import Trial, best_of, compare, paired, write_report
 from fbt_plugins.report.cells import cells, columns, warnings
 from fbt_plugins.report.figures import curves
+from fbt_plugins.report.pages import markdown, page
 
 # student's top-1 by method and seed
 TOP1 = {
@@ -65,6 +66,15 @@ def test_a_comparison() -> None:
     assert "scratch" not in rows["scratch"].differences
     assert fbt.cost == pytest.approx(1.25) and rows["kd"].cost == 1.0
     assert comparison.gain("fbt", "scratch") == (pytest.approx(2.8333, abs=1e-3), 1)
+
+
+def test_published_figures_of_what_was_not_run_stand_below_the_table() -> None:
+    figures = dict(fbt=dict(top1=81.61, source="a published table"), pat=dict(top1=81.22, source="PAT"))
+    comparison = compare("grid", TRIALS, ORDER, [], CONTROLS, {"a_b": figures, "a_c": figures})
+    assert comparison.pairs[0].elsewhere == {"pat": dict(top1=81.22, source="PAT")}
+    for text in (markdown(comparison, ""), page(comparison, "")):
+        assert "Published, and not run here: pat 81.22 %." in text and "PAT: a_b/pat" in text
+    assert "not run here" not in markdown(compare("grid", TRIALS, ORDER, [], CONTROLS), "")
 
 
 def test_the_best_of_others_by_validation_is_a_method_too() -> None:

@@ -6,12 +6,14 @@ import math
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
 from fbt_losses import crd
 from fbt_losses.crd import CRDLoss
 from fbt_losses.infonce import InfoNCELoss
+from fbt_losses.rsd import RSDLoss
 from torch import Tensor
 from torch import distributed as dist
 
@@ -147,7 +149,7 @@ def two_steps(loss: CRDLoss, mine: slice) -> dict[str, Tensor]:
 
 
 def test_two_ranks_keep_the_banks_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads for two processes; that all_ranks gathers what processes give is seen in test_infonce.py."""
+    """Two threads for two processes; that all_ranks gathers what processes give is seen below."""
     barrier, given = threading.Barrier(2, timeout=60), dict[int, Tensor]()
 
     def exchange(rows: Tensor) -> Tensor:
@@ -256,6 +258,76 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path, symmetric: bool
     torch.testing.assert_close(torch.cat([r["student"] for r in ranks]), student.grad, **close)
     torch.testing.assert_close(torch.cat([r["teacher"] for r in ranks]), teacher.grad, **close)
     torch.testing.assert_close(ranks[0]["tau"], loss.log_temperature.grad, **close)
+
+
+# ---- rsd -------------------------------------------------------------------------------------------------------------
+
+
+def rsd(**options: float | str) -> RSDLoss:
+    torch.manual_seed(0)
+    loss = RSDLoss(**options)  # type: ignore[arg-type]
+    loss.setup((), (), {"student_features": 2, "teacher_features": 3, "num_classes": 5})
+    return loss.double()
+
+
+def normalised(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean(0)) / (x.std(0) + 1e-5)
+
+
+def by_formula(loss: RSDLoss, student: Tensor, teacher: Tensor) -> float:
+    """The formula, written once more: numpy, one pair of dimensions at a time."""
+    first, norm, _, last = loss.projector
+    hidden = student.numpy() @ first.weight.detach().numpy().T
+    hidden = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + norm.eps)
+    hidden = hidden * np.vectorize(lambda x: (1 + math.erf(x / math.sqrt(2))) / 2)(hidden)
+    z_s, z_t = normalised(hidden @ last.weight.detach().numpy().T), normalised(teacher.numpy())
+    total = 0.0
+    for i in range(z_t.shape[1]):
+        for j in range(z_t.shape[1]):
+            p = (z_t[:, i] * z_s[:, j]).mean()
+            total += (p - 1) ** 2 if i == j else loss.kappa * p**2
+    return total
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.01, 3.0])
+def test_rsd_is_its_formula_with_the_projector(kappa: float) -> None:
+    loss, student, teacher = rsd(kappa=kappa), random(0, 6, 2), 5 + random(1, 6, 3)
+    assert [tuple(p.shape) for p in loss.parameters()] == [(4, 2), (4,), (4,), (3, 4)]  # no bias but BatchNorm's
+    found = loss(Knowledge(student, random(2, 6, 5)), Knowledge(teacher, random(3, 6, 5)), Batch(None)).item()
+    assert found == pytest.approx(by_formula(loss, student, teacher), rel=1e-9)
+    logits = rsd(kappa=kappa, of="logits")
+    found = logits(Knowledge(student, random(2, 6, 5)), Knowledge(teacher, random(3, 6, 5)), Batch(None)).item()
+    assert found == pytest.approx(by_formula(logits, random(2, 6, 5), random(3, 6, 5)), rel=1e-9)
+
+
+def rsd_of_a_rank(rank: int, folder: str, gather: bool) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    mine = slice(3 * rank, 3 * rank + 3)
+    student = random(0, 6, 3)[mine].requires_grad_()
+    loss = rsd(gather=gather)
+    loss.projector = torch.nn.Identity()  # BatchNorm's statistics would be each process's own
+    value = loss(Knowledge(student, student), Knowledge(random(1, 6, 3)[mine], student), Batch(None))
+    (value / 2).backward()  # DDP averages over the two ranks
+    torch.save((value.detach(), student.grad), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("gather", [False, True])
+def test_rsd_takes_its_own_batch_or_that_of_all_processes(tmp_path: Path, gather: bool) -> None:
+    mp.start_processes(rsd_of_a_rank, (str(tmp_path), gather), nprocs=2, start_method="fork")
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    student, whole = random(0, 6, 3).requires_grad_(), rsd()
+    whole.projector = torch.nn.Identity()
+    batches = [slice(0, 6)] if gather else [slice(0, 3), slice(3, 6)]
+    values = [
+        whole(Knowledge(student[b], student[b]), Knowledge(random(1, 6, 3)[b], student[b]), Batch(None))
+        for b in batches
+    ]
+    value = torch.stack(values).mean()
+    value.backward()
+    torch.testing.assert_close((ranks[0][0] + ranks[1][0]) / 2, value.detach())
+    torch.testing.assert_close(torch.cat([grad for _, grad in ranks]), student.grad)
 
 
 # ---- relations ------------------------------------------------------------------------------------------------------

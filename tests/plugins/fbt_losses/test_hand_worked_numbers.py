@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
+from fbt_losses.rsd import RSDLoss
 from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge, StageSpec
@@ -89,6 +91,23 @@ def test_rkd() -> None:
     assert value(dict(type="RKDLoss"), student, teacher) == pytest.approx(25 * distance + 50 * angle)
     only = dict(type="RKDLoss", distance_weight=2.0, angle_weight=0.0)
     assert value(only, student, teacher) == pytest.approx(2 * distance)
+
+
+def test_rsd() -> None:
+    a, b = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])  # of mean 0, uncorrelated
+
+    def rsd(student: Sequence[Tensor], teacher: Sequence[Tensor], kappa: float = 0.01) -> float:
+        loss = RSDLoss(kappa)
+        loss.projector = nn.Identity()
+        known = [Knowledge(torch.stack(list(columns), 1), torch.zeros(4, 3)) for columns in (student, teacher)]
+        return loss(*known, FIRST).item()
+
+    # P = 1; an offset and a scale of a dimension change nothing
+    assert rsd((7 + 2 * a, b), (a, 3 * b - 1)) == pytest.approx(0, abs=1e-6)
+    # P = (0, 1; 1, 0): twice (0 - 1)^2, and twice kappa
+    assert rsd((b, a), (a, b)) == pytest.approx(2 + 2 * 0.01, rel=1e-4)
+    # P = (-1, sqrt(3)/2; 0, 1/2), for b + sqrt(3) a has the standard deviation 2
+    assert rsd((-a, b + math.sqrt(3) * a), (a, b), 0.1) == pytest.approx(4 + 0.25 + 0.1 * 0.75, rel=1e-4)
 
 
 def test_cc_kernel() -> None:

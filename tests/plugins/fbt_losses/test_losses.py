@@ -38,6 +38,8 @@ CONFIGS = [
     dict(type="OFALoss", gamma=1.3),
     dict(type="OFALoss", gamma=1.3, modulate="all", temperature=2.0),
     dict(type="RKDLoss"),
+    dict(type="RSDLoss"),
+    dict(type="RSDLoss", of="logits", kappa=0.3, gather=True, expansion=1.5),
     dict(type="SlicedWassersteinLoss", stages=(2, 4), projections=16),
 ]
 BETWEEN_STAGES = ("ATLoss", "FitNetLoss", "SlicedWassersteinLoss")
@@ -176,6 +178,8 @@ def test_equal_models_cost_nothing(name: str) -> None:
         (dict(type="FitNetLoss", stages=(0, 1)), "stages must be numbers from 1"),
         (dict(type="OFAExitsLoss", stages=3), "stages must be a list, not 3"),
         (dict(type="OFAExitsLoss", gamma=0), "gamma must be above 0"),
+        (dict(type="RSDLoss", kappa=-1), "kappa must be at least 0"),
+        (dict(type="RSDLoss", of="stages"), "'features' or 'logits'"),
         (dict(type="SlicedWassersteinLoss", projections=0), "projections must be at least 1"),
     ],
 )
