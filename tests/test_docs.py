@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -252,3 +253,8 @@ def test_a_network_cut_by_hand_is_exact(check_architecture: Callable) -> None:
     namespace: dict = {"ScaledNet": ScaledNet}
     exec(block, namespace)
     check_architecture(namespace["build_scaled_net"](5))
+
+
+def test_the_pictures_are_what_their_script_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["draw.py", "--check"])
+    assert runpy.run_path(str(ROOT / "docs" / "pictures" / "draw.py"))["main"]() == 0
