@@ -45,35 +45,31 @@ class Row(nn.Module):
         self.blocks, self.stages = nn.ModuleList(blocks), nn.ModuleList(map(nn.ModuleList, stages))
 
 
-class First(nn.Module):
-    """A part that answers with a tensor in some releases and with a tuple in others, whose first entry it is."""
+class _Wrapper(nn.Module):
+    """Holds a part of a transformers model, and calls it as a stage is called."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self.part = part
+
+
+class First(_Wrapper):
+    """A part that answers with a tensor in some releases and with a tuple in others, whose first entry it is."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _first(self.part(x))
 
 
-class GridStem(nn.Module):
+class GridStem(_Wrapper):
     """Embeddings that answer with tokens and their grid: images (N, C, H, W) -> (N, h, w, D)."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
 
     def forward(self, images: Tensor) -> Tensor:
         tokens, grid = self.part(images)
         return tokens.unflatten(1, grid)
 
 
-class GridPart(nn.Module):
+class GridPart(_Wrapper):
     """A Swin block or patch merging, which takes tokens and their grid: (N, h, w, D) -> (N, h', w', D')."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[1:3]
@@ -117,47 +113,31 @@ class BiasedStem(nn.Module):
         return _first(self.part(images))
 
 
-class Masked(nn.Module):
+class Masked(_Wrapper):
     """A block that asks for an attention mask, of which images have none."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
 
     def forward(self, x: Tensor) -> Tensor:
         return _first(self.part(x, None))
 
 
-class GridPatches(nn.Module):
+class GridPatches(_Wrapper):
     """Overlapping patches that answer with tokens and their grid: (N, h, w, D) -> (N, h', w', D')."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
 
     def forward(self, x: Tensor) -> Tensor:
         tokens, h, w = self.part(x.permute(0, 3, 1, 2).contiguous())
         return tokens.unflatten(1, (h, w))
 
 
-class GridBlock(nn.Module):
+class GridBlock(_Wrapper):
     """A block that takes tokens and their grid as two numbers: (N, h, w, D) -> the same."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[1:3]
         return _first(self.part(x.flatten(1, 2), h, w)).unflatten(1, (h, w))
 
 
-class GridMerge(nn.Module):
+class GridMerge(_Wrapper):
     """FocalNet's patches, which take a map and answer with tokens and their grid: (N, h, w, D) -> (N, h', w', D')."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
 
     def forward(self, x: Tensor) -> Tensor:
         tokens, grid = self.part(x.permute(0, 3, 1, 2))
@@ -183,12 +163,8 @@ class MapBlocks(nn.Module):
         return tokens.permute(0, 2, 1).unflatten(2, (h, w))
 
 
-class JoinedStage(nn.Module):
+class JoinedStage(_Wrapper):
     """CvT's last stage, where the class token joins: (N, D, h, w) -> (N, 1 + L, D')."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
 
     def forward(self, x: Tensor) -> Tensor:
         patches, token = self.part(x)
@@ -322,12 +298,8 @@ class Mean(nn.Module):
         return x.mean(self.axes)
 
 
-class TokenPool(nn.Module):
+class TokenPool(_Wrapper):
     """Swin's pooling over tokens: (N, h, w, D) -> (N, D)."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
 
     def forward(self, x: Tensor) -> Tensor:
         return self.part(x.flatten(1, 2).transpose(1, 2)).flatten(1)
