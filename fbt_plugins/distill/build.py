@@ -23,6 +23,16 @@ FUSION = "fusion"
 Config = Mapping[str, Any]
 
 
+def specs_given(model: StagedModel, image_size: tuple[int, int]) -> list[StageSpec]:
+    """A model's stage outputs for the pipeline's images, which are resized to its ``input_size`` if it has one."""
+    return model.specs_at(model.input_size or image_size)
+
+
+def family_given(model: StagedModel, image_size: tuple[int, int]) -> str:
+    """The family of a model, by its stages for the pipeline's images; ``model.family`` is of its own image size."""
+    return of_model(spec.family for spec in specs_given(model, image_size))
+
+
 @dataclass
 class Parts:
     """What a :class:`Distiller` is made of, and owns from then on.
@@ -44,8 +54,7 @@ class Parts:
 
     def specs(self, role: str) -> list[StageSpec]:
         """Stage outputs of student or teacher for the images that it is given."""
-        model = self.models[role]
-        return model.specs_at(model.input_size or self.image_size)
+        return specs_given(self.models[role], self.image_size)
 
 
 def build(
@@ -179,7 +188,7 @@ class _Builder:
         if tail not in TAILS:
             problems.append(f"tail {tail!r}{nearest(tail, TAILS)}")
         student, teacher = parts.models[STUDENT], parts.models[TEACHER]
-        first = more_local(*(of_model(spec.family for spec in parts.specs(role)) for role in (STUDENT, TEACHER)))
+        first = more_local(*(family_given(model, parts.image_size) for model in (student, teacher)))
         splices = _collect(problems, "", parse_all, texts, len(student.stages), len(teacher.stages), first)
         strategy = _collect(problems, "", lambda: FUSIONS.build(options, also=("splice", "tail")))
         if problems:

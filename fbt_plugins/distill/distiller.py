@@ -13,7 +13,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import nearest
-from ..models.census import of_model
 from ..models.knowledge import Batch, Knowledge
 from ..models.net_part import Unowned
 from ..models.staged import StagedModel, StageSpec, pixels, resized
@@ -21,7 +20,7 @@ from ..randomness import derive_seed
 from ..registry.loading import load_plugins
 from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry
 from .blame import blaming
-from .build import FUSION, Config, build
+from .build import FUSION, Config, build, family_given, specs_given
 from .edge import STUDENT, TEACHER, Edge
 from .fusion import FusionModel
 from .images import check_images, check_one_normalisation
@@ -189,13 +188,12 @@ class Distiller(BaseModel):
 
     def specs(self, role: str) -> list[StageSpec]:
         """Stage outputs of student or teacher for the images that it is given."""
-        model = self.models[role]
-        return model.specs_at(model.input_size or self.image_size)
+        return specs_given(self.models[role], self.image_size)
 
     @property
     def families(self) -> dict[str, str]:
         """ "cnn", "attention", "mlp" or "hybrid", of each role's stages for the images that it is given."""
-        return {role: of_model(spec.family for spec in self.specs(role)) for role in self.models}
+        return {role: family_given(model, self.image_size) for role, model in self.models.items()}
 
     @property
     def splices(self) -> dict[str, list[str]]:
