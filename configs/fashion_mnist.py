@@ -3,8 +3,8 @@
 #   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/compare.py configs/fashion_mnist.py \
 #     --out docs/results/fashion_mnist --workers 2
 # One pair gets the full grid, three more across architectures and two within one get the main methods and the controls.
-# The test split is all 10,000 images. docs/study.md has all commands in order: teachers, tuning, study. Teachers that
-# are missing are made on the way with --cfg-options teacher_run.if_missing=train
+# The test split is all 10,000 images. docs/results/study.md has all commands in order: teachers, tuning, study.
+# Teachers that are missing are made on the way with --cfg-options teacher_run.if_missing=train
 _base_ = [
     "_base_/fashion_mnist_mini.py",
     "_base_/convnext_fashion_mnist.py",

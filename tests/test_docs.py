@@ -28,14 +28,14 @@ from fbt_plugins.testing.checks import isolated_plugins
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "fbt_plugins" / "commands" / "templates" / "my-parts"
-PAGE = (ROOT / "docs" / "writing-plugins.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guides" / "plugins.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(?:python|toml)\n# (.*?)\n(.*?)```", PAGE, re.DOTALL)
 FILES = {name: text for name, text in BLOCKS if "/" in name or name == "pyproject.toml"}
 MOST_LINES = {"src/my_parts/backbone.py": 40, "src/my_parts/fusion.py": 40, "src/my_parts/loss.py": 25}
 
 
 def test_the_engine_page_measures_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides" / "training.md").read_text(encoding="utf-8")
     measure, visualizers = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert '"train"' in measure
     exec(measure.replace('"train"', '"val"'), {})  # a sixth of the images
@@ -44,7 +44,8 @@ def test_the_engine_page_measures_what_it_says(capsys: pytest.CaptureFixture[str
 
 
 def test_the_data_set_of_the_data_page_has_what_a_run_asks_for() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.DOTALL)
+    page = (ROOT / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     try:
         exec(code, {"__name__": "my_data"})
         loaders = {
@@ -84,7 +85,9 @@ def test_the_students_of_the_readme_are_the_same_student(tmp_path: Path, monkeyp
     torch.testing.assert_close(loaded["logits"], alone["logits"])
 
 
-OWN_LOOP = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-loop.md").read_text(encoding="utf-8"), re.DOTALL)
+OWN_LOOP = re.findall(
+    r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "own-loop.md").read_text(encoding="utf-8"), re.DOTALL
+)
 
 
 @pytest.mark.parametrize("library", ["torch", "accelerate", "lightning"])
@@ -127,7 +130,7 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-# ---- writing-plugins.md ---------------------------------------------------------------------------------------------
+# ---- guides/plugins.md -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -4,7 +4,7 @@
 # of processes, batch_size or accumulative_counts it is scaled in proportion, and eta_min with it.
 # On CIFAR-100 tokens have what OFA-KD's authors posted as their arguments (Hao840/OFAKD, issues 14 and 19): averaged
 # weights and a minimum of 1e-6; an older reading has 1e-5 and no average. Nobody is known to have reproduced the
-# published baselines exactly with them (docs/methods.md).
+# published baselines exactly with them (docs/reference/methods.md).
 optim_wrapper = dict(constructor="MergedGroupConstructor")
 
 _crop_flip = [

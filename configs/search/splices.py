@@ -1,6 +1,6 @@
 # Each splice trained by itself: what a one-shot search's ranking is held against.
-# Three seeds (docs/search.md). With five seeds: what it finds against T->S only, 3+1 (the paper's own: T1-3+S4, for
-# the teacher is the CNN), and a random search, the best by validation of three splices.
+# Three seeds (docs/guides/searching.md). With five seeds: what it finds against T->S only, 3+1 (the paper's own:
+# T1-3+S4, for the teacher is the CNN), and a random search, the best by validation of three splices.
 #   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/compare.py configs/search/splices.py \
 #     --out docs/results/splices --workers 2
 #   python tools/rank_splices.py docs/results/splices --one-shot work_dirs/search/study.convnext_resmlp/search.json

@@ -18,7 +18,7 @@ examples:
   fbt train out/config.py                    # the same as a config, to be changed
 
 A model is timm:NAME, torchvision:NAME, hf:NAME (needs fbt-huggingface), FILE.py:FACTORY or package.module:FACTORY.
-A file of yours is Python code that is run: name only what you trust. docs/own-images.md has all of it in order.
+A file of yours is Python code that is run: name only what you trust. docs/guides/own-images.md has all of it in order.
 """
 
 
@@ -28,7 +28,7 @@ def parse() -> Parser:
     parser.add_argument("--teacher", required=True, metavar="MODEL", help="the model that is learned from")
     parser.add_argument("--student", required=True, metavar="MODEL", help="the model that learns")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="what the run leaves: student, config, figures")
-    parser.add_argument("--method", default="fbt", help="fbt, rsd, kd, ...: see docs/methods.md (default: fbt)")
+    parser.add_argument("--method", default="fbt", help="fbt, rsd, kd, ...: docs/reference/methods.md (default: fbt)")
     parser.add_argument("--epochs", type=int, metavar="N", help="(default: about 5,000 steps; 10 to 50 epochs)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="(default: 64, or less where images are few)")
     parser.add_argument("--img-size", type=int, metavar="PIXELS", help="(default: what the student is made for)")

@@ -16,7 +16,7 @@ examples:
   fbt new-plugin acme-parts
   fbt new-plugin acme-parts --into ~/projects
 
-docs/writing-plugins.md explains every file of it.
+docs/guides/plugins.md explains every file of it.
 """
 
 TEMPLATE = Path(__file__).resolve().parent / "templates" / "my-parts"

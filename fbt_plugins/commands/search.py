@@ -19,8 +19,8 @@ examples:
   fbt search configs/search/fusion_ratio.py --storage postgresql+psycopg://me@db.example.org/searches
   fbt train work_dirs/search/fusion_ratio/best.py
 
-The config's search=dict(space={...}, ...) says what is chosen from; docs/search.md explains it. The same command goes
-on after a stop or a crash: no trial is lost, none is run twice. Trials look at validation alone, never at the test.
+The config's search=dict(space={...}, ...) says what is chosen from; docs/guides/searching.md explains it. The same
+command goes on after a stop or a crash: no trial is lost, none is run twice. Trials look at validation alone, never at the test.
 """
 
 

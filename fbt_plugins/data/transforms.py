@@ -26,7 +26,7 @@ _V2: dict[str, Callable[..., Any]] = {
 _REFUSED = {
     "Normalize": "drop it: each model normalises images in [0, 1] itself, by its own mean and std",
     "LinearTransformation": "drop it: each model normalises images in [0, 1] itself, by its own mean and std",
-    "Lambda": "a config holds no functions: do it in a data set of your own (docs/data.md)",
+    "Lambda": "a config holds no functions: do it in a data set of your own (docs/guides/data.md)",
 }
 """Transforms that no pipeline here can have, and why."""
 

@@ -114,7 +114,7 @@ def check_labels(kind: str, where: str, data_info: Mapping[str, int]) -> None:
     if data_info.get("num_labelled") == 0:
         raise ConfigError(
             f"{where}: {kind} needs labels, and the training images have none: set it to None and let a teacher teach, "
-            "or label some images (docs/data.md)"
+            "or label some images (docs/guides/data.md)"
         )
 
 

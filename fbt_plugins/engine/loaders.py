@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 _LOOKED_AT = 8
 """Images of a data set that are read in advance: enough to see that they are alike, too few to take time."""
 ATTRIBUTES = ("classes", "image_size")
-CONTRACT = "subclass ImageDataset, or see docs/data.md for what a data set has"
+CONTRACT = "subclass ImageDataset, or see docs/guides/data.md for what a data set has"
 
 
 def build_loader(dataloader: Mapping[str, Any], seed: int | None, device: Any) -> DataLoader[Any] | InMemoryLoader:
@@ -84,7 +84,7 @@ def mixing_for(dataset: Any, options: Mapping[str, Any]) -> Mixing:
 def without_labels(what: str, split: str) -> str:
     """Why something cannot be had of images without labels."""
     off = f"set {split}_dataloader, {split}_evaluator and {split}_cfg to None, or give images with labels"
-    return f"{what} needs labels, and the images of this split have none: {off} (docs/data.md)"
+    return f"{what} needs labels, and the images of this split have none: {off} (docs/guides/data.md)"
 
 
 def label_problems(datasets: Mapping[str, Any], metrics: Mapping[str, Iterable[Any]]) -> list[str]:

@@ -84,7 +84,7 @@ def by_name(net: nn.Module) -> str:
     text = ", ".join(map(repr, rows))
     return (
         f"if its parts run one after the other, name them: stages=[{text}], head='... {last}', where mean, flatten, "
-        "token 0 and permute are steps too; else write a StagedModel, which takes five lines (docs/architectures.md)"
+        "token 0 and permute are steps too; else write a StagedModel, which takes five lines (docs/guides/models.md)"
     )
 
 

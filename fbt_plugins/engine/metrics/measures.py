@@ -66,7 +66,7 @@ def unmeasurable(metrics: Iterable[Any], split: str, distiller: Distiller, class
     return problems
 
 
-_OTHERS = "measure with KNN, LinearProbe or Retrieval (docs/engine.md)"
+_OTHERS = "measure with KNN, LinearProbe or Retrieval (docs/guides/training.md)"
 
 
 def fill_banks(metrics: Iterable[Any], distiller: Distiller, names: Sequence[str]) -> None:

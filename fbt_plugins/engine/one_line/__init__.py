@@ -47,7 +47,7 @@ def distill(
     """Distils a teacher into a student on a folder of images, with or without labels.
 
     Args:
-        data: the folder; what is in it, and what has labels, is read as ``Images`` does (docs/own-images.md).
+        data: the folder; what is in it, and what has labels, is read as ``Images`` does (docs/guides/own-images.md).
         teacher, student: "timm:NAME", "torchvision:NAME", "hf:NAME", "FILE.py:FACTORY" or "package.module:FACTORY"; or
             a config for ``ARCHITECTURES``.
         out: folder of the run. Its config.py is the whole config, for ``fbt train``.

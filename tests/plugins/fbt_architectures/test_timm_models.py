@@ -307,7 +307,7 @@ FAMILIES = set(
 )
 
 
-"""One of each module and class; deepseek_vit (412 M parameters) is left to the report in docs/coverage.md."""
+"""One of each module and class; deepseek_vit (412 M parameters) is left to the report in docs/reference/coverage.md."""
 
 
 def test_there_are_at_least_ninety_families() -> None:
