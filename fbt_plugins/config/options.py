@@ -44,6 +44,25 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class WithoutTeacher:
+    """What the student reaches alone, with the same training: a figure that is shown beside a run's own.
+
+    Attributes:
+        top1: mean of some runs, in percent.
+        std: their standard deviation.
+        seeds: how many runs.
+        training: their :func:`~fbt_plugins.config.hashing.training_hash`. A run of another training does not show it.
+        command: what repeats them.
+    """
+
+    top1: float
+    std: float
+    seeds: int
+    training: str
+    command: str
+
+
+@dataclass(frozen=True)
 class Option:
     """A key of a run's config.
 
@@ -91,6 +110,9 @@ OPTIONS: Mapping[str, Option] = {
     "randomness": Option("the seed of everything random, which is in no hash, and torch's switches", {"seed": 0}),
     "cell": Option("pair, method and description, where the config is a matrix's cell", None, affects_results=False),
     "reference": Option("a published figure to compare with", None, f"{__name__}:Reference", affects_results=False),
+    "without_teacher": Option(
+        "what the student reaches alone", makes=f"{__name__}:WithoutTeacher", affects_results=False
+    ),
     "teacher_run": Option(
         "how a missing teacher is made", None, "fbt_plugins.engine.teacher_run:TeacherRun", affects_results=False
     ),

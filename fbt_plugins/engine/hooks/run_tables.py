@@ -8,7 +8,9 @@ from typing import Any
 from mmengine.dist import is_main_process
 from rich.table import Table
 
+from ...config.options import WithoutTeacher
 from ...console import console, count, describe_device, millions, relative, say, warn
+from ...distill.edge import STUDENT
 from ...distill.fusion import BORROWED
 from ..device import slowdown
 from ..loaders import NO_LABELS, describe_labels
@@ -75,16 +77,26 @@ def header(runner: TrainingRun) -> None:
     say(f"folder  {relative(runner.work_dir)}")
 
 
-def result_table(rows: Sequence[Mapping[str, Any]], measured: Sequence[Measure], split: str) -> None:
-    """What was measured (top-1 for example), parameters and time of each model."""
+def result_table(
+    rows: Sequence[Mapping[str, Any]],
+    measured: Sequence[Measure],
+    split: str,
+    alone: WithoutTeacher | None = None,
+) -> None:
+    """What was measured (top-1 for example), parameters and time of each model, and of the student alone."""
     if not is_main_process():
         return
     table = Table(title=f"Result ({split})", title_justify="left")
     table.add_column("model")
     for column in (*(f"{measure.title} %" for measure in measured), "parameters", "ms / image"):
         table.add_column(column, justify="right")
+    if alone is not None:
+        student = next(row for row in rows if row["role"] == STUDENT)
+        same = {key: student[key] for key in ("parameters", "ms")}
+        rows = [*rows, {"role": "student without a teacher", "top1": alone.top1, **same}]
     for row in rows:
         figures = [row.get(measure.key) for measure in measured]
         cells = ["–" if figure is None else f"{figure:.2f}" for figure in figures]
-        table.add_row(f"{row['role']} ({row['name']})", *cells, millions(row["parameters"]), f"{row['ms']:.3f}")
+        name = f"{row['role']} ({row['name']})" if "name" in row else row["role"]
+        table.add_row(name, *cells, millions(row["parameters"]), f"{row['ms']:.3f}")
     console.print(table)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
 from ...analysis.cka import StageSimilarity
+from ...config.hashing import training_hash
+from ...config.options import WithoutTeacher
 from ...console import console, count, relative, say
 from ...distill.distiller import Distiller
 from ...errors import one_line
@@ -85,6 +88,7 @@ class SummaryHook(Hook):
             "splices": distiller.splices,
             "cell": runner.cfg.get("cell"),
             "reference": runner.cfg.get("reference"),
+            "without_teacher": None if (alone := _alone(runner)) is None else asdict(alone),
             "seed": runner.seed,
             "device": str(runner.device),
             "world_size": runner.world_size,
@@ -120,7 +124,9 @@ class SummaryHook(Hook):
             similarity = self._cka(runner, distiller)
         save_student(distiller.student, path, {**about, measured[0].key: metrics[first], "split": split})
         write_summary(path, {**metrics, **known, "models": rows, "cka": similarity})
-        result_table(rows, measured, f"{split}, {len(loader.dataset):,} images, {when}")
+        result_table(rows, measured, f"{split}, {len(loader.dataset):,} images, {when}", alone)
+        if alone is not None:
+            say(f"alone    {alone.top1:.2f} ± {alone.std:.2f} %, {alone.seeds} seeds: {alone.command}")
         if reference := runner.cfg.get("reference"):
             ours, theirs = metrics["student_top1"], reference["top1"]
             say(f"published {theirs:.2f} % ({reference['source']}); here {ours:.2f} % ({ours - theirs:+.2f})")
@@ -150,6 +156,14 @@ class SummaryHook(Hook):
             _wait(data["inputs"].device)
             times.append(time.perf_counter() - start)
         return 1000 * sorted(times[1:])[len(times[1:]) // 2] / len(data["inputs"])
+
+
+def _alone(runner: TrainingRun) -> WithoutTeacher | None:
+    """What the student reaches without a teacher, where the config says so for the training that this run had."""
+    shipped = runner.cfg.get("without_teacher")
+    if shipped is None or shipped["training"] != training_hash(runner.cfg.to_dict()):
+        return None
+    return WithoutTeacher(**shipped)
 
 
 def write_summary(student: Path, summary: Mapping[str, Any]) -> None:

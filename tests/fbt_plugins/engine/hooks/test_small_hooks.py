@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from runs import Build, curve, run, run_until
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fbt_plugins.config.hashing import training_hash
 from fbt_plugins.engine.hooks import step_seed as seeding
 from fbt_plugins.engine.hooks.batchnorm import statistics
 from fbt_plugins.engine.hooks.checkpoints import read_checkpoint
@@ -25,6 +27,37 @@ from fbt_plugins.engine.hooks.topk import TopK
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import FBTError
 from fbt_plugins.randomness import derive_seed
+
+
+def test_a_shipped_figure_of_the_student_alone_is_shown_where_the_training_is_the_same(
+    config: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = config("plain", **{"train_cfg.max_epochs": 1})
+    shipped = dict(top1=12.34, std=0.5, seeds=5, training=training_hash(plain.to_dict()), command="fbt train it")
+    same, other = config("same", **{"train_cfg.max_epochs": 1}), config("other", **{"train_cfg.max_epochs": 2})
+    for taught in (same, other):
+        taught.without_teacher = shipped
+        taught.model.task_loss.weight = 0.5
+        run(taught)
+        shown = capsys.readouterr().out
+        summary = json.loads((Path(taught.work_dir) / "summary.json").read_text())
+        if taught is same:
+            assert "student without a teacher" in shown and "alone    12.34 ± 0.50 %, 5 seeds: fbt train it" in shown
+            assert summary["without_teacher"] == shipped
+        else:
+            assert "without a teacher" not in shown and summary["without_teacher"] is None
+
+
+def test_what_a_student_is_taught_does_not_change_the_training_it_has_alone(config: Build) -> None:
+    def of(**options: Any) -> str:
+        return training_hash(config(**options).to_dict())
+
+    plain = of()
+    for taught in ({"model.fusion": None, "model.edges": []}, {"randomness.seed": 9}, {"model.task_loss.weight": 3.0}):
+        assert of(**taught) == plain
+    assert of(**{"teacher_cache": dict(views=2)}) == of(**{"teacher_cache": dict(views=2, required=False)}) != plain
+    for changed in ({"optim_wrapper.optimizer.lr": 1.0}, {"model.student.num_classes": 11}, {"ema.decay": 0.5}):
+        assert of(**changed) != plain
 
 
 class Recorder(Hook):
