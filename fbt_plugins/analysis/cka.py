@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ..distill.distiller import Distiller, start_of
+from ..distill.distiller import Distiller
 from ..distill.edge import STUDENT, TEACHER
+from ..distill.needs import start_of
 from ..errors import ConfigError
 
 SMALLEST_BATCH = 4

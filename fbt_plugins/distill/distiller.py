@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -18,30 +17,16 @@ from ..models.net_part import Unowned
 from ..models.staged import StagedModel, StageSpec, pixels, resized
 from ..randomness import derive_seed
 from ..registry.loading import load_plugins
-from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES, PluginRegistry
+from ..registry.registries import ARCHITECTURES
 from .blame import blaming
 from .build import FUSION, Config, build, family_given, specs_given
 from .edge import STUDENT, TEACHER, Edge
 from .fusion import FusionModel
 from .images import check_images, check_one_normalisation
-from .loss_contract import StepLosses, out_of_reach, value_fault
+from .loss_contract import StepLosses
+from .needs import Step, asked_of_teacher, needed_stages, single_splices, spliced, start_of
 from .splice import in_words
-from .unreached import freeze_unreached
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one training step runs. It is made before the step, and nothing changes it.
-
-    Attributes:
-        splices: number of the splice that each fusion model runs, in the order of the fusion models.
-        on: names of the edges whose losses are computed.
-        weights: what the losses of an edge are multiplied by, by its name, where that is not 1.
-    """
-
-    splices: tuple[int, ...]
-    on: tuple[str, ...]
-    weights: Mapping[str, float]
+from .unreached import check_values, freeze_unreached
 
 
 @MODELS.register_module()
@@ -69,6 +54,7 @@ class Distiller(BaseModel):
 
     Attributes:
         image_size: (height, width) of the images.
+        types: names of what was built from a registry, by role, fusion model or loss.
         fusions: fusion models by name.
         edges: by name; the first is "task", the task loss, where there is one.
         step: what the next training step runs (:meth:`plan`); before the first plan everything, with whole weights.
@@ -99,7 +85,7 @@ class Distiller(BaseModel):
         load_plugins()
         defaults = {"feature": feature_loss, "logit": logit_loss, "stage": stage_loss}
         parts = build(student, teacher, fusion, edges, defaults, task_loss, image_size, data_info or {})
-        self.image_size, self._types = parts.image_size, parts.types
+        self.image_size, self.types = parts.image_size, parts.types
         self.student = parts.models[STUDENT]
         self._teacher = Unowned(parts.models.get(TEACHER))  # no optimizer, checkpoint, EMA or DDP sees its weights
         self.fusions = nn.ModuleDict(parts.fusions)  # type: ignore[assignment]
@@ -343,23 +329,21 @@ class Distiller(BaseModel):
         for role, model in self.models.items():
             if role in known or role not in needs:
                 continue
-            with torch.no_grad() if role == TEACHER else nullcontext(), blaming(ARCHITECTURES, self._types[role]):
+            with torch.no_grad() if role == TEACHER else nullcontext(), blaming(ARCHITECTURES, self.types[role]):
                 inputs = self.prepare(images, role)
                 if role in wanted:
                     known[role] = model.knowledge(inputs, needs[role])
                     starts[role] = known[role].stages
                 else:
                     starts[role] = model.stage_outputs(inputs, needs[role])
-        for name, fusion, number in self._spliced(wanted, splices):
+        for name, fusion, number in spliced(self.fusions, wanted, splices):
             role, last = start_of(fusion, number)
             known[name] = fusion(starts[role][last], number)
         return known
 
     def asked_of_teacher(self) -> set[int]:
         """Numbers of the teacher's stages that some step needs: those that losses take, and that splices start from."""
-        asked = set().union(*(edge.needs.get(TEACHER, ()) for edge in self.edges.values()))
-        starts = (start_of(fusion, i) for fusion in self.fusions.values() for i in range(len(fusion.splices)))
-        return asked | {last for role, last in starts if role == TEACHER}
+        return asked_of_teacher(self.edges, self.fusions)
 
     @torch.no_grad()
     def ask_teacher(self, images: Tensor, stages: Collection[int] = ()) -> Knowledge:
@@ -369,7 +353,7 @@ class Distiller(BaseModel):
             PluginError: for what a plugin's model raises.
         """
         assert self.teacher is not None
-        with blaming(ARCHITECTURES, self._types[TEACHER]):
+        with blaming(ARCHITECTURES, self.types[TEACHER]):
             return self.teacher.knowledge(self.prepare(images, TEACHER), stages)
 
     def needs(self, wanted: frozenset[str], splices: tuple[int, ...]) -> dict[str, set[int]]:
@@ -381,31 +365,12 @@ class Distiller(BaseModel):
         """
         key = wanted, splices
         if key not in self._needed:
-            needs: dict[str, set[int]] = {role: set() for role in self.models if role in wanted}
-            for role in needs:
-                for edge in self.edges.values():
-                    needs[role] |= edge.needs.get(role, set())
-            for _, fusion, number in self._spliced(wanted, splices):
-                role, last = start_of(fusion, number)
-                needs.setdefault(role, set()).add(last)
+            running = spliced(self.fusions, wanted, splices)
+            needs = needed_stages(self.models, self.edges, wanted, running)
             for role in needs:
                 _ = self.models[role].writes  # found out now: a compiled graph would stop for it
             self._needed[key] = needs
         return self._needed[key]
-
-    def _spliced(self, wanted: Set[str], splices: tuple[int, ...]) -> list[tuple[str, FusionModel, int]]:
-        """The wanted fusion models, by name and number of the splice, in one order whatever the set's is."""
-        drawn = zip(self.fusions.items(), splices, strict=True)
-        current = [(name, fusion, number) for (name, fusion), number in drawn if name in wanted]
-        return current + [(name, *single) for name, single in self._single().items() if name in wanted]
-
-    def _single(self) -> dict[str, tuple[FusionModel, int]]:
-        """Fusion model and number of each splice, by the splice's own name."""
-        return {
-            f"{name}@{splice}": (fusion, number)
-            for name, fusion in self.fusions.items()
-            for number, splice in enumerate(fusion.splices)
-        }
 
     @torch.no_grad()
     def predict(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -418,7 +383,7 @@ class Distiller(BaseModel):
 
     def _of(self, images: Tensor, names: Sequence[str]) -> dict[str, Knowledge]:
         for name in names:
-            if name not in (known := [*self.names, *self._single()]):
+            if name not in (known := [*self.names, *single_splices(self.fusions)]):
                 raise KeyError(f"no model {name!r}{nearest(name, known)}")
         knowledge = self.know(images, set(names))
         return {name: knowledge[name] for name in names}
@@ -432,28 +397,10 @@ class Distiller(BaseModel):
         """
         kind = self.step.splices, self.step.on
         if kind not in self._steps_seen:
-            self._check_values(losses)
+            check_values(self, losses)
             self._steps_seen.add(kind)
         step = StepLosses(losses)
         return step.total, step
-
-    def _check_values(self, losses: Mapping[str, Tensor]) -> None:
-        edges = [self.edges[name] for name in self.step.on]
-        on = {name for edge in edges for name in edge.types}
-        device = self.student_mean.device
-        for name in on:
-            if wrong := value_fault(losses[name], device):
-                raise LOSSES.fault(self._types[name], wrong)
-        total = torch.stack([value.float() for value in losses.values()]).sum()
-        # A fusion model that only gives stays as it was built, and so does what is off.
-        taught = {edge.receiver for edge in edges} | {edge.giver for edge in edges if not edge.detach}
-        parts: list[tuple[PluginRegistry, str, nn.Module]] = [
-            (LOSSES, edge.value_name(slot), loss) for edge in edges for slot, loss in edge.losses.items()
-        ]
-        parts += [(FUSIONS, name, fusion.junctions) for name, fusion in self.fusions.items() if name in taught]
-        for registry, name, part in parts:
-            if total.requires_grad and (left := out_of_reach(total, part)):
-                raise registry.fault(self._types[name], f"has a parameter {left[0]!r} that no loss's gradient reaches")
 
     def freeze_unreached(self, **batch: Tensor) -> list[str]:
         """Freezes parameters that no loss reaches, which DistributedDataParallel would wait for in vain.
@@ -503,9 +450,3 @@ class Distiller(BaseModel):
         return [self.sample(data, names, wants)]
 
     test_step = val_step
-
-
-def start_of(fusion: FusionModel, number: int) -> tuple[str, int]:
-    """Where a fusion model's splice starts: the model whose activations it takes, and the stage that gives them."""
-    start = fusion.splices[number].start
-    return STUDENT if start.owner == "S" else TEACHER, start.last

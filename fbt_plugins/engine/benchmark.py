@@ -18,9 +18,10 @@ from rich.progress import track
 from torch import Tensor
 
 from ..console import console, describe_device
-from ..distill.distiller import Distiller, start_of
+from ..distill.distiller import Distiller
 from ..distill.edge import STUDENT, TEACHER
 from ..distill.edge_schedule import Schedule
+from ..distill.needs import start_of
 from ..errors import ConfigError
 from ..models.knowledge import Batch, Knowledge
 from ..models.staged import StagedModel
