@@ -13,8 +13,9 @@ model = dict(
     student=dict(type="timm", name="resmlp_s4_patch4_32", num_classes=10),
 )
 optim_wrapper = dict(optimizer=dict(lr=1.4e-2))
-train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=1)
+teacher_cache = dict(views=4)  # the teacher's outputs, and the stage that the splice starts from, are computed once
+train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=2)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=1, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=1, T_max=11, end=12, eta_min=1e-5, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, T_max=19, end=20, eta_min=1e-5, convert_to_iter_based=True),
 ]
