@@ -19,7 +19,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Two files of the top level become pages, whose links begin in docs/."""
     for page, source in TOP.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        text = text.replace("](docs/", "](").replace("](README.md", "](index.md").replace("](CHANGELOG.md", "](changelog.md")
+        text = (
+            text.replace("](docs/", "](")
+            .replace("](README.md", "](index.md")
+            .replace("](CHANGELOG.md", "](changelog.md")
+        )
         files.append(File.generated(config, page, content=text))
     return files
 
