@@ -131,10 +131,11 @@ SOURCES = [
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub and the site make of the page's headings."""
+    """What GitHub and the site make of the page's headings, and the site of objects that it documents."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    objects = re.findall(r"^::: (\S+)", text, re.MULTILINE)
+    return {*objects, *(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
