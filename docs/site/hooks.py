@@ -1,9 +1,12 @@
-"""What mkdocs does besides: README.md and CHANGELOG.md become pages, links to files of no page become words."""
+"""What mkdocs does besides: README.md, CHANGELOG.md and the notebook become pages; links to no page become words."""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -12,15 +15,36 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+NOTEBOOK = DOCS / "tutorial.ipynb"
 TOP = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
 LINK = re.compile(r"(!?\[[^\]]+)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Two files of the top level become pages."""
+    """Two files of the top level become pages, and so does the notebook."""
     for page, source in TOP.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for name, content in notebook():
+        files.append(File.generated(config, name, content=content))
     return files
+
+
+def notebook() -> Iterator[tuple[str, str | bytes]]:
+    """The notebook as a page, and the pictures that its cells have left."""
+    parts = []
+    for number, cell in enumerate(json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]):
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"tutorial/{number}_{len(parts)}.png"
+                yield name, base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![what the cell shows]({name})")
+            elif words := "".join(output.get("text", data.get("text/plain", ()))):
+                parts.append(f"```text\n{COLOUR.sub('', words).rstrip()}\n```")
+    yield "tutorial.md", "\n\n".join(parts)
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -31,7 +55,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """
     here = page.file.src_uri
     folder = (ROOT / TOP[here] if here in TOP else DOCS / here).parent
-    pages = {ROOT / source: DOCS / top for top, source in TOP.items()}
+    pages = {NOTEBOOK: DOCS / "tutorial.md", **{ROOT / source: DOCS / top for top, source in TOP.items()}}
 
     def of_site(link: re.Match[str]) -> str:
         target = (folder / link[2]).resolve()
