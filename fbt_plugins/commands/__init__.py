@@ -12,7 +12,7 @@ from typing import NoReturn
 from .. import __version__
 from ..config.locating import first_line
 from ..errors import TOOLS, TOOLS_FOLDER, FBTError, nearest, run
-from .arguments import as_table
+from .arguments import Parser, as_table
 
 MODULES = {command: file.removesuffix(".py") for command, file in TOOLS.items()} | {"configs": "configs"}
 """Each command's module. Nothing of it is imported before the command is used: help must not wait for torch."""
@@ -70,3 +70,9 @@ def call(command: str, argv: Sequence[str]) -> int | None:
     sys.path.insert(0, str(Path.cwd()))  # plugins beside the config's project
     code: int | None = import_module(f".{MODULES[command]}", __name__).main(argv)
     return code
+
+
+def parser_of(command: str) -> Parser:
+    """The parser of a command, for pages and tests about it."""
+    parser: Parser = import_module(f".{MODULES[command]}", __name__).parse()
+    return parser

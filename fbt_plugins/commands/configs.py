@@ -18,10 +18,14 @@ A config of your own may begin with one of them: _base_ = ["FOLDER/fbt_convnext_
 """
 
 
-def main(argv: Sequence[str]) -> None:
+def parse() -> Parser:
     parser = Parser("fbt configs", __doc__, EXAMPLES)
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse().parse_args(argv)
     shipped = shipped_configs()
     if args.json:
         rows = [{"name": n, "about": first_line(path), "path": str(path)} for n, path in shipped.items()]

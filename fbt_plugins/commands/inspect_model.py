@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import typed, user_path
-from .arguments import CfgOptions, Parser
+from .arguments import CfgOptions, Parser, Workers
 
 EXAMPLES = """\
 examples:
@@ -45,8 +45,14 @@ def parse() -> Parser:
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write what is shown to a file as well")
     parser.add_argument("--all", action="store_true", help="cut every model that the architectures can name")
     parser.add_argument("--library", nargs="+", metavar="NAME", help="only networks of these libraries (--all)")
-    parser.add_shared("--workers")
-    parser.set_defaults(workers=os.cpu_count() or 1)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        action=Workers,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes at once, with --all (default: one for each processor)",
+    )
     parser.add_argument(
         "--state",
         type=user_path,

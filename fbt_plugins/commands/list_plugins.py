@@ -16,10 +16,14 @@ examples:
 """
 
 
-def main(argv: Sequence[str]) -> int:
+def parse() -> Parser:
     parser = Parser("fbt plugins", __doc__, EXAMPLES)
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse().parse_args(argv)
     from .. import load_plugins
 
     plugins = load_plugins()

@@ -23,13 +23,17 @@ TEMPLATE = Path(__file__).resolve().parent / "templates" / "my-parts"
 """A whole package under the name my-parts (my_parts, MyParts), which stands for the new one's."""
 
 
-def main(argv: Sequence[str]) -> None:
+def parse() -> Parser:
     parser = Parser("fbt new-plugin", __doc__, EXAMPLES)
     parser.add_argument("name", help="of the package, such as acme-parts")
     parser.add_argument(
         "--into", type=user_path, default=Path(), metavar="DIR", help="where to write it (default: here)"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse().parse_args(argv)
     name = normalised(args.name)
     folder = write(name, args.into)
     module = name.replace("-", "_")

@@ -35,8 +35,8 @@ class Reference:
     """A published figure, which a run is compared with.
 
     Attributes:
-        top1: in percent.
-        source: where it is from.
+        top1: the figure, in percent.
+        source: where it was published.
     """
 
     top1: float
@@ -116,7 +116,11 @@ OPTIONS: Mapping[str, Option] = {
     "teacher_run": Option(
         "how a missing teacher is made", None, "fbt_plugins.engine.teacher_run:TeacherRun", affects_results=False
     ),
-    "publish": Option("the file, NAME.safetensors, that the student becomes a teacher in", None, affects_results=False),
+    "publish": Option(
+        "a file NAME.safetensors: the trained student is kept there as a teacher for other runs",
+        None,
+        affects_results=False,
+    ),
     "teacher_cache": Option(
         "what the teacher knows about fixed views of each image, from files",
         None,
@@ -132,9 +136,11 @@ OPTIONS: Mapping[str, Option] = {
     "compile": Option(
         "whether models and losses are compiled, or the arguments of torch.compile", None, "torch:compile", switch=True
     ),
-    "channels_last": Option("whether images and weights have the memory format of tensor cores", False, switch=True),
-    "device": _start("cpu, cuda or cuda:N; by default the first GPU if there is one"),
-    "custom_imports": Option("modules of plugins beside the config: dict(imports=['module', ...])"),
+    "channels_last": Option(
+        "whether images and weights have the memory format channels_last, which tensor cores like", False, switch=True
+    ),
+    "device": _start("where it runs: cpu, cuda or cuda:N; by default the first GPU if there is one"),
+    "custom_imports": Option("plugins beside the config: dict(imports=['module', ...])"),
     "search": Option("what a search chooses from, and how"),
     "command": _start("what was typed to start the run"),
     "work_dir": _start("the run's folder"),

@@ -32,7 +32,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Args:
         classes: name of each class; none where no image has a label.
         labels: class number of each image, -1 where it has none.
-        transforms: as `build_transforms` takes them.
+        transforms: what is done with each image when it is read; see `build_transforms`.
         seed: of the augmentation.
 
     Attributes:

@@ -53,13 +53,14 @@ class TimmDataset(DecodedDataset):
     them could be taken up exactly where it was.
 
     Args:
-        name: with its prefix, as in timm.
+        name: which data set, with its prefix, as in timm; one of the above.
         root: folder of the data; of ``hfds`` that of its cache.
-        split: as timm's reader takes it.
-        class_map: timm's: a file of class names, or a dict.
+        split: name of the split, as timm's reader takes it.
+        class_map: numbers of the classes, as in timm: a file of class names, or a dict.
         input_key, target_key: which columns or members are images and labels, for ``hfds`` and ``wds``.
         download: whether torchvision may download it.
-        on_error: as of `Images`. Files of folders are looked at in advance, and images elsewhere are not.
+        on_error: "skip" or "stop", as of `Images`. Files of folders are looked at in advance, and images elsewhere are
+            not.
         transforms, seed: see `ImageDataset`.
 
     Raises:

@@ -23,7 +23,7 @@ _V2: dict[str, Callable[..., Any]] = {
     if inspect.isclass(value) and issubclass(value, v2.Transform) and value is not v2.Transform
 }
 
-_REFUSED = {
+REFUSED = {
     "Normalize": "drop it: each model normalises images in [0, 1] itself, by its own mean and std",
     "LinearTransformation": "drop it: each model normalises images in [0, 1] itself, by its own mean and std",
     "Lambda": "a config holds no functions: do it in a data set of your own (docs/guides/data.md)",
@@ -87,8 +87,8 @@ def _build_one(name: str, arguments: dict[str, Any], place: str, problems: list[
         known = [*_V2, "timm", *TRANSFORMS.module_dict]
         problems.append(f"{place}: torchvision.transforms.v2 has no {name!r}{nearest(name, known)}")
         return None
-    if name in _REFUSED:
-        problems.append(f"{place} {name}: {_REFUSED[name]}")
+    if name in REFUSED:
+        problems.append(f"{place} {name}: {REFUSED[name]}")
         return None
     before = len(problems)
     problems += argument_problems(signature, arguments, f"{place} {name}")

@@ -40,12 +40,13 @@ class Distiller(BaseModel):
     has what training goes on from, without the teacher. mmengine's Runner treats it as any model of its own.
 
     Args:
-        student: config of the model that is trained, or the model (see :meth:`from_models`).
-        teacher: config of the frozen model, or the model, or None.
-        fusion: config of one fusion strategy with its ``splice`` (or a list, of which each step draws one) and its
-            ``tail`` (see :class:`FusionModel`), a dict of named ones, or None.
-        edges: names ("teacher_to_student"), or dicts with losses, weights and times of their own (:class:`Schedule`).
-        feature_loss, logit_loss, stage_loss: the losses of edges that have none of their own.
+        student: config of the model that is trained, or the model itself.
+        teacher: config of the frozen model, or the model itself. Without one the student is trained alone.
+        fusion: config of a fusion model (:class:`FusionModel`), or a dict of named ones.
+        edges: who teaches whom: names ("teacher_to_student"), or dicts with losses and weights of their own.
+        feature_loss: loss of features, for edges that have none of their own.
+        logit_loss: loss of logits, for edges that have none of their own.
+        stage_loss: loss of stage outputs, for edges between teacher and student that have none of their own.
         task_loss: loss of the student against the labels; may carry a ``weight``, and times as edges do.
         image_size: (height, width) of the images that the pipeline yields; None is the student's own size.
         data_info: ``{"num_classes": ..., "num_samples": ..., "num_labelled": ...}`` of the training data, where known;

@@ -34,7 +34,8 @@ WITH_STAGES = {STUDENT, TEACHER}
 TASK = "task"
 """The edge of the task loss: the student receives, and no model gives."""
 
-_OPTIONS = ("name", "weight", "detach", "gate", *TIMES, *(f"{s}_loss" for s in SLOTS))
+OPTIONS = ("name", "weight", "detach", "gate", *TIMES, *(f"{s}_loss" for s in SLOTS))
+"""What the dict of an edge may say."""
 
 
 class Edge(nn.Module):
@@ -51,9 +52,10 @@ class Edge(nn.Module):
         models: what is known of each model, by name.
         data_info: ``{"num_classes": ..., "num_samples": ..., "num_labelled": ...}`` for losses that ask; the last two
             where known.
-        weight: of the whole edge.
-        detach: whether the giver's knowledge is a constant.
-        gate: one of ``GATES``, what the weight is multiplied by in each step; None is nothing.
+        weight: what all losses of the edge are multiplied by.
+        detach: whether the giver's knowledge is a constant; False lets gradients reach the giver.
+        gate: what the weight is multiplied by in each step, besides; "agreement" is the part of the images for which
+            the giver chooses the teacher's class.
         schedule: when in training it is on, and how its weight rises; None is always, with the whole weight.
 
     Attributes:
@@ -276,9 +278,9 @@ def parse_edges(
         if not isinstance(entry, str | Mapping):
             raise ConfigError(f"model.edges: an edge is a name or a dict, not {entry!r}")
         options: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
-        unknown = [k for k in options if k not in _OPTIONS]
+        unknown = [k for k in options if k not in OPTIONS]
         if unknown or "name" not in options:
-            what = f"no option {unknown[0]!r}{nearest(unknown[0], _OPTIONS)}" if unknown else "an edge needs a 'name'"
+            what = f"no option {unknown[0]!r}{nearest(unknown[0], OPTIONS)}" if unknown else "an edge needs a 'name'"
             raise ConfigError(f"model.edges: {what}")
         if options["name"] in [p["name"] for p in parsed]:
             raise ConfigError(f"model.edges: {options['name']} is there twice")

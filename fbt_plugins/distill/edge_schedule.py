@@ -19,9 +19,9 @@ class Schedule:
     1 during ``ramp``, in a line, and stays there. All three are fractions of training.
 
     Args:
-        begin: from where on it is on.
-        ramp: how long the weight rises; 0 is not at all.
-        end: from where on it is off again; 1 is never.
+        begin: fraction of training from which on it is on.
+        ramp: fraction of training during which the weight rises; 0 begins with the whole weight.
+        end: fraction of training from which on it is off again; 1 is never.
 
     Raises:
         ConfigError: if they are no such fractions.

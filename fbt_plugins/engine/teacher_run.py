@@ -25,7 +25,8 @@ class TeacherRun:
     Attributes:
         config: the teacher's own config, which says as ``publish`` where the teacher goes: to the student's
             ``model.teacher.checkpoint``.
-        pair, method: which cell of it, where it is a matrix.
+        pair: which pair of it, where it is a matrix.
+        method: which method of it, where it is a matrix.
         if_missing: what to do where that file is not there: "refuse", naming the command that makes it, or "train",
             which runs it first.
     """

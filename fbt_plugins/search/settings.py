@@ -32,7 +32,7 @@ class OneShot:
 
     Args:
         best: how many splices get a finish.
-        epochs: of a finish.
+        epochs: how long a finish trains.
         rate: learning rate that a finish starts with, as a share of the config's own.
 
     Raises:
@@ -56,11 +56,11 @@ class Settings:
 
     Attributes:
         space: what is chosen from, by dotted key of the config; see :class:`fbt_plugins.search.space.Space`.
-        objectives: of ``OBJECTIVES``; with several the result is a Pareto front.
+        objectives: what is better, one or several of ``OBJECTIVES``; with several the result is a Pareto front.
         sampler: "tpe", "random", or "grid" for every combination once.
         pruner: "asha", "hyperband" or "median", by the first objective after each validation; None lets all trials end.
         trials: how many at most; None for a grid is all of it.
-        seed: of the sampler, and of every trial's training.
+        seed: seed of the sampler, and of every trial's training.
         one_shot: arguments of :class:`OneShot` for a one-shot search, which has neither sampler nor pruner.
     """
 

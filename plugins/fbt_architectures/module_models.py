@@ -57,9 +57,9 @@ def build_module(
     """Calls a function of yours that makes a network, cuts it, and proves the cut.
 
     Args:
-        path: "package.module:factory" or "FILE.py:factory"; a function or class that returns an nn.Module which maps
-            normalised images to logits (of an encoder, to features), or to an object that has them. It is code, as the
-            config is: name only what you trust.
+        path: "package.module:factory" or "FILE.py:factory": a function or class that returns an nn.Module. The module
+            maps normalised images to logits (of an encoder, to features), or to an object that has them. It is code,
+            as the config is: name only what you trust.
         num_classes: number of logits, handed to the factory if it takes such an argument. 0 says that the network has
             no classifier: its output is features (N, D), or maps or tokens, whose mean over all positions they are, or
             an object with ``pooler_output`` or ``last_hidden_state``.
@@ -70,10 +70,10 @@ def build_module(
         checkpoint: file with weights.
         image_size: pixels of the images that the network is made for.
         input_size: pixels that images are resized to before this network.
-        in_chans: image channels.
+        in_chans: channels of an image.
         mean, std: input normalisation; by default none.
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
-        layout: of the stages' outputs; None reads it off their sizes ("NCHW" with ``head``).
+        layout: layout of the stages' outputs; None reads it off their sizes ("NCHW" with ``head``).
         prefix_tokens: tokens before the grid's, with ``head`` and layout "NLC"; a trace reads them off the sizes, and
             needs this where one stage alone has them.
         raster: whether tokens come row by row; None takes it that they do, and the proof must find them there. False
@@ -81,7 +81,7 @@ def build_module(
         order: "package.module:function"; a function of yours of the network and a grid (h, w) that gives, as a tensor
             (h * w,), which token stands at each position, row by row, where tokens have an order of their own.
         verify: prove the cut when the network is built, which takes a few seconds.
-        arguments: of the factory; here it can be given those that are called like ours as well.
+        arguments: arguments of the factory that are called like one of these keys.
         more: further arguments of the factory.
 
     Raises:

@@ -51,7 +51,7 @@ def build_timm(
         feature: what is transferred as feature: "classifier", the input of the last linear layer (a ViT's class token),
             or "avgpool", the mean over all positions behind the last norm.
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
-        layout: of the stages' outputs, where a trace cannot read it off their sizes.
+        layout: layout of the stages' outputs, where a trace cannot read it off their sizes.
         arguments: any other argument that timm takes for this model.
 
     Raises:

@@ -58,7 +58,7 @@ def build_torchvision(
         input_size: pixels that images are resized to before this model.
         mean, std: input normalisation; by default that of torchvision's weights.
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
-        layout: of the stages' outputs; None reads it off their sizes.
+        layout: layout of the stages' outputs; None reads it off their sizes.
         arguments: any other argument that torchvision takes for this model.
 
     Raises:

@@ -62,7 +62,7 @@ class ConvL2G(ProjectorFusion):
     """Patch embedding + ConvNeXt block (arXiv 2201.03545), without layer scale, at every junction.
 
     Args:
-        kernel_size: of the depthwise convolution; odd.
+        kernel_size: size of the depthwise convolution; odd.
         mlp_ratio: hidden width of the block's MLP, relative to its width.
         depth: how many blocks.
     """

@@ -22,9 +22,10 @@ class ATLoss(StageLoss):
     of 1000 by their number. There are no parameters.
 
     Args:
-        stages: which; the authors use all.
-        beta: as in the paper. The authors' code and mdistiller leave out the 1/2: ``beta=2000`` is what they do
-            (where grids are equal: RepDistiller and mdistiller pool activations, not maps, to the smaller grid).
+        stages: the stages that are compared, from 1; the authors use all.
+        beta: factor of the loss, 1000 in the paper. The authors' code and mdistiller leave out the 1/2: ``beta=2000``
+            is what they do (where grids are equal: RepDistiller and mdistiller pool activations, not maps, to the
+            smaller grid).
         p: exponent of the attention map.
 
     Raises:

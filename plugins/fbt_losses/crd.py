@@ -34,10 +34,10 @@ class CRDLoss(nn.Module):
     banks begin equal because processes are seeded equally.
 
     Args:
-        dim: width of the embeddings.
-        negatives: K.
+        dim: width of the trained embeddings.
+        negatives: K, the images that each image is told apart from.
         momentum: part of a remembered embedding that an update keeps.
-        temperature: tau.
+        temperature: tau, which similarities are divided by.
 
     Raises:
         ValueError: if an argument is out of range.

@@ -28,10 +28,10 @@ class DeiTLoss(nn.Module):
     are the mean of its two heads, which a task loss would train with the labels too.
 
     Args:
-        distillation_type: "hard" or "soft".
+        distillation_type: D: "hard" (cross-entropy with the teacher's class) or "soft" (KL divergence).
         alpha: the teacher's share; 0.5 is the code's default and eq. 3 (the paper's soft runs: 0.1, with tau 3).
-        tau: temperature of "soft".
-        label_smoothing: of the labels' term, as in :class:`CrossEntropyLoss`; DeiT's recipe has 0.1.
+        tau: temperature of logits; for "soft" alone.
+        label_smoothing: smoothing of the labels, as in :class:`CrossEntropyLoss`; DeiT's recipe has 0.1.
 
     Raises:
         ValueError: if an argument is out of range.

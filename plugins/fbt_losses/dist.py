@@ -23,7 +23,8 @@ class DISTLoss(nn.Module):
     Args:
         beta: weight of the relation between classes, within an image.
         gamma: weight of the relation between images, within a class.
-        temperature: T. It, its factor T^2 and all defaults are as in OFA-KD's comparisons (arXiv 2310.19444).
+        temperature: T, which logits are divided by. It, its factor T^2 and all defaults are as in OFA-KD's comparisons
+            (arXiv 2310.19444).
 
     Raises:
         ValueError: if an argument is out of range.

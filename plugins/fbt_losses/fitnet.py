@@ -20,8 +20,8 @@ class FitNetLoss(StageLoss):
     of a sum in the place of the mean, and trains one middle layer before everything else; the field trains all at once.
 
     Args:
-        stages: which. All four with weight 1 is the FitNet of OFA-KD's comparisons; ``stages=(2,)`` with
-            ``weight=100`` is mdistiller's, and nearer to the paper's middle layer.
+        stages: the stages that are compared. All four with weight 1 is the FitNet of OFA-KD's comparisons;
+            ``stages=(2,)`` with ``weight=100`` is mdistiller's, and nearer to the paper's middle layer.
 
     Raises:
         ValueError: if they are no stage numbers.

@@ -33,13 +33,13 @@ class HCDLoss(nn.Module):
     features); stages of other layouts are brought to maps for them, which is ours.
 
     Args:
-        stages: of the student.
-        k: sub-logits of each stage.
-        kl_weight: lambda.
-        orthogonality_weight: beta.
-        threshold: up to which cosines cost nothing.
-        temperature: T.
-        label_smoothing: of ``CE(z_a)``; the port has 0.1.
+        stages: the student's stages that have sub-logits.
+        k: how many sub-logits each stage has.
+        kl_weight: lambda, the weight of the divergence from the teacher.
+        orthogonality_weight: beta, the weight of D.
+        threshold: cosines up to this cost nothing.
+        temperature: T, which logits are divided by.
+        label_smoothing: smoothing of the labels in ``CE(z_a)``; the port has 0.1.
 
     Raises:
         ValueError: if an argument is out of range.

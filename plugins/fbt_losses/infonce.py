@@ -22,7 +22,7 @@ class InfoNCELoss(nn.Module):
     positives the giver's of the same image, negatives the giver's of all other images, on all ranks.
 
     Args:
-        temperature: tau, or where it starts.
+        temperature: tau, which similarities are divided by; where it starts, if it is trained.
         learnable: whether tau is trained, as ``exp`` of a parameter, within ``BOUNDS``.
         symmetric: whether the giver's features are anchors too, both directions averaged.
 

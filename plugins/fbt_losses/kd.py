@@ -15,7 +15,8 @@ class KDLoss(nn.Module):
     """``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, mean over the batch (Hinton et al., arXiv 1503.02531, eq. 1).
 
     Args:
-        temperature: T; 1 is what the comparisons of the cross-architecture literature use (OFA-KD, arXiv 2310.19444).
+        temperature: T, which logits are divided by; 1 is what the comparisons of the cross-architecture literature use
+            (OFA-KD, arXiv 2310.19444).
 
     Raises:
         ValueError: if it is not above 0.
@@ -44,8 +45,8 @@ class DKDLoss(nn.Module):
     Args:
         alpha: weight of TCKD.
         beta: weight of NCKD; the paper tunes it by pair of models.
-        temperature: T. This and the other two are what the comparisons of the cross-architecture literature use
-            (OFA-KD, arXiv 2310.19444).
+        temperature: T, which logits are divided by. All three defaults are what the comparisons of the
+            cross-architecture literature use (OFA-KD, arXiv 2310.19444).
 
     Raises:
         ValueError: if an argument is out of range.

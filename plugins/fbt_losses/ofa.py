@@ -23,9 +23,9 @@ class OFALoss(nn.Module):
     The two are equal at g = 1, where they are the cross-entropy with the teacher. There is no factor T^2.
 
     Args:
-        gamma: g; above 1 raises the target class the more, the surer the teacher is.
-        temperature: T.
-        modulate: "target" or "all".
+        gamma: g; above 1 it raises the target class, the more, the surer the teacher is.
+        temperature: T, which logits are divided by.
+        modulate: which classes are raised: "target" (as published) or "all" (as in the authors' code).
 
     Raises:
         ValueError: if an argument is out of range.

@@ -138,8 +138,8 @@ class OFAExitsLoss(nn.Module):
     divide are fewer.
 
     Args:
-        stages: that have an exit; the authors' default is all four.
-        gamma, temperature, modulate: of :class:`OFALoss`, one for all exits.
+        stages: the stages that have an exit; the authors' default is all four.
+        gamma, temperature, modulate: as of :class:`OFALoss`, the same for all exits.
 
     Raises:
         ValueError: if an argument is out of range.

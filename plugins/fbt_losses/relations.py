@@ -26,9 +26,9 @@ class RKDLoss(nn.Module):
     Images of one process's batch are compared; memory grows with N^3 (0.5 GB a model at N = 512).
 
     Args:
-        distance_weight: of L_D.
-        angle_weight: of L_A; twice the other, as in the paper, and both as large as in comparisons since RepDistiller
-            (arXiv 1910.10699).
+        distance_weight: weight of L_D.
+        angle_weight: weight of L_A; twice the other, as in the paper, and both as large as in comparisons since
+            RepDistiller (arXiv 1910.10699).
 
     Raises:
         ValueError: if an argument is out of range.
@@ -79,10 +79,10 @@ class CCLoss(nn.Module):
     Images of one process's batch are compared; "difference" is 0 in a batch of one.
 
     Args:
-        reading: "kernel" or "difference".
-        gamma: of the kernel.
-        order: of the kernel's Taylor series.
-        dim: width of the embeddings of "difference".
+        reading: which of the two: "kernel" or "difference".
+        gamma: of the Gaussian kernel; larger compares nearer images only.
+        order: terms of the kernel's Taylor series.
+        dim: width of the trained embeddings; for "difference" alone.
 
     Raises:
         ValueError: if an argument is out of range.

@@ -26,11 +26,11 @@ class RSDLoss(nn.Module):
     The value is a sum over the teacher's D dimensions, and nothing in it grows with the batch.
 
     Args:
-        kappa: of correlations that should not be.
-        of: "features", as published, or "logits", its ablation.
+        kappa: weight of the second sum: correlations between different dimensions.
+        of: what is compared: "features", as published, or "logits", its ablation.
         gather: whether the batch is that of all processes, as in one process with all images; the published code
             takes each process's own. BatchNorm's is each process's own either way.
-        expansion: of the projector.
+        expansion: hidden width of the student's projector, relative to the student's own width.
 
     Raises:
         ValueError: if an argument is out of range.

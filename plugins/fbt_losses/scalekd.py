@@ -26,12 +26,12 @@ class ScaleKDLoss(StageLoss):
     last stage makes of the projected stage 3, ScaleKD's third part, is not in here.
 
     Args:
-        stages: which.
-        spatial: weight of the first term.
-        frequency: weight of the second.
+        stages: the stages that are compared.
+        spatial: weight of the spatial view.
+        frequency: weight of the frequency view.
         frequency_stages: those of ``stages`` that have the second term; the authors' weight at stage 4 is 0.
-        softmax_scale: of the projectors' attention.
-        head_dim: width of its heads, where the teacher's width allows.
+        softmax_scale: what similarities are multiplied by in the projectors' attention.
+        head_dim: width of one head of that attention, where the teacher's width allows.
 
     Raises:
         ValueError: if an argument is out of range.

@@ -28,7 +28,7 @@ class SlicedWassersteinLoss(StageLoss):
     an answer to FBT's open question of distribution-level alignment (arXiv 2410.12342).
 
     Args:
-        stages: which.
+        stages: the stages that are compared.
         projections: number of directions; every step draws new ones from torch's own generator.
 
     Raises:

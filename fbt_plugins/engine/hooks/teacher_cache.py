@@ -64,7 +64,7 @@ class TeacherCacheHook(Hook):
 
     Args:
         views: augmented versions of each image.
-        seed: of their augmentation, in place of the run's, so that runs of other seeds share the files.
+        seed: seed of their augmentation, in place of the run's, so that runs of other seeds share the files.
         path: the cache's folder; None is one under ``teacher_cache`` beside the run's, named after what it holds. All
             runs of a matrix share it: it is beside their pairs' folders.
         required: whether all that the run wants of the teacher comes from files, outputs of stages too; a run for which

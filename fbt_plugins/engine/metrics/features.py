@@ -35,8 +35,8 @@ class FeatureMetric(BaseMetric):
     """Collects the features of all images, float32, in the memory of each process.
 
     Args:
-        bank: of a metric that compares with labelled images: a loader's config, as ``val_dataloader`` is one, of those;
-            None takes the validation images themselves.
+        bank: the labelled images that it compares with: a loader's config, as ``val_dataloader`` is one. None takes
+            the validation images themselves.
 
     Attributes:
         key: what its figures' names end in.

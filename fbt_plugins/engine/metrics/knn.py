@@ -25,8 +25,8 @@ class KNN(FeatureMetric):
     a bank each labelled image is left out once, and looks for its neighbours among the others of its split.
 
     Args:
-        k: neighbours; all there are where they are fewer.
-        temperature: tau.
+        k: how many neighbours vote; all there are where they are fewer.
+        temperature: what similarities are divided by before they vote.
         bank: see :class:`FeatureMetric`.
     """
 

@@ -25,8 +25,8 @@ class LinearProbe(FeatureMetric):
 
     Args:
         C: inverse of the weight of the penalty; larger fits closer.
-        folds: parts, without a bank.
-        steps: of L-BFGS, at most.
+        folds: parts of the cross-validation, without a bank.
+        steps: most steps of L-BFGS.
         bank: see :class:`FeatureMetric`.
     """
 

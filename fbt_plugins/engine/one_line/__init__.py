@@ -47,18 +47,22 @@ def distill(
     """Distils a teacher into a student on a folder of images, with or without labels.
 
     Args:
-        data: the folder; what is in it, and what has labels, is read as ``Images`` does (docs/guides/own-images.md).
-        teacher, student: "timm:NAME", "torchvision:NAME", "hf:NAME", "FILE.py:FACTORY" or "package.module:FACTORY"; or
-            a config for ``ARCHITECTURES``.
+        data: the folder; :class:`Images` says what is read, and docs/guides/own-images.md.
+        teacher: the model that is learned from: "timm:NAME", "torchvision:NAME", "hf:NAME", "FILE.py:FACTORY",
+            "package.module:FACTORY", or a config for ``ARCHITECTURES``.
+        student: the model that learns, likewise.
         out: folder of the run. Its config.py is the whole config, for ``fbt train``.
-        method: one of configs/_base_/methods.py.
-        epochs, batch_size, lr, workers: see :class:`Choices` for what they are where they are not given.
+        method: one of ``configs/_base_/methods.py``.
+        epochs: by default as many as give about 5,000 steps, from 10 to 50.
+        batch_size: by default 64, or less (down to 8) where images are few.
         img_size: pixels of a side of the images; by default what the student is made for.
-        labels: "auto", "folders", "none", or the path of a table; see :func:`read_folder`.
+        lr: AdamW's rate; by default 1e-3 for a batch of 64, and a third of that for a student that has weights already.
+        labels: "auto", "folders" (each is a class), "none", or the path of a table like labels.csv.
         teacher_checkpoint: file with the teacher's weights.
         pretrained: whether the teacher has its library's weights, where there is no file.
         pretrained_student: whether the student begins with its library's weights.
         device: "cpu", "cuda" or "cuda:N"; by default a GPU if there is one.
+        workers: processes that read images; by default one for each processor, up to 8.
         seed: of everything random; by default 0.
         amp: "bf16" or "fp16" for mixed precision.
         check: only check all of it, and say what would run: nothing is trained, downloaded or written.

@@ -1,0 +1,58 @@
+"""The reference pages say what the code says."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fbt_plugins
+from fbt_plugins import authoring, testing
+from fbt_plugins.registry.loading import load_plugins
+from fbt_plugins.registry.registries import PluginRegistry
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    """What the generator makes of the code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        made: dict[str, str] = runpy.run_path(str(REFERENCE / "make.py"))["pages"]()
+    return made
+
+
+@pytest.mark.parametrize("name", ["config.md", "commands.md"])
+def test_a_page_is_what_its_generator_makes(name: str, pages: dict[str, str]) -> None:
+    assert (REFERENCE / name).read_text(encoding="utf-8") == pages[name], "run: python docs/reference/make.py"
+
+
+def test_the_api_page_has_all_that_is_public() -> None:
+    page = (REFERENCE / "api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"[\w.]*?(\w+)$|`(\w+)`", page, re.MULTILINE))
+    known = {name for pair in named for name in pair}
+    public = {*fbt_plugins.__all__, *authoring.__all__, *testing.__all__}
+    registries = load_plugins().registries
+    parts = {part.__name__ for registry in (registries.fusions, registries.losses) for part in _own(registry)}
+    assert not {*public, *parts} - known
+
+
+def _own(registry: PluginRegistry) -> list[Any]:
+    return [
+        part
+        for name, part in registry.module_dict.items()
+        if (owner := registry.owners.get(name)) and owner.distribution == "fbt-plugins"
+    ]
+
+
+def test_what_the_api_page_names_is_there() -> None:
+    for path in re.findall(r"^::: (\S+)$", (REFERENCE / "api.md").read_text(encoding="utf-8"), re.MULTILINE):
+        thing = pkgutil.resolve_name(path)
+        assert inspect.getdoc(thing), path
