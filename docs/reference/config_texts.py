@@ -28,6 +28,7 @@ TOP = {
         "test_evaluator": "What the test at the end measures.",
         "cka": None,
         "reference": None,
+        "without_teacher": None,
     },
     "The run": {
         "work_dir": None,

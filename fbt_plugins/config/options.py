@@ -111,7 +111,9 @@ OPTIONS: Mapping[str, Option] = {
     "cell": Option("pair, method and description, where the config is a matrix's cell", None, affects_results=False),
     "reference": Option("a published figure to compare with", None, f"{__name__}:Reference", affects_results=False),
     "without_teacher": Option(
-        "what the student reaches alone", makes=f"{__name__}:WithoutTeacher", affects_results=False
+        "what the student reaches alone with the same training, for the closing table",
+        makes=f"{__name__}:WithoutTeacher",
+        affects_results=False,
     ),
     "teacher_run": Option(
         "how a missing teacher is made", None, "fbt_plugins.engine.teacher_run:TeacherRun", affects_results=False
