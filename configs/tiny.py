@@ -16,3 +16,4 @@ model = dict(
     student=dict(type="timm", name="resmlp_s4_patch4_32", num_classes=10, embed_dim=8),
 )
 train_dataloader = dict(batch_size=8)
+teacher_cache = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import runpy
 from functools import cache
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from mmengine.config import Config
 
 from fbt_plugins import load_plugins
-from fbt_plugins.config.hashing import config_hash
+from fbt_plugins.config.hashing import config_hash, training_hash
 from fbt_plugins.config.loading import complete, load_config, load_matrix
 from fbt_plugins.config.matrix import Matrix
 from fbt_plugins.distill.distiller import Distiller
@@ -32,6 +34,7 @@ MATRICES = (
     "fashion_mnist_reasons",
     "search/splices",
     "compare/sakd_vs_cakd",
+    "compare/flagship",
 )
 SAME_CELLS = ("search/study",)
 """Matrices whose cells are another's."""
@@ -330,3 +333,24 @@ def test_matrices_compare_stages_and_that_makes_no_other_run(name: str) -> None:
     assert config.cka == dict(images=512)
     same, other = ({**config.to_dict(), **changes} for changes in (dict(cka=None), dict(ema=dict(decay=0.5))))
     assert config_hash(config.to_dict()) == config_hash(same) != config_hash(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("fbt_convnext_resmlp", "fbt"), ("fitnet_rsd_ofa_convnext_resmlp", "fitnet_rsd_ofa")],
+)
+def test_a_shipped_config_is_its_cell_and_its_student_alone_has_the_same_training(name: str, method: str) -> None:
+    shipped = load_config(CONFIGS / f"{name}.py").to_dict()
+    alone = cell_config("compare/flagship", "convnext_resmlp", "scratch").to_dict()
+    cell = cell_config("compare/flagship", "convnext_resmlp", method, weights=True).to_dict()
+    assert config_hash(shipped) == config_hash(cell)
+    figure = shipped["without_teacher"]
+    assert figure["training"] == training_hash(shipped) == training_hash(alone)
+    trials = CONFIGS.parent / "docs" / "results" / "flagship" / "trials.jsonl"
+    lines = map(json.loads, trials.read_text(encoding="utf-8").splitlines())
+    top1 = [line["top1"]["student"] for line in lines if line["method"] == "scratch"]
+    assert (len(top1), round(mean(top1), 2), round(stdev(top1), 2)) == (
+        figure["seeds"],
+        figure["top1"],
+        figure["std"],
+    )

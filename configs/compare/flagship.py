@@ -25,4 +25,5 @@ methods = dict(
 )
 controls = dict(scratch="the student alone", kd="KD")
 pairs = dict(convnext_resmlp=dict())
+seeds = [0, 1, 2, 3, 4]
 cka = dict(images=512)

@@ -5,6 +5,7 @@
 _base_ = "../fbt_convnext_resmlp.py"
 
 model = dict(teacher=dict(stages=6))  # of its six blocks each is one; the student has four
+teacher_cache = None  # splices start from any of its stages
 train_dataloader = dict(in_memory=True)
 search = dict(
     space={

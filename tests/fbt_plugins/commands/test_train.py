@@ -32,6 +32,7 @@ def test_a_shortened_flagship_from_another_folder(tmp_path: Path) -> None:
     """One epoch of two batches: what is shown and what is left behind, found by name and not by the current folder."""
     short = [
         "train_dataloader.num_batch_per_epoch=2",
+        "teacher_cache=None",
         "train_cfg.max_epochs=1",
         "val_dataloader.num_batch_per_epoch=1",
         "test_dataloader.num_batch_per_epoch=1",
