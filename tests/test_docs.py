@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,25 +28,28 @@ from fbt_plugins.registry.registries import LOSSES
 from fbt_plugins.testing.checks import isolated_plugins
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 TEMPLATE = ROOT / "fbt_plugins" / "commands" / "templates" / "my-parts"
-PAGE = (ROOT / "docs" / "guides" / "plugins.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "guides" / "plugins.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(?:python|toml)\n# (.*?)\n(.*?)```", PAGE, re.DOTALL)
 FILES = {name: text for name, text in BLOCKS if "/" in name or name == "pyproject.toml"}
 MOST_LINES = {"src/my_parts/backbone.py": 40, "src/my_parts/fusion.py": 40, "src/my_parts/loss.py": 25}
 
 
-def test_the_engine_page_measures_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "guides" / "training.md").read_text(encoding="utf-8")
-    measure, visualizers = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+def python_of(page: str) -> list[str]:
+    """The page's blocks of Python code."""
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_speed_page_measures_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (measure,) = python_of("results/speed.md")
     assert '"train"' in measure
     exec(measure.replace('"train"', '"val"'), {})  # a sixth of the images
     assert len(re.findall(r"^[\d,]+ images/s$", capsys.readouterr().out, re.MULTILINE)) == 3
-    exec(visualizers, {})
 
 
 def test_the_data_set_of_the_data_page_has_what_a_run_asks_for() -> None:
-    page = (ROOT / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = python_of("guides/data.md")
     try:
         exec(code, {"__name__": "my_data"})
         loaders = {
@@ -63,12 +67,9 @@ def test_the_data_set_of_the_data_page_has_what_a_run_asks_for() -> None:
         DATASETS.module_dict.pop("Stripes", None)
 
 
-def test_the_students_of_the_readme_are_the_same_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """load_student, and timm by itself with the mean and std of the file, as README has them."""
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    ours, timms = [
-        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "student.safetensors" in code
-    ]
+def test_both_ways_of_the_quickstart_load_the_same_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """load_student, and timm by itself with the mean and std of the file."""
+    ours, timms = [code for code in python_of("quickstart.md") if "fbt_convnext_resmlp/student.safetensors" in code]
     student = dict(type="timm", name="resmlp_s4_patch4_32", num_classes=10)
     config = builder(tmp_path / "work_dirs")(
         "fbt_convnext_resmlp", **{"model.student": student, "train_cfg.max_epochs": 1}
@@ -85,9 +86,7 @@ def test_the_students_of_the_readme_are_the_same_student(tmp_path: Path, monkeyp
     torch.testing.assert_close(loaded["logits"], alone["logits"])
 
 
-OWN_LOOP = re.findall(
-    r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "own-loop.md").read_text(encoding="utf-8"), re.DOTALL
-)
+OWN_LOOP = python_of("guides/own-loop.md")
 
 
 @pytest.mark.parametrize("library", ["torch", "accelerate", "lightning"])
@@ -124,10 +123,54 @@ def test_the_other_code_of_the_own_loop_page_runs() -> None:
         LOSSES.module_dict.pop("CosineLoss", None)
 
 
-def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")):
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(p for p in DOCS.rglob("*.md") if p.name != "report.md")]
+SOURCES = [
+    *(path for folder in ("fbt_plugins", "plugins", "configs", "tools") for path in (ROOT / folder).rglob("*.py")),
+    *(ROOT / "plugins").rglob("*.md"),
+]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub and the site make of the page's headings, and the site of objects that it documents."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    objects = re.findall(r"^::: (\S+)", text, re.MULTILINE)
+    return {*objects, *(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+        target = page.parent / link if link else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}#{anchor}"
+
+
+def test_pages_that_the_code_names_are_there() -> None:
+    """In messages, help texts and comments."""
+    named = {page for path in SOURCES for page in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))}
+    assert len(named) > 5 and not [page for page in named if not (ROOT / page).exists()]
+
+
+def test_debians_images_are_where_its_package_puts_them() -> None:
+    for path in [*PAGES, *SOURCES]:
+        folders = re.findall(r"/usr/share/[\w/-]*fashion-mnist", path.read_text(encoding="utf-8"))
+        assert set(folders) <= {"/usr/share/datasets/fashion-mnist"}, path
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_the_site_is_built_of_the_same_pages_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason='mkdocs-material is not installed: pip install -e ".[docs]"')
+    command = [sys.executable, "-m", "mkdocs", "build", "-f", ".mkdocs.yml", "--strict", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    loads = re.compile(
+        r'<(?:script|img|iframe|link rel="(?:stylesheet|icon|preconnect)")[^>]*(?:src|href)="(?:https?:)?//'
+    )
+    assert not [page.name for page in tmp_path.rglob("*.html") if loads.search(page.read_text(encoding="utf-8"))]
 
 
 # ---- guides/plugins.md -----------------------------------------------------------------------------------------------
@@ -260,4 +303,4 @@ def test_a_network_cut_by_hand_is_exact(check_architecture: Callable) -> None:
 
 def test_the_pictures_are_what_their_script_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["draw.py", "--check"])
-    assert runpy.run_path(str(ROOT / "docs" / "pictures" / "draw.py"))["main"]() == 0
+    assert runpy.run_path(str(DOCS / "pictures" / "draw.py"))["main"]() == 0

@@ -1,5 +1,5 @@
 # Each splice trained by itself: what a one-shot search's ranking is held against.
-# Three seeds (docs/guides/searching.md). With five seeds: what it finds against T->S only, 3+1 (the paper's own:
+# Three seeds (docs/results/search.md). With five seeds: what it finds against T->S only, 3+1 (the paper's own:
 # T1-3+S4, for the teacher is the CNN), and a random search, the best by validation of three splices.
 #   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/compare.py configs/search/splices.py \
 #     --out docs/results/splices --workers 2

@@ -1,5 +1,5 @@
 # The study of one-shot search: the pairs, data and recipe of fashion_mnist.
-# docs/guides/searching.md has what came out.
+# docs/results/search.md has what came out.
 #   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/search.py configs/search/study.py \
 #     --pair convnext_resmlp --method fbt
 _base_ = "../fashion_mnist.py"
