@@ -21,7 +21,7 @@ LANGUAGES = ("sh", "bash", "shell", "console")
 WRITTEN = ("coverage.md", "coverage_libraries.md", "report.md", "splice_ranking.md")
 """Pages that commands write: what stands there was typed once, and is no advice."""
 
-_SETTING = re.compile(r"(?:export )?\w+=\S*$")
+_SETTING = re.compile(r"(?:export )?(?:\w+=\S*\s*)+$")
 _STARTS = re.compile(rf"(?:[A-Z_]+=\S* )*(?:{'|'.join(PROGRAMS)}) \S")
 _STAND_INS = "\n".join(
     [
@@ -44,7 +44,7 @@ class Typed:
         where: file and line.
         words: the program and its arguments.
         around: what is said near it: of a block the paragraph above it, its comments so far, and a variable that says
-            where data are; else the rest of the line, or the head of the config.
+            where data are; else the rest of the paragraph, or the head of the config.
         sentence: whether it stands within a sentence, where capitals and dots may stand for arguments.
     """
 
@@ -60,7 +60,7 @@ class Typed:
 @cache
 def typed_commands() -> list[Typed]:
     """Those of all documents."""
-    return [command for path in _documents() for command in _commands(path)]
+    return [command for path in _documents() for command in commands_of(path, str(path.relative_to(ROOT)))]
 
 
 def untold() -> list[str]:
@@ -81,8 +81,13 @@ def _documents() -> Iterator[Path]:
     yield from sorted((ROOT / "configs").rglob("*.py"))
 
 
-def _commands(path: Path) -> Iterator[Typed]:
-    name = str(path.relative_to(ROOT))
+def commands_of(path: Path, name: str) -> Iterator[Typed]:
+    """Those of a page or a config.
+
+    Args:
+        path: of the file.
+        name: what it is called in ``where``.
+    """
     if path.suffix == ".py":
         head = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         code = [line[4:] if line.startswith("#   ") else "" for line in head]
@@ -97,10 +102,11 @@ def _commands(path: Path) -> Iterator[Typed]:
             block = [text.removeprefix("$ ") if not prompted or text.startswith("$ ") else "" for text in block]
             yield from _run(name, line, block, above, settings)
             settings += filter(_SETTING.match, block)
-    for line, text in _sentences(path):
-        for code in re.findall(r"`([^`]+)`", text):
-            if _STARTS.match(code):
-                yield Typed(f"{name}:{line}", tuple(shlex.split(code)), re.sub(r"`[^`]+`", "", text), sentence=True)
+    for line, text in _paragraphs(path):
+        for span in re.finditer(r"`([^`]+)`", text):
+            if _STARTS.match(code := " ".join(span[1].split())):
+                where = f"{name}:{line + text[: span.start()].count(chr(10))}"
+                yield Typed(where, tuple(shlex.split(code)), re.sub(r"`[^`]+`", "", text), sentence=True)
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, str, list[str], str]]:
@@ -123,14 +129,18 @@ def _blocks(path: Path) -> Iterator[tuple[int, str, list[str], str]]:
             paragraph, last = "", paragraph or last
 
 
-def _sentences(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a page that are in no block, with their numbers."""
-    inside = False
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if re.match(r"\s*```", line):
-            inside = not inside
-        elif not inside:
-            yield number, line
+def _paragraphs(path: Path) -> Iterator[tuple[int, str]]:
+    """The paragraphs of a page, and the rows of its tables, each with the number of its first line; no blocks."""
+    inside, paragraph = False, ""
+    lines = [*path.read_text(encoding="utf-8").splitlines(), ""]
+    for number, line in enumerate(lines, 1):
+        fence = bool(re.match(r"\s*```", line))
+        if paragraph and (fence or not line.strip() or line.startswith("|")):
+            yield number - paragraph.count("\n"), paragraph
+            paragraph = ""
+        inside ^= fence
+        if line.strip() and not inside and not fence:
+            paragraph += f"{line}\n"
 
 
 def _run(name: str, before: int, block: list[str], around: str, settings: Sequence[str] = ()) -> Iterator[Typed]:
