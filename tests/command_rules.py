@@ -25,8 +25,8 @@ from fbt_plugins.errors import TOOLS, FBTError
 TOOL = {file: name for name, file in TOOLS.items()}
 FLAGSHIP = "fbt_convnext_resmlp"
 TEMPLATE = ROOT / "fbt_plugins" / "commands" / "templates"
+MATRICES = {"compare": "fashion_mnist", "choose": "fashion_mnist", "search": "search/fusion_ratio"}
 STANDS_FOR = {
-    "CONFIG": FLAGSHIP,
     "RUN": f"work_dirs/{FLAGSHIP}",
     "CONFIG_OR_RUN": f"work_dirs/{FLAGSHIP}",
     "IMAGES...": "photos/",
@@ -81,7 +81,8 @@ def fbt(arguments: Sequence[str], sentence: bool) -> set[str]:
         if wrong := [word for word in rest if word.startswith("--") and word not in known]:
             raise WrongCommandError(f"fbt {command} has no option {wrong[0]}")
         return set()
-    rest = [STANDS_FOR.get(word, word) for word in _one_of_each(rest)] if sentence else rest
+    meant = STANDS_FOR | {"CONFIG": MATRICES.get(command, FLAGSHIP)}
+    rest = [meant.get(word, word) for word in _one_of_each(rest)] if sentence else rest
     try:
         args = parser.parse_args(rest)
     except SystemExit as end:

@@ -105,8 +105,11 @@ def commands_of(path: Path, name: str) -> Iterator[Typed]:
     for line, text in _paragraphs(path):
         for span in re.finditer(r"`([^`]+)`", text):
             if _STARTS.match(code := " ".join(span[1].split())):
+                words = shlex.split(code)
+                while "=" in words[0]:  # settings
+                    words.pop(0)
                 where = f"{name}:{line + text[: span.start()].count(chr(10))}"
-                yield Typed(where, tuple(shlex.split(code)), re.sub(r"`[^`]+`", "", text), sentence=True)
+                yield Typed(where, tuple(words), re.sub(r"`[^`]+`", "", text), sentence=True)
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, str, list[str], str]]:
