@@ -1,5 +1,5 @@
 # The study's tuning: four settings of each method, judged by validation alone.
-# On the study's first pair; the four settings are four pairs.
+# On the study's first pair, on Fashion-MNIST; the four settings are four pairs.
 #   python tools/compare.py configs/fashion_mnist_tuning.py --out docs/results/fashion_mnist_tuning --workers 2
 #   python tools/choose.py configs/fashion_mnist_tuning.py --results docs/results/fashion_mnist_tuning \
 #     --out configs/_base_/fashion_mnist_tuned.json

@@ -1,5 +1,5 @@
 # The 15 pairs on ImageNet-1K, each with every method.
-# Teachers are timm's pretrained models.
+# Teachers are timm's pretrained models, which are downloaded.
 #   python tools/train.py configs/imagenet1k.py --pair swin-t_resnet18 --method fbt
 _base_ = ["_base_/imagenet_224.py", "_base_/recipes.py", "_base_/models.py", "_base_/methods.py"]
 

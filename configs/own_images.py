@@ -1,4 +1,5 @@
 # Your own images, with or without labels: `fbt distill` as a file to change.
+# The teacher's weights are downloaded.
 #   IMAGES=~/photos fbt train own_images
 # Or name the folder with --cfg-options train_dataloader.dataset.root=DIR val_dataloader.dataset.root=DIR
 _base_ = ["_base_/fbt.py", "_base_/adamw_cosine.py"]

@@ -1,6 +1,6 @@
 # Three pairs of one architecture on ImageNet-1K, each with every method.
 # The field's two of CNNs have mdistiller's recipe, one of transformers has OFA-KD's. The CNN teachers have
-# torchvision's weights, as mdistiller's do (timm's tag tv_in1k).
+# torchvision's weights, as mdistiller's do (timm's tag tv_in1k); they are downloaded.
 #   python tools/train.py configs/sakd.py --pair resnet34_resnet18 --method fbt
 _base_ = ["_base_/imagenet_224.py", "_base_/recipes.py", "_base_/models.py", "_base_/methods.py"]
 

@@ -1,6 +1,6 @@
 # The teachers on CIFAR-100: timm's ImageNet models, fine-tuned with a new head.
-# The head has 100 classes; the recipe is OFA-KD's for the model's kind at a tenth of the rate (published: a tenth to
-# a twentieth). Like all recipes for 8 processes:
+# They are downloaded. The head has 100 classes; the recipe is OFA-KD's for the model's kind at a tenth of the rate
+# (published: a tenth to a twentieth). Like all recipes for 8 processes:
 #   torchrun --nproc_per_node 8 tools/train.py configs/teachers/cifar100.py --pair swin-t --method finetune \
 #     --launcher pytorch
 # A run puts teachers/cifar100/NAME.safetensors, and its entry of the manifest beside it, where configs/cifar100.py

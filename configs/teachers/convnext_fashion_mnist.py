@@ -1,6 +1,6 @@
 # The teacher "embedded:convnext_fashion_mnist": a small ConvNeXt, trained alone.
 # On all of Fashion-MNIST's training images but the 1,000 of the embedded validation set. Needs the original files
-# (see the README).
+# (docs/guides/data.md says whence).
 #   FASHION_MNIST=/usr/share/datasets/fashion-mnist python tools/train.py configs/teachers/convnext_fashion_mnist.py
 _base_ = ["../_base_/fashion_mnist_mini.py", "../_base_/convnext_fashion_mnist.py", "../_base_/adamw_cosine.py"]
 

@@ -11,7 +11,7 @@ from .arguments import Parser
 
 EXAMPLES = """\
 example:
-  fbt compare configs/fashion_mnist_tuning.py --workers 2
+  fbt compare configs/fashion_mnist_tuning.py --workers 2     # the runs, of Fashion-MNIST
   fbt choose configs/fashion_mnist_tuning.py --out configs/_base_/fashion_mnist_tuned.json
 
 Each "pair" of a tuning matrix is a setting. The table goes to the terminal, the choice to a file for a config's _base_.

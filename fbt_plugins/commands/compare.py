@@ -11,10 +11,11 @@ from .arguments import Parser, extras
 
 EXAMPLES = """\
 examples:
+  # these need Fashion-MNIST: FASHION_MNIST=FOLDER before them says where it is
   fbt compare configs/fashion_mnist.py
   fbt compare configs/fashion_mnist.py --pairs convnext_resmlp --methods scratch kd t_s fbt --workers 2
   fbt compare configs/fashion_mnist.py --out docs/results/fashion_mnist   # goes on from what is there
-  fbt compare configs/cifar100.py --storage postgresql+psycopg://USER@HOST/DATABASE   # on each machine
+  fbt compare configs/cifar100.py --storage postgresql+psycopg://USER@HOST/DATABASE   # CIFAR-100; on each machine
 
 Runs that are finished (a line each of --results, or complete in the study) are not run again; those that failed or were
 stopped are. Without anything left to run, only the report is written.

@@ -10,6 +10,7 @@ from .arguments import Parser
 
 EXAMPLES = """\
 examples:
+  # the teacher's weights are downloaded
   fbt distill --data photos/ --teacher timm:vit_small_patch14_dinov2.lvd142m \\
     --student timm:mobilenetv4_conv_small --out out/
   fbt distill --data photos/ --teacher timm:convnext_tiny.fb_in1k --student my_net.py:make --out out/ --method rsd

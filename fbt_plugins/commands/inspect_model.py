@@ -20,7 +20,7 @@ examples:
   fbt inspect --type module --options path=package.module:factory "stages=[layer1,layer2,layer3]"
   fbt inspect --type my_parts_net --against-type my_parts_net --against-options width=16
   fbt inspect --all --workers 2 --markdown docs/reference/coverage.md
-  fbt inspect --all --library vit_pytorch geffnet
+  fbt inspect --all --library vit_pytorch geffnet           # libraries that are installed
 """
 
 

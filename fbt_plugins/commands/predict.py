@@ -16,6 +16,7 @@ EXAMPLES = """\
 examples:
   fbt predict work_dirs/fbt_convnext_resmlp photo.jpg more_photos/
   fbt predict work_dirs/fbt_convnext_resmlp photos/ --out classes.csv --top 3
+  # on a GPU
   fbt predict work_dirs/fbt_convnext_resmlp photos/ --embeddings --out features.npy --device cuda --workers 4
 
 CSV: a line per image. NPY: a row per image, all probabilities or the embedding; NAME.npy.json beside it says which file

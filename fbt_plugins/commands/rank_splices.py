@@ -16,7 +16,7 @@ RANDOM = (1, 2, 3)
 
 EXAMPLES = """\
 examples:
-  fbt compare configs/search/splices.py --out docs/results/splices --workers 2     # the trainings
+  fbt compare configs/search/splices.py --out docs/results/splices --workers 2     # the trainings, of Fashion-MNIST
   fbt search configs/search/study.py --pair convnext_resmlp --method fbt           # the one-shot search
   fbt rank-splices docs/results/splices --one-shot work_dirs/search/study.convnext_resmlp/search.json
 

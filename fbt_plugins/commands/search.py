@@ -14,9 +14,9 @@ examples:
   fbt search configs/search/fusion_ratio.py --workers 2
   fbt search configs/search/fusion_ratio.py --list
   fbt search configs/search/one_shot.py
-  fbt search configs/search/study.py --pair convnext_resmlp --method fbt
+  fbt search configs/search/study.py --pair convnext_resmlp --method fbt       # of Fashion-MNIST
   fbt search configs/search/fusion_ratio.py --cfg-options search.sampler=random search.trials=20
-  fbt search configs/search/fusion_ratio.py --storage postgresql+psycopg://me@db.example.org/searches
+  fbt search configs/search/fusion_ratio.py --storage postgresql+psycopg://me@db.example.org/searches   # a database
   fbt train work_dirs/search/fusion_ratio/best.py
 
 The config's search=dict(space={...}, ...) says what is chosen from; docs/guides/searching.md explains it. The same

@@ -16,9 +16,10 @@ examples:
   fbt train configs/fbt_convnext_resmlp.py --resume
   fbt train configs/fbt_convnext_resmlp.py --seed 1 --work-dir work_dirs/seed1
   fbt train configs/fbt_convnext_resmlp.py --cfg-options model.fusion.splice=S1-3+T4 train_cfg.max_epochs=3
+  torchrun --nproc_per_node 2 --no-python fbt train configs/fbt_convnext_resmlp.py --launcher pytorch
+  # a teacher and a student of a matrix: these need CIFAR-100, and download the teacher's first weights
   fbt train configs/teachers/cifar100.py --pair swin-t --method finetune
   fbt train configs/cifar100.py --pair swin-t_resnet18 --method fbt
-  torchrun --nproc_per_node 2 --no-python fbt train configs/fbt_convnext_resmlp.py --launcher pytorch
 
 A config is Python code and may name plugins, which are Python code too: run only what you trust.
 """

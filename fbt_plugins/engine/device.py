@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
     """Lets this process keep the memory that a training step frees, for the next step.
 
     glibc gives large buffers back to the system, which clears them before it hands them out again; that took 5 % of the
-    flagship's step on a CPU (docs/guides/training.md). Other C libraries are left as they are.
+    flagship's step on a CPU (docs/results/speed.md). Other C libraries are left as they are.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

@@ -41,9 +41,9 @@ def in_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
 
 def as_python(code: str) -> str:
-    """A cell's code without Jupyter: ``!fbt ...{value}...`` calls the command in this process."""
+    """A cell's code without Jupyter: ``!fbt ...{value}... | cat`` calls the command in this process."""
     code = code.replace("from IPython.display import Image\n", "")
-    return re.sub(r"^!fbt (.*)$", lambda match: f"fbt(f{match[1]!r})", code, flags=re.MULTILINE)
+    return re.sub(r"^!fbt (.*) \| cat$", lambda match: f"fbt(f{match[1]!r})", code, flags=re.MULTILINE)
 
 
 @pytest.mark.usefixtures("in_a_folder")
