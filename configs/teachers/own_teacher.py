@@ -1,4 +1,5 @@
-# A teacher for your own images: ConvNeXt-T with ImageNet's weights and a new head, fine-tuned. Each folder is a class.
+# A teacher for your own images: ConvNeXt-T, fine-tuned; each folder is a class.
+# It begins with ImageNet's weights and a new head.
 #   IMAGES=~/photos fbt train teachers/own_teacher --cfg-options model.student.num_classes=10
 # It needs a network for the weights; docs/quickstart.md shows how it then teaches.
 _base_ = "../own_images.py"

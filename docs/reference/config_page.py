@@ -83,7 +83,10 @@ def _model() -> Iterator[str]:
     yield from _arguments(Distiller, without=("image_size", "data_info", "data_preprocessor"))
     yield "`image_size`, `data_info` and `data_preprocessor` come from the run; leave them out.\n"
     yield "### model.student and model.teacher\n"
-    yield "`dict(type=NAME, ...)`. NAME is one of these architectures, or one that a plugin registered.\n"
+    yield (
+        "`dict(type=NAME, ...)`. NAME is one of these architectures, or one that a plugin registered; `huggingface` "
+        "comes with the distribution `fbt-huggingface`.\n"
+    )
     for name, thing in _own(ARCHITECTURES.module_dict):
         yield from _part(name, thing)
     yield "### model.edges\n"

@@ -37,7 +37,8 @@ TOP = {
         "launcher": None,
         "resume": None,
         "default_hooks": None,
-        "custom_hooks": "Further hooks: a list of `dict(type=NAME, ...)`, each with a `priority` if it wants one.",
+        "custom_hooks": "Further hooks, mmengine's or your own: a list of `dict(type=NAME, ...)`, each with a "
+        "`priority` if it wants one.",
         "custom_imports": None,
         "experiment_name": "Name in mmengine's log. By default the config's name and the time.",
         "log_level": "What mmengine's log file holds: `DEBUG`, `INFO`, `WARNING` or `ERROR`.",

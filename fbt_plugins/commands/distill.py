@@ -29,15 +29,23 @@ def parse() -> Parser:
     parser.add_argument("--teacher", required=True, metavar="MODEL", help="the model that is learned from")
     parser.add_argument("--student", required=True, metavar="MODEL", help="the model that learns")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="what the run leaves: student, config, figures")
-    parser.add_argument("--method", default="fbt", help="fbt, rsd, kd, ...: docs/reference/methods.md (default: fbt)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="(default: about 5,000 steps; 10 to 50 epochs)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="(default: 64, or less where images are few)")
-    parser.add_argument("--img-size", type=int, metavar="PIXELS", help="(default: what the student is made for)")
+    parser.add_argument(
+        "--method", default="fbt", help="how it learns: fbt, rsd, kd, ...; see docs/reference/methods.md (default: fbt)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="how long it trains (default: about 5,000 steps; 10 to 50 epochs)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images of a step (default: 64, or less where images are few)"
+    )
+    parser.add_argument(
+        "--img-size", type=int, metavar="PIXELS", help="size of the images (default: what the student is made for)"
+    )
     parser.add_argument("--lr", type=float, help="AdamW's rate (default: 1e-3 for a batch of 64)")
     parser.add_argument(
         "--labels",
         default="auto",
-        help="auto, folders (each is a class), none, or a file like labels.csv (default: auto)",
+        help="where they are: auto, folders (each is a class), none, or a file like labels.csv (default: auto)",
     )
     parser.add_argument("--teacher-checkpoint", metavar="FILE", help="the teacher's weights")
     parser.add_argument(

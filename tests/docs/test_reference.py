@@ -56,3 +56,41 @@ def test_what_the_api_page_names_is_there() -> None:
     for path in re.findall(r"^::: (\S+)$", (REFERENCE / "api.md").read_text(encoding="utf-8"), re.MULTILINE):
         thing = pkgutil.resolve_name(path)
         assert inspect.getdoc(thing), path
+
+
+def test_a_key_that_nobody_describes_stops_the_generator(
+    pages: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, texts = sys.modules["config_page"], sys.modules["config_texts"]
+    monkeypatch.delitem(texts.LOADER, "in_memory")
+    with pytest.raises(SystemExit, match="keys of a loader: in_memory"):
+        page.config_page()
+    monkeypatch.undo()
+    monkeypatch.setattr(page, "_rows", lambda thing: iter([("new", ("int", "`1`", ""))]))
+    with pytest.raises(SystemExit, match="new: no docstring says what it is"):
+        page.config_page()
+
+
+DOCSTRING = """A thing.
+
+Args:
+    a, b: numbers of :class:`some.Thing`,
+        and more.
+    c: ``other``.
+
+Attributes:
+    d: known.
+"""
+
+
+def test_docstrings_are_read(pages: dict[str, str]) -> None:
+    docstrings = sys.modules["docstrings"]
+    thing = type("Thing", (), {"__doc__": DOCSTRING, "__module__": "elsewhere"})
+    numbers = "numbers of :class:`some.Thing`, and more."
+    assert docstrings.described(thing) == ("A thing.", {"a": numbers, "b": numbers, "c": "``other``.", "d": "known."})
+    assert docstrings.plain(f"{numbers} ``other``") == "numbers of `Thing`, and more. `other`"
+    apart = docstrings.one_a_name(DOCSTRING)
+    assert (
+        "    a: numbers of :class:`some.Thing`,\n        and more.\n    b: numbers of" in apart and "a, b" not in apart
+    )
+    assert docstrings.described(type("Thing", (), {"__doc__": apart})) == docstrings.described(thing)
