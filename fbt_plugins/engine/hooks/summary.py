@@ -25,7 +25,7 @@ from ..metrics import measures
 from ..provenance import git_state, versions
 from ..student import about_student
 from ..training_run import TrainingRun
-from .checkpoints import read_checkpoint, save_student
+from .checkpoints import AtomicCheckpointHook, read_checkpoint, save_student
 from .publish_teacher import publish
 from .run_tables import result_table
 from .topk import evaluate
@@ -75,10 +75,11 @@ class SummaryHook(Hook):
         first = f"student_{measured[0].key}"
         known = {
             "measure": measured[0].key,
+            "also_measured": [other.key for other in measured[1:]],
             "split": split,
             "best_epoch": at["epoch"] if by_epoch else None,
             "best_iteration": at["iter"],
-            f"best_validation_{first}": info.get("best_score"),
+            f"best_validation_{_chosen_by(runner) or first}": info.get("best_score"),
             "seconds": round(seconds, 1),
             "config": runner.cfg.filename,
             "command": runner.cfg.get("command"),
@@ -121,8 +122,8 @@ class SummaryHook(Hook):
         save_student(distiller.student, path, {**about, measured[0].key: metrics[first], "split": split})
         write_summary(path, {**metrics, **known, "models": rows, "cka": similarity})
         result_table(rows, measured, f"{split}, {len(loader.dataset):,} images, {when}")
-        if reference := runner.cfg.get("reference"):
-            ours, theirs = metrics["student_top1"], reference["top1"]
+        if (reference := runner.cfg.get("reference")) and (ours := metrics.get("student_top1")) is not None:
+            theirs = reference["top1"]
             say(f"published {theirs:.2f} % ({reference['source']}); here {ours:.2f} % ({ours - theirs:+.2f})")
         say(f"student  {relative(path)}")
         say(f"summary  {relative(path.with_name('summary.json'))}")
@@ -150,6 +151,12 @@ class SummaryHook(Hook):
             _wait(data["inputs"].device)
             times.append(time.perf_counter() - start)
         return 1000 * sorted(times[1:])[len(times[1:]) // 2] / len(data["inputs"])
+
+
+def _chosen_by(runner: TrainingRun) -> str | None:
+    """The metric of validation whose best epoch counts, where there is one."""
+    hook = runner.hook(AtomicCheckpointHook)
+    return None if hook is None or runner.val_loop is None else hook.save_best
 
 
 def write_summary(student: Path, summary: Mapping[str, Any]) -> None:

@@ -82,17 +82,22 @@ class FeatureMetric(BaseMetric):
     def measure(self, seen: Seen) -> dict[str, float]:
         """The figure of each model, in percent."""
 
-    def fill_bank(self, distiller: Any, names: Sequence[str]) -> None:
-        """Looks at the bank's labelled images with some of a distiller's models, which is in eval mode."""
+    def look_at_bank(self, distiller: Any, names: Sequence[str]) -> Seen:
+        """What some of a distiller's models, which is in eval mode, know about the bank's labelled images."""
         collected: list[dict[str, Tensor]] = []
         for batch in self.bank_loader or ():
             sample = distiller.sample(batch, names, {self.wants})
             collected.append({name: value.float().cpu() for name, value in sample.items() if name.startswith(PREFIX)})
-            collected[-1]["labels"] = sample["labels"].cpu()
+            collected[-1]["labels"], collected[-1]["index"] = sample["labels"].cpu(), sample["index"].cpu()
         whole = {name: torch.cat([part[name] for part in collected]) for name in collected[0]}
-        labels = whole.pop("labels")
-        self._bank_labels = labels[labels >= 0]
-        self._bank |= {name.removeprefix(PREFIX): value[labels >= 0] for name, value in whole.items()}
+        labels, index = whole.pop("labels"), whole.pop("index")
+        seen = Seen({name.removeprefix(PREFIX): value for name, value in whole.items()}, labels, index)
+        return self.labelled(seen)
+
+    def fill_bank(self, seen: Seen) -> None:
+        """Takes what models know about the bank's images; what is known of other models stays."""
+        self._bank_labels = seen.labels
+        self._bank |= seen.features
 
     def labelled(self, seen: Seen) -> Seen:
         """The images that have a label.
