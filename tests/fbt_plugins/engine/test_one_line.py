@@ -21,6 +21,8 @@ from fbt_plugins import ConfigError, FBTError, load_plugins, load_student
 from fbt_plugins.commands import fbt
 from fbt_plugins.commands.distill import command_line
 from fbt_plugins.config.loading import load_config, shipped_methods
+from fbt_plugins.data.image_files import class_folders
+from fbt_plugins.data.label_files import folder_classes, has_unlabelled
 from fbt_plugins.engine.hooks.checkpoints import save_student
 from fbt_plugins.engine.one_line import distill
 from fbt_plugins.engine.one_line.folder import read_folder
@@ -111,6 +113,16 @@ def test_what_a_folder_has(
     assert (found.classes, found.images, found.labelled, found.held_out) == (classes, trained, labelled, held_out)
     assert found.train.get("labels", "auto") == said and found.val == {**found.train, "split": "val"}
     assert found.train["validation"] == held_out and found.test is None
+
+
+def test_a_link_that_leads_to_itself_is_no_folder(fill: Fill) -> None:
+    """Asked whether it is one, the system answers with an error."""
+    folder = fill({"": 6, "one": 6})
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "linked").symlink_to("one")
+    found = read_folder(folder)
+    assert found.images + found.held_out == 12 and folder_classes(folder) == ["linked", "one"]
+    assert not has_unlabelled(folder) and class_folders(folder) == ["linked", "one"]
 
 
 def test_a_table_of_labels_and_a_word_win_over_the_guess(fill: Fill, tmp_path: Path) -> None:
