@@ -51,7 +51,7 @@ class Ranking:
     """What a one-shot run found.
 
     Attributes:
-        top1: validation top-1 of each splice's fusion model, best first; or what the config measures first, if not that.
+        top1: of each splice's fusion model, best first: the first metric of validation, in percent.
         starts: files in the run's folder, with the weights of the best.
         seconds: of the run, from its first step to this ranking.
         measure: what ``top1`` is.

@@ -135,8 +135,8 @@ class _Line:
         loader, rate = config["train_dataloader"], config["optim_wrapper"]["optimizer"]["lr"]
         epochs, batch = config["train_cfg"]["max_epochs"], loader["batch_size"]
         found.append(
-            f"training {epochs} epoch{'s' * (epochs != 1)} of {max(self.folder.images // batch, 1):,} steps, {batch} images each, AdamW at "
-            f"{rate:g}, {loader['num_workers']} workers (--epochs, --batch-size, --lr, --workers)"
+            f"training {epochs} epoch{'s' * (epochs != 1)} of {max(self.folder.images // batch, 1):,} steps, {batch} "
+            f"images each, AdamW at {rate:g}, {loader['num_workers']} workers (--epochs, --batch-size, --lr, --workers)"
         )
         return found
 
