@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from mmengine.dist import is_main_process
-
 from ...distill.distiller import Distiller
 from .features import FeatureMetric, Seen
 
@@ -72,17 +70,19 @@ _OTHERS = "measure with KNN, LinearProbe or Retrieval (docs/guides/training.md)"
 def fill_banks(metrics: Iterable[Any], distiller: Distiller, names: Sequence[str]) -> None:
     """Lets some of a distiller's models look at the labelled images that metrics compare with, once at each bank.
 
+    All processes call it.
+
     Args:
         metrics: of an evaluator.
         distiller: in eval mode.
         names: of the models.
     """
-    if not is_main_process():  # which alone computes metrics
-        return
-    looked_at: list[tuple[Any, Seen]] = []
+    looked_at: list[tuple[Any, Seen | None]] = []
     for metric in metrics:
         if isinstance(metric, FeatureMetric) and metric.bank_loader is not None:
-            known = next((seen for bank, seen in looked_at if bank == metric.bank), None)
-            if known is None:
-                looked_at.append((metric.bank, known := metric.look_at_bank(distiller, names)))
-            metric.fill_bank(known)
+            known = [seen for bank, seen in looked_at if bank == metric.bank]
+            if not known:
+                known = [metric.look_at_bank(distiller, names)]
+                looked_at.append((metric.bank, known[0]))
+            if known[0] is not None:  # the first process alone computes metrics
+                metric.fill_bank(known[0])
