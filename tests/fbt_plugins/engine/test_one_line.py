@@ -186,6 +186,14 @@ def test_names_of_no_model(text: str, line: str) -> None:
         own_size(named("teacher", text, None, pretrained=False).with_classes(0))
 
 
+def test_names_of_weights_on_the_hub_are_no_random_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES.module_dict, "huggingface", object)
+    for role, way in (("teacher", "leave out --no-pretrained"), ("student", "say --pretrained-student")):
+        with pytest.raises(ConfigError, match=f"--{role} hf:org/net: it names weights: {way}, or name a type"):
+            named(role, "hf:org/net", None, pretrained=False)
+    assert named("student", "hf:dinov2", None, pretrained=False).weights == "random weights"
+
+
 def test_names_of_models(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named("student", "timm:resnet18", None, False).config == dict(type="timm", name="resnet18")
     assert named("teacher", "timm:resnet18", None, True).config["pretrained"] is True
