@@ -71,6 +71,8 @@ def read_folder(data: str | Path, labels: str | None = AUTO) -> Folder:
     seen = Images(**train)
     classes, known = tuple(seen.classes), [label for label in seen.labels if label != NO_LABEL]
     images = len(seen)
+    if labels == FOLDERS and not classes:
+        raise FBTError(f"--labels folders: {printable(parts['train'])} has no folders, each of a class")
     if images < LEAST:
         raise FBTError(f"--data {data}: {images} images are too few to train on; give {LEAST} or more")
     test = None

@@ -115,6 +115,11 @@ def test_what_a_folder_has(
     assert found.train["validation"] == held_out and found.test is None
 
 
+def test_folders_that_are_said_to_be_classes_must_be_there(fill: Fill) -> None:
+    with pytest.raises(FBTError, match=r"--labels folders: .*photos has no folders, each of a class"):
+        read_folder(fill({"": 8}), "folders")
+
+
 def test_a_link_that_leads_to_itself_is_no_folder(fill: Fill) -> None:
     """Asked whether it is one, the system answers with an error."""
     folder = fill({"": 6, "one": 6})
@@ -322,7 +327,13 @@ def test_one_line_with_labels_and_again(fill: Fill, network: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("out", "line"), [("photos/out", "it lies in --data"), ("file", "it is a file"), ("photos", "it lies in --data")]
+    ("out", "line"),
+    [
+        ("photos/out", "it lies in --data"),
+        ("file", "it is a file"),
+        ("photos", "it lies in --data"),
+        (".", r"--out \.: it exists, and file is in it; name an empty folder, or a new one"),
+    ],
 )
 def test_an_out_that_cannot_be(
     fill: Fill, network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, line: str
