@@ -111,8 +111,8 @@ class Settings:
         if isinstance(objectives, str) or not objectives or len(set(objectives)) < len(objectives):
             problems.append(f"search.objectives: a list of different names, not {objectives!r}")
         else:
-            allowed = [*figures, *COSTS]
-            problems += [f"search.objectives: {n!r}{nearest(n, allowed)}" for n in objectives if n not in allowed]
+            names = [*figures, *COSTS]
+            problems += [f"search.objectives: {n!r}{nearest(n, names)}" for n in objectives if n not in names]
         if settings.pruner and (len(objectives) != 1 or objectives[0] in COSTS):
             problems.append("search.pruner: trials are pruned by one metric; take one objective, or pruner=None")
         if (settings.pruner or settings.one_shot) and not (config.get("train_cfg") or {}).get("by_epoch", True):
