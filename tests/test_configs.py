@@ -35,6 +35,8 @@ MATRICES = (
     "search/splices",
     "compare/sakd_vs_cakd",
     "compare/flagship",
+    "compare/without_labels",
+    "compare/few_labels",
 )
 SAME_CELLS = ("search/study",)
 """Matrices whose cells are another's."""
@@ -175,7 +177,7 @@ def test_a_cell_runs_a_step(name: str, pair: str, method: str) -> None:
     total, losses = model.parse_losses(model.losses(torch.rand(4, 3, IMAGE, IMAGE), batch))
     total.backward()
     assert all(torch.isfinite(value) for value in losses.values())
-    assert (config.model.teacher is None) == (method == "scratch")
+    assert (config.model.teacher is None) == (method in ("scratch", "labels"))
 
 
 @pytest.mark.parametrize(("name", "pairs"), [("cifar100", 12), ("imagenet1k", 15), ("sakd", 3), ("fashion_mnist", 6)])

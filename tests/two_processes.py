@@ -19,6 +19,7 @@ from fbt_plugins import load_plugins
 from fbt_plugins.data import FashionMNISTMini, SeededSampler
 from fbt_plugins.engine.hooks.batchnorm import statistics
 from fbt_plugins.engine.hooks.topk import TopK, evaluate
+from fbt_plugins.engine.metrics import KNN, Retrieval
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import run as command
 
@@ -63,17 +64,29 @@ def save(folder: Path, name: str, value: Any) -> None:
     torch.save(value, folder / f"{name}_{os.environ.get('RANK', 0)}.pt")
 
 
+def loader(count: int) -> DataLoader[Any]:
+    images = FashionMNISTMini("val", transforms=[dict(type="Pad", padding=2)])
+    images.labels = images.labels[:count]
+    return DataLoader(images, 50, sampler=SeededSampler(images, shuffle=False))
+
+
 def accuracy(runner: DistillRunner) -> dict[str, float]:
     """On 333 images, which two processes cannot share evenly."""
-    images = FashionMNISTMini("val", transforms=[dict(type="Pad", padding=2)])
-    images.labels = images.labels[:333]
-    loader = DataLoader(images, 50, sampler=SeededSampler(images, shuffle=False))
-    return evaluate(runner.model, loader, Evaluator([TopK()]), ["student", "fusion"])
+    return evaluate(runner.model, loader(333), Evaluator([TopK()]), ["student", "fusion"])
+
+
+def figures_of_features(runner: DistillRunner) -> dict[str, float]:
+    """By a bank that two processes cannot share evenly either."""
+    knn = KNN(bank={})
+    knn.bank_loader = loader(77)
+    return evaluate(runner.model, loader(33), Evaluator([knn, Retrieval()]), runner.distiller.names)
 
 
 def check_gradients(folder: Path) -> None:
     """And that parameters which no loss reaches do not stop anything."""
-    save(folder, "gradients", gradients(build(folder, "gradients", **{"train_dataloader.batch_size": 4})))
+    whole = build(folder, "gradients", **{"train_dataloader.batch_size": 4})
+    save(folder, "figures_of_features", figures_of_features(whole))
+    save(folder, "gradients", gradients(whole))
     edges = {"model.edges": ["teacher_to_student", "fusion_to_student"]}  # ablation C: nothing trains L2G
     save(folder, "unreached", gradients(build(folder, "unreached", **{"train_dataloader.batch_size": 4}, **edges)))
     drawn = build(folder, "drawn", **{"train_dataloader.batch_size": 4}, **DRAWN)

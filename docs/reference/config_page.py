@@ -21,7 +21,7 @@ from fbt_plugins import ARCHITECTURES, FUSIONS, LOSSES, load_plugins
 from fbt_plugins.config import matrix
 from fbt_plugins.config.loading import shipped_methods
 from fbt_plugins.config.options import ABSENT, DEFAULT_HOOKS, OPTIONS
-from fbt_plugins.data import ImageDataset, Mixing
+from fbt_plugins.data import ImageDataset, InMemoryDataset, Mixing
 from fbt_plugins.data.transforms import REFUSED as NO_TRANSFORMS
 from fbt_plugins.distill import edge, edge_schedule
 from fbt_plugins.distill.distiller import Distiller
@@ -30,7 +30,7 @@ from fbt_plugins.engine.check.data import LOADER_KEYS
 from fbt_plugins.engine.optim import param_groups
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.registry.signatures import parameters_of
-from fbt_plugins.search.settings import OBJECTIVES, OneShot, Settings
+from fbt_plugins.search.settings import COSTS, MEASURED, OneShot, Settings
 
 OURS = ("fbt_plugins", "fbt_architectures", "fbt_fusions", "fbt_losses")
 """Packages of this distribution; other plugins that are installed are not on the page."""
@@ -226,16 +226,17 @@ def _many_runs() -> Iterator[str]:
     yield "\n## search\n"
     yield "`search=dict(...)`, for `fbt search`:\n"
     yield from _arguments(Settings)
-    yield f"Objectives are {', '.join(f'`{name}`' for name in OBJECTIVES)}. {_sentence(plain(_objectives()))}\n"
+    models, costs = (" and ".join(f"`{name}`" for name in names) for names in (MEASURED, COSTS))
+    yield (
+        f"Objectives are what validation measures of {models}, in percent (`student_top1`, `fusion_knn`), which is "
+        f"maximised, and {costs}, which are minimised: milliseconds of a training step, and parameters that a fusion "
+        "model adds.\n"
+    )
     yield "Each entry of `space` has a dotted config key, and one of these:\n"
     yield "| Value | Effect |\n|---|---|"
     yield from (f"| `{value}` | {about} |" for value, about in texts.SPACE.items())
     yield "\n### search.one_shot\n"
     yield from _arguments(OneShot)
-
-
-def _objectives() -> str:
-    return "Top-1 is of validation, in percent; `step_ms` are milliseconds of a step; `extra_parameters` a fusion's own"
 
 
 # ---- parts of pages --------------------------------------------------------------------------------------------------
@@ -291,7 +292,8 @@ def _base_text(base: type) -> dict[str, str]:
     return described(base)[1]
 
 
-_OF = {"ImageDataset": _base_text(ImageDataset)}
+_IMAGES = _base_text(ImageDataset)
+_OF = {"ImageDataset": _IMAGES, "InMemoryDataset": {**_base_text(InMemoryDataset), **_IMAGES}}
 
 
 def _foreign(known: Mapping[str, Any], chosen: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -38,13 +38,12 @@ def main(argv: Sequence[str]) -> None:
     # Imported late: --help and usage errors must not wait for the engine.
     from ..console import relative, say
     from ..engine.exporting import export_student
-    from ..engine.student import find_student
 
     if args.format == "onnx":
         with extras("export"):
             import onnx  # noqa: F401
             import onnxscript  # noqa: F401
-    done = export_student(find_student(args.run), args.format, args.out, args.fp16, args.features)
+    done = export_student(args.run, args.format, args.out, args.fp16, args.features)
     about = done.about
     shape = " x ".join(map(str, about["input"]["shape"]))
     say(f"written  {relative(done.path)} ({done.path.stat().st_size / 1e6:.1f} MB), {about['precision']}")

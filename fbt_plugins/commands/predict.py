@@ -63,9 +63,9 @@ def main(argv: Sequence[str]) -> None:
     from ..console import console, relative, say
     from ..engine.device import resolve_device
     from ..engine.prediction import find_images, predict, write_predictions
-    from ..engine.student import find_student, read_student
+    from ..engine.student import open_student
 
-    student = read_student(find_student(args.run))
+    student = open_student(args.run)
     files, others = find_images(args.images)
     device = resolve_device(args.device, False)
     bar = Progress(

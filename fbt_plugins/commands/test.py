@@ -74,7 +74,8 @@ def main(argv: Sequence[str]) -> None:
     from tabulate import tabulate
 
     say(f"weights  {relative(weights)}")
-    say(f"data     {split}, {tested.images:,} images of {len(tested.classes)} classes")
+    kinds = f"of {len(tested.classes)} classes" if tested.classes else "without labels"
+    say(f"data     {split}, {tested.images:,} images {kinds}")
     print(tabulate(*metrics_table(tested), disable_numparse=True, stralign="right"))
     if (figures := tested.per_class.get("student")) and len(figures) > 1:
         known = sorted((f for f in figures if f.top1 is not None), key=lambda f: f.top1 or 0.0)[:SHOWN]

@@ -20,11 +20,13 @@ class Choice:
         method: its name.
         top1: of the student, the mean over seeds, by setting.
         settings: the overrides of the best setting; of equals, of the first.
+        measure: what the figures are, "top1" or what else the runs measured first.
     """
 
     method: str
     top1: Mapping[str, float]
     settings: Mapping[str, Any]
+    measure: str = "top1"
 
     @property
     def chosen(self) -> str:
@@ -52,12 +54,14 @@ def choose(matrix: Matrix, trials: Sequence[Trial]) -> list[Choice]:
         raise FBTError(f"tuning is not finished: {len(missing)} runs are missing, the first is {first}")
     if other := [trial for trial in trials if trial.split != "validation"]:
         raise FBTError(f"{other[0].name}: tuning is for validation, and this is of the {other[0].split} split")
+    if len(found := {trial.measure for trial in trials}) > 1:
+        raise FBTError(f"runs measured different things, {' and '.join(sorted(found))}: nothing can be chosen by them")
     choices = []
     for method in dict.fromkeys(method for _, method in matrix.cells()):
         names = [pair for pair in matrix.pairs if matrix.suits(pair, method)]
         means = {name: fmean(top1[name, method, seed] for seed in matrix.seeds_of(method)) for name in names}
         best = max(names, key=means.__getitem__)
-        choices.append(Choice(method, means, matrix.pairs[best].get("methods", {}).get(method, {})))
+        choices.append(Choice(method, means, matrix.pairs[best].get("methods", {}).get(method, {}), *found))
     return choices
 
 
@@ -65,7 +69,8 @@ def as_base(choices: Sequence[Choice]) -> dict[str, Any]:
     """What a config takes as one of its ``_base_``: by method the settings and how they came about, as ``_tuned``."""
     return {
         "_tuned": {
-            c.method: {"settings": c.settings, "chosen": c.chosen, "validation_top1": dict(c.top1)} for c in choices
+            c.method: {"settings": c.settings, "chosen": c.chosen, f"validation_{c.measure}": dict(c.top1)}
+            for c in choices
         }
     }
 

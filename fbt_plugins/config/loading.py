@@ -96,6 +96,22 @@ def load_config(
         config = Config(contents, config.text, config.filename, config.env_variables)
     except KeyError as error:  # a few names are mmengine's own
         raise ConfigError(f"config {path}: {error.args[0]}") from error
+    _import_plugins(config, path)
+    if arguments is not None:
+        arguments.put_over(config)
+    return config
+
+
+def load_plugins_of(path: str | Path) -> None:
+    """Loads all plugins, those too that a config file names as ``custom_imports``; nothing else of it is looked at.
+
+    Raises:
+        ConfigError: if the file cannot be read, or a module of it cannot be imported.
+    """
+    _import_plugins(_load(path), path)
+
+
+def _import_plugins(config: Config, path: str | Path) -> None:
     imports = config.get("custom_imports") or {}
     if not isinstance(imports, Mapping) or isinstance(imports.get("imports", ()), str):
         raise ConfigError(f"config {path}: custom_imports: write dict(imports=['module', ...]), not {imports!r}")
@@ -105,9 +121,6 @@ def load_config(
             plugins.load_module(module)
         except FBTError as error:
             raise ConfigError(f"config {path}: custom_imports: {error}") from error
-    if arguments is not None:
-        arguments.put_over(config)
-    return config
 
 
 def run_config(

@@ -34,17 +34,19 @@ class FashionMNISTMini(InMemoryDataset):
 
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``.
-        transforms, seed: see `ImageDataset`.
+        transforms, seed, labelled: see `InMemoryDataset`.
     """
 
     known_classes = torchvision.datasets.FashionMNIST.classes
     known_size = (28, 28)
     known_lengths: ClassVar[Mapping[str, int]] = {"train": 5000, "val": 1000, "test": 2000}
 
-    def __init__(self, split: str, transforms: TransformConfigs = (), seed: int = 0) -> None:
+    def __init__(
+        self, split: str, transforms: TransformConfigs = (), seed: int = 0, labelled: int | None = None
+    ) -> None:
         _check_split(self, split)
         images, labels, _ = fashion_mnist.read_embedded(split)
-        super().__init__(self.known_classes, images, labels, transforms, seed)
+        super().__init__(self.known_classes, images, labels, transforms, seed, labelled)
 
 
 @DATASETS.register_module()
@@ -57,7 +59,7 @@ class FashionMNIST(InMemoryDataset):
         download: whether to download missing files, to torchvision's layout. Process 0 does; the others wait for it.
         validation: how many training images are held out as ``"val"``, always the same ones: the 1,000, and where that
             is more, others that are not among the training images of `FashionMNISTMini`, in equal parts of all classes.
-        transforms, seed: see `ImageDataset`.
+        transforms, seed, labelled: see `InMemoryDataset`.
 
     Raises:
         FBTError: if files are missing, damaged, or of another data set.
@@ -75,6 +77,7 @@ class FashionMNIST(InMemoryDataset):
         validation: int = 1000,
         transforms: TransformConfigs = (),
         seed: int = 0,
+        labelled: int | None = None,
     ) -> None:
         _check_split(self, split)
         source = "test" if split == "test" else "train"
@@ -97,7 +100,7 @@ class FashionMNIST(InMemoryDataset):
             chosen = torch.full_like(labels, split == "train", dtype=torch.bool)
             chosen[held_out] = split == "val"
             images, labels = images[chosen], labels[chosen]
-        super().__init__(self.known_classes, images, labels, transforms, seed)
+        super().__init__(self.known_classes, images, labels, transforms, seed, labelled)
 
     @classmethod
     def missing(cls, split: str = "train", root: str = "data", download: bool = False, **options: Any) -> str:
@@ -129,7 +132,7 @@ class CIFAR10(InMemoryDataset):
         download: whether to download and unpack missing or damaged files. Process 0 does; the others wait for it.
         validation: how many training images are held out as ``"val"``, in equal parts of all classes, always the same
             ones; 0 trains on all.
-        transforms, seed: see `ImageDataset`.
+        transforms, seed, labelled: see `InMemoryDataset`.
 
     Raises:
         FBTError: if files are missing or damaged.
@@ -159,6 +162,7 @@ class CIFAR10(InMemoryDataset):
         validation: int = 1000,
         transforms: TransformConfigs = (),
         seed: int = 0,
+        labelled: int | None = None,
     ) -> None:
         _check_split(self, split)
         data = self._read(Path(root).expanduser().resolve(), split, download)
@@ -171,7 +175,7 @@ class CIFAR10(InMemoryDataset):
             order = torch.tensor(stratified_order(data.targets))
             chosen = (order[:validation] if split == "val" else order[validation:]).sort().values
             images, labels = images[chosen], labels[chosen]
-        super().__init__(data.classes, images.contiguous(), labels, transforms, seed)
+        super().__init__(data.classes, images.contiguous(), labels, transforms, seed, labelled)
 
     @classmethod
     def _read(cls, root: Path, split: str, download: bool) -> torchvision.datasets.CIFAR10:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError, FBTError, one_line
-from ..randomness import derive_seed, seeded
+from ..randomness import derive_seed, seeded, stratified_order
 from .transforms import build_transforms
 
 TransformConfigs = Sequence[Mapping[str, Any]]
@@ -197,14 +197,38 @@ class InMemoryDataset(ImageDataset):
     Args:
         images: (N, H, W) grey or (N, 3, H, W).
         labels: (N,).
+        labelled: how many images keep their label, always the same ones, in equal parts of all classes; the others are
+            shown without. With 0 there are no classes either. None: all.
         classes, transforms, seed: see `ImageDataset`.
+
+    Raises:
+        ConfigError: if there are not so many.
     """
 
     def __init__(
-        self, classes: Sequence[str], images: Tensor, labels: Tensor, transforms: TransformConfigs, seed: int
+        self,
+        classes: Sequence[str],
+        images: Tensor,
+        labels: Tensor,
+        transforms: TransformConfigs,
+        seed: int,
+        labelled: int | None = None,
     ) -> None:
         self.images = images
-        super().__init__(classes, labels.tolist(), transforms, seed)
+        numbers = labels.tolist()
+        if labelled is not None:
+            if type(labelled) is not int or not 0 <= labelled <= len(numbers):
+                raise ConfigError(f"{type(self).__name__}: labelled is 0 to {len(numbers)} here, not {labelled!r}")
+            kept = set(stratified_order(numbers)[:labelled])
+            numbers = [label if position in kept else NO_LABEL for position, label in enumerate(numbers)]
+        super().__init__(classes if labelled != 0 else (), numbers, transforms, seed)
+
+    @classmethod
+    def describe(
+        cls, transforms: TransformConfigs, labelled: int | None = None, **options: Any
+    ) -> tuple[int | None, tuple[int, int] | None]:
+        classes, size = super().describe(transforms, **options)
+        return 0 if labelled == 0 else classes, size
 
     def content(self) -> Iterable[bytes]:
         yield repr(self.images.shape).encode()

@@ -20,7 +20,22 @@ import PIL.ImageOps
 from ..errors import FBTError, one_line
 
 EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".dib", ".gif"),
+    *(
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".bmp",
+        ".dib",
+        ".gif",
+    ),
     *(".tif", ".tiff", ".webp", ".avif", ".jp2", ".j2k", ".jpx", ".tga", ".ico", ".pcx", ".qoi"),
 )
 """What Pillow reads and people keep photographs in, with the parts of it that an installation may lack."""
@@ -69,13 +84,24 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name in _NO_CLASSES
 
 
+def subfolders(folder: str | Path) -> list[str]:
+    """Names of the folders in a folder, links to folders among them, in alphabetical order; hidden ones are left out.
+
+    A link that leads to itself or nowhere is none.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    return sorted(entry.name for entry in os.scandir(folder) if os.path.isdir(entry) and not hidden(entry.name))
+
+
 def class_folders(folder: Path) -> list[str]:
     """Names of the folders in a folder that are classes, in alphabetical order.
 
     Raises:
         FBTError: if there is none.
     """
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not hidden(entry.name))
+    names = subfolders(folder)
     if not names:
         raise FBTError(f"ImageFolder: {folder} has no class folder: images are expected as {folder}/CLASS/NAME.jpg")
     return names

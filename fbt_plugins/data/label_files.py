@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import FBTError, one_line
 from .image_dataset import NO_LABEL
-from .image_files import hidden, printable
+from .image_files import printable, subfolders
 
 TABLE = "labels.csv"
 """The table of labels that is looked for."""
@@ -67,13 +67,12 @@ def read_table(path: Path, root: Path) -> dict[str, str]:
 
 def folder_classes(root: Path) -> list[str]:
     """Names of the folders in ``root`` that are classes, in alphabetical order."""
-    names = [entry.name for entry in os.scandir(root) if entry.is_dir() and not hidden(entry.name)]
-    return sorted(name for name in names if name.lower() not in UNLABELLED)
+    return [name for name in subfolders(root) if name.lower() not in UNLABELLED]
 
 
 def has_unlabelled(root: Path) -> bool:
     """Whether one of the folders in ``root`` is the one of images without labels."""
-    return any(entry.name.lower() in UNLABELLED and entry.is_dir() for entry in os.scandir(root))
+    return any(name.lower() in UNLABELLED for name in subfolders(root))
 
 
 def in_order(names: Sequence[str]) -> list[str]:

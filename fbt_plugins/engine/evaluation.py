@@ -24,7 +24,7 @@ from .check import check_config
 from .device import resolve_device
 from .hooks.checkpoints import best_checkpoints, read_checkpoint
 from .hooks.topk import evaluate
-from .loaders import build_loader, loader_problems
+from .loaders import build_loader, loader_problems, open_banks
 from .student import STUDENT_FILE
 
 TESTED = ("test", "val")
@@ -236,6 +236,8 @@ def test_run(config: Config, weights: Path, split: str) -> Tested:
     confusion = Confusion()
     evaluator = Evaluator([*(chosen if isinstance(chosen, list | tuple) else [chosen]), confusion])
     evaluator.dataset_meta = getattr(dataset, "metainfo", None)
+    if problems := open_banks(evaluator.metrics, dataset, split, config.randomness.get("seed"), device):
+        raise ConfigError(problems)
     metrics = evaluate(distiller, loader, evaluator, names)
     classes = list(map(str, dataset.classes))
     fits = [name for name in names if name in confusion.counts and len(confusion.among[name]) == len(classes)]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import FBTError, one_line
 from ..files import own_folder, write_atomic
 from ..models.weights import METADATA_KEY, SIGNATURE_KEY, signature_of
-from .student import Student, read_student
+from .student import Student, open_student, read_student
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "pt2": ".pt2", "torchscript": ".pt"}
 """What can be written, and how such a file's name ends."""
@@ -65,14 +65,14 @@ class _Graph(nn.Module):
 
 
 def export_student(
-    source: Path, form: str = "safetensors", out: Path | None = None, half: bool = False, features: bool = False
+    run: str | Path, form: str = "safetensors", out: Path | None = None, half: bool = False, features: bool = False
 ) -> Exported:
     """Writes a run's student alone, and beside it a JSON file with what its images go through.
 
     The file is checked on images before it gets its name: where its outputs are not the run's, nothing is left.
 
     Args:
-        source: a run's ``student.safetensors``.
+        run: the run's folder, or its ``student.safetensors``.
         form: one of :data:`FORMATS`.
         out: the file; by default in the folder ``export`` beside the student.
         half: weights in half precision; inputs and outputs stay float32.
@@ -81,10 +81,10 @@ def export_student(
     Raises:
         FBTError: if it cannot be exported so, is there already, or gives other outputs than the run's student.
     """
-    student = read_student(source)
+    student = open_student(run)
     classes = student.model.num_classes  # known before its weights are halved
     output = FEATURES if features or classes == 0 else LOGITS
-    out = out or _default(source, form, half, features)
+    out = out or _default(student.path, form, half, features)
     if out.suffix != FORMATS[form]:
         raise FBTError(f"--out {out}: a file of the format {form} is called NAME{FORMATS[form]}")
     beside = [out.with_name(f"{out.name}.json")]

@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from ..config.loading import load_plugins_of
 from ..data.transforms import build_transforms
 from ..errors import FBTError, one_line, user_path
 from ..models.staged import StagedModel, resized
@@ -97,6 +98,22 @@ def find_student(run: str | Path) -> Path:
         why = "its training has not ended" if (path / "config.py").is_file() else "it is no run's folder"
         raise FBTError(f"run {str(run)!r}: no {STUDENT_FILE} in it: {why}")
     return file
+
+
+def open_student(run: str | Path) -> Student:
+    """A run's student, with the plugins that the run's config names as ``custom_imports``.
+
+    Args:
+        run: the run's folder; or the student's file alone, which names no module that would be imported.
+
+    Raises:
+        FBTError: as :func:`find_student` and :func:`read_student` do, or if a plugin cannot be imported.
+    """
+    path = find_student(run)
+    config = path.with_name("config.py")
+    if path != user_path(run) and config.is_file():
+        load_plugins_of(config)
+    return read_student(path)
 
 
 def read_student(path: str | Path) -> Student:

@@ -91,6 +91,7 @@ CLASSIFIER = "classifier"
 Run = Callable[[Split, Tensor], Tensor]
 
 
+@torch.enable_grad()  # whatever its caller does with the model
 def prove(model: Split, image_size: tuple[int, int], seed: int = 0) -> SplitProof:
     """Compares ``model.stages`` and ``model.head`` with ``model.net`` on perturbed copies.
 

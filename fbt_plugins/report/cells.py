@@ -21,12 +21,16 @@ def columns(comparison: Comparison) -> list[str]:
         *_to_controls(comparison),
         *(["published, top-1 %"] if _any_published(comparison) else []),
         f"F, {measure}\u00a0%",
-        *(f"step time, {what}\u00a0=\u00a01" for what in list(comparison.controls.values())[:1]),
+        *([f"step time, {next(iter(comparison.controls.values()))}\u00a0=\u00a01"] if _any_cost(comparison) else []),
     ]
 
 
 def _any_published(comparison: Comparison) -> bool:
     return any(row.published for pair in comparison.pairs for row in pair.rows)
+
+
+def _any_cost(comparison: Comparison) -> bool:
+    return any(row.cost is not None for pair in comparison.pairs for row in pair.rows)
 
 
 def _to_controls(comparison: Comparison) -> list[str]:
@@ -58,7 +62,7 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
         *(difference(row.differences.get(control)) for control in comparison.controls),
         *([f"{row.published['top1']:.2f}" if row.published else NONE] if _any_published(comparison) else []),
         mean_sd(row.fusion),
-        *([f"{row.cost:.2f}" if row.cost is not None else NONE] if comparison.controls else []),
+        *([f"{row.cost:.2f}" if row.cost is not None else NONE] if _any_cost(comparison) else []),
     ]
 
 
@@ -66,6 +70,12 @@ def title(pair: Pair) -> str:
     """ "swin-t → resnet18, teacher 89.26 %"."""
     teacher = f", teacher {pair.teacher:.2f} %" if pair.teacher is not None else ""
     return f"{pair.name.replace('_', ' → ', 1)}{teacher}"
+
+
+def otherwise(comparison: Comparison, pair: Pair) -> str:
+    """ "The same runs by linear probe, teacher 89.26 %"."""
+    teacher = f", teacher {pair.teacher:.2f} %" if pair.teacher is not None else ""
+    return f"The same runs by {comparison.measure}{teacher}"
 
 
 def elsewhere(pair: Pair) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean, median
 from typing import Any
 
@@ -98,6 +98,7 @@ class Comparison:
         teachers: of each student that has several, by methods that at least two of them have.
         missing: runs that are not finished, by name.
         controls: what each method is compared with, in words, by method.
+        others: the same runs by what else they measured, one comparison for each measure.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Comparison:
     teachers: list[Teachers]
     missing: list[str]
     controls: dict[str, str]
+    others: list[Comparison] = field(default_factory=list)
 
     @property
     def trials(self) -> list[Trial]:
@@ -119,6 +121,10 @@ class Comparison:
     def methods(self) -> list[str]:
         """All that occur, in the order of the matrix."""
         return list(dict.fromkeys(row.method for pair in self.pairs for row in pair.rows))
+
+    def otherwise(self, pair: Pair) -> list[tuple[Comparison, Pair]]:
+        """A pair by what else its runs measured."""
+        return [(other, same) for other in self.others for same in other.pairs if same.name == pair.name]
 
     def gain(self, method: str, control: str) -> tuple[float, int] | None:
         """The mean difference over all pairs that have both, and how many these are."""
@@ -138,12 +144,14 @@ class Comparison:
             }
             for found in self.teachers
         }
+        others = {other.measure: other.as_json() for other in self.others}
         return {
             "name": self.name,
             "controls": self.controls,
             "pairs": pairs,
             "teachers": teachers,
             "missing": self.missing,
+            **({"others": others} if others else {}),
         }
 
 
@@ -176,7 +184,11 @@ def compare(
             ran = {row.method for row in rows}
             elsewhere = {m: dict(figure) for m, figure in (published or {}).get(pair, {}).items() if m not in ran}
             pairs.append(Pair(pair, fmean(teachers) if teachers else None, rows, own, elsewhere))
-    return Comparison(name, pairs, _teachers(pairs), list(missing), controls)
+    others = []
+    for measure in dict.fromkeys(measure for trial in trials for measure in trial.also):
+        own = [found for trial in trials if (found := trial.by(measure))]
+        others.append(compare(name, own, order, [], controls))
+    return Comparison(name, pairs, _teachers(pairs), list(missing), controls, others)
 
 
 def _row(method: str, trials: Sequence[Trial], controls: Sequence[str]) -> Row:

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from . import cells as words
 from . import figures
-from .comparison import Comparison
+from .comparison import Comparison, Pair
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -65,6 +65,9 @@ def markdown(comparison: Comparison, command: str) -> str:
         rows = [words.cells(comparison, row) for row in pair.rows]
         lines += [f"## {words.title(pair)}", "", _pipes(words.columns(comparison), rows, texts=2), ""]
         lines += [words.elsewhere(pair), ""] if pair.elsewhere else []
+        for other, same in comparison.otherwise(pair):
+            rows = [words.cells(other, row) for row in same.rows]
+            lines += [f"### {words.otherwise(other, same)}", "", _pipes(words.columns(other), rows, texts=2), ""]
     lines += ["## All pairs", "", _pipes(*words.gains(comparison)), ""]
     for found in comparison.teachers:
         lines += [f"## Teachers of {found.student}", "", words.TEACHERS, "", _pipes(*words.teachers(found)), ""]
@@ -91,18 +94,11 @@ def page(comparison: Comparison, command: str) -> str:
         parts += ["<nav>", *(f'<a href="#{name}">{name.replace("_", " → ", 1)}</a>' for name in names), "</nav>"]
         parts += ["<h2>All pairs: mean differences</h2>", _table(*words.gains(comparison))]
     for pair in comparison.pairs:
-        clear = [
-            {
-                words.BEFORE + i
-                for i, control in enumerate(comparison.controls)
-                if (v := row.differences.get(control)) is not None and v.is_clear
-            }
-            for row in pair.rows
-        ]
         parts += [f'<h2 id="{html.escape(pair.name)}">{html.escape(words.title(pair))}</h2>']
-        rows = [words.cells(comparison, row) for row in pair.rows]
-        parts += [_table(words.columns(comparison), rows, clear, texts=(0, 1))]
+        parts += [_pair_table(comparison, pair)]
         parts += [f"<p>{html.escape(words.elsewhere(pair))}</p>"] if pair.elsewhere else []
+        for other, same in comparison.otherwise(pair):
+            parts += [f"<h3>{html.escape(words.otherwise(other, same))}</h3>", _pair_table(other, same)]
         parts += [_picture(figures.differences(pair, comparison.controls), words.DIFFERENCES)]
         parts += [_picture(figures.curves(pair), words.curves(comparison))]
         maps = [_picture(figures.similarities(pair, of), words.similarity(pair, of)) for of in ("TS", "TF", "FS")]
@@ -121,6 +117,19 @@ def page(comparison: Comparison, command: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
     )
+
+
+def _pair_table(comparison: Comparison, pair: Pair) -> str:
+    clear = [
+        {
+            words.BEFORE + i
+            for i, control in enumerate(comparison.controls)
+            if (v := row.differences.get(control)) is not None and v.is_clear
+        }
+        for row in pair.rows
+    ]
+    rows = [words.cells(comparison, row) for row in pair.rows]
+    return _table(words.columns(comparison), rows, clear, texts=(0, 1))
 
 
 def _table(

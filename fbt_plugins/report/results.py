@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,6 +41,7 @@ class Trial:
         splices: of each fusion model, by owner ("T1-3+S4"), whatever way the config writes them; None where the run did
             not say it.
         measure: what the figures are, one of ``TITLES`` or another word; "top1" where the run did not say it.
+        also: what else the run measured on the final split, by measure, each as ``top1``.
     """
 
     pair: str
@@ -58,6 +59,7 @@ class Trial:
     cka: Mapping[str, Any] | None = None
     splices: Mapping[str, Sequence[str]] | None = None
     measure: str = "top1"
+    also: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def student(self) -> float:
@@ -78,6 +80,17 @@ class Trial:
         """Which run it is: pair, method, seed, hash of the config."""
         return self.pair, self.method, self.seed, self.config
 
+    def by(self, measure: str) -> Trial | None:
+        """The run with the figures of another of its measures; None where it has not that one.
+
+        What speaks of the run and not of its figures (time, maps, published figures) stays behind.
+        """
+        if measure not in self.also:
+            return None
+        return replace(
+            self, top1=self.also[measure], measure=measure, also={}, images=None, curve=[], reference=None, cka=None
+        )
+
     def line(self) -> str:
         """The run as one line of JSON, fields in the order above, without the line's end."""
         values = asdict(self)
@@ -85,6 +98,8 @@ class Trial:
             del values["splices"]
         if self.measure == "top1":
             del values["measure"]
+        if not self.also:
+            del values["also"]
         return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
@@ -159,6 +174,7 @@ def _trial(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], con
         cka=summary.get("cka"),
         splices=summary.get("splices"),
         measure=measure,
+        also={other: _figures(summary, "", other) for other in summary.get("also_measured", ())},
     )
 
 
@@ -257,6 +273,8 @@ def problem_of(values: Mapping[str, Any]) -> str | None:
         return "cka: expected maps of numbers with the names of their rows and columns"
     if not _text(values.get("measure", "top1")):
         return "measure: expected a word such as top1 or knn"
+    if not _others(values.get("also", {})):
+        return "also: expected numbers by model, the student's among them, by measure"
     if not _splices(values.get("splices")):
         return "splices: expected lists of splices by fusion model"
     return None
@@ -272,6 +290,10 @@ def _text(value: Any) -> bool:
 
 def _numbers(value: Any, *needed: str) -> bool:
     return isinstance(value, dict) and all(map(is_number, value.values())) and set(needed) <= value.keys()
+
+
+def _others(value: Any) -> bool:
+    return isinstance(value, dict) and all(_numbers(figures, "student") for figures in value.values())
 
 
 def _curve(value: Any) -> bool:

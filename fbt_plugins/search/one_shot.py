@@ -31,6 +31,7 @@ from ..distill.fusion import BORROWED
 from ..engine.check import check_config
 from ..engine.hooks.stop import Signals
 from ..engine.hooks.topk import evaluate
+from ..engine.metrics import measures
 from ..engine.plan import Plan
 from ..engine.training_run import TrainingRun
 from ..errors import ConfigError, FBTError, Told, is_name, is_number, run
@@ -50,14 +51,16 @@ class Ranking:
     """What a one-shot run found.
 
     Attributes:
-        top1: validation top-1 of each splice's fusion model, best first.
+        top1: of each splice's fusion model, best first: the first metric of validation, in percent.
         starts: files in the run's folder, with the weights of the best.
         seconds: of the run, from its first step to this ranking.
+        measure: what ``top1`` is.
     """
 
     top1: Mapping[str, float]
     starts: Mapping[str, str]
     seconds: float
+    measure: str = "top1"
 
     @classmethod
     def read(cls, folder: Path) -> Ranking:
@@ -70,7 +73,7 @@ class Ranking:
         try:
             ranking = cls(**found)
             numbers = [*ranking.top1.values(), ranking.seconds]
-            if all(map(is_number, numbers)) and all(map(is_name, ranking.starts.values())):
+            if all(map(is_number, numbers)) and all(map(is_name, [*ranking.starts.values(), ranking.measure])):
                 return ranking
         except (TypeError, AttributeError):
             pass
@@ -96,7 +99,8 @@ class RankingHook(Hook):
         names = {splice: f"{self.fusion}@{splice}" for splice in splices}
         loop = runner.val_loop
         figures = evaluate(runner.model, loop.dataloader, loop.evaluator, names.values())
-        top1 = {splice: round(figures[f"{name}_top1"], 4) for splice, name in names.items()}
+        measure = measures(loop.evaluator.metrics)[0].key
+        top1 = {splice: round(figures[f"{name}_{measure}"], 4) for splice, name in names.items()}
         order = sorted(splices, key=lambda splice: -top1[splice])  # of equals, the first of the space
         folder = Path(runner.work_dir)
         starts = {}
@@ -105,7 +109,7 @@ class RankingHook(Hook):
             starts[splice] = f"start_{place + 1}.pth"
             contents = {"meta": {"splice": splice}, "state_dict": state, "message_hub": {}}
             save_plain(folder / starts[splice], contents)
-        ranking = Ranking({s: top1[s] for s in order}, starts, round(runner.seconds, 1))
+        ranking = Ranking({s: top1[s] for s in order}, starts, round(runner.seconds, 1), measure)
         write_atomic(folder / RANKING, json.dumps(asdict(ranking), indent=1) + "\n")
 
 
@@ -272,7 +276,9 @@ class Finish(Search):
         """The same as Markdown."""
         ranked = enumerate(self.ranking.top1.items(), start=1)
         rows = [(place, self.fusion.marked(splice), top1) for place, (splice, top1) in ranked]
-        table = tabulate(rows, ("place", "splice", "fusion_top1, one shot"), tablefmt="github", floatfmt=".2f")
+        table = tabulate(
+            rows, ("place", "splice", f"fusion_{self.ranking.measure}, one shot"), tablefmt="github", floatfmt=".2f"
+        )
         return ["All splices, as the one-shot run has trained them:", "", *table.splitlines(), ""]
 
 

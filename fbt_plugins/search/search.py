@@ -24,7 +24,7 @@ from ..errors import ConfigError, FBTError, is_number, one_line, short
 from ..files import is_finished, read_summary, write_atomic
 from ..jobs.study import Claim, SharedStudy, Slot
 from ..jobs.workers import Process, Workers, last_line
-from .settings import OBJECTIVES, Settings
+from .settings import MEASURED, Settings
 from .space import Space
 from .trial_process import PRUNED, STORAGE
 
@@ -39,7 +39,7 @@ class Tried:
         number: from 0.
         options: what it was given, by dotted key of the config.
         state: "complete" or "pruned".
-        figures: by the names of ``OBJECTIVES``; of one that was pruned what is known.
+        figures: by the names of objectives; of one that was pruned what is known.
         epoch: after which it was pruned; None where it ended by itself.
         seconds: that its training took.
         folder: of its run.
@@ -202,7 +202,7 @@ class Search(Workers[Slot]):
         """The best trial; with several objectives the Pareto front, by the first of them."""
         complete = [tried for tried in self.tried.values() if tried.state == "complete"]
         names = self.settings.objectives
-        sign = [1 if OBJECTIVES[name] == "maximize" else -1 for name in names]
+        sign = [1 if direction == "maximize" else -1 for direction in self.settings.directions]
 
         def score(tried: Tried) -> list[float]:
             return [s * tried.figures[name] for s, name in zip(sign, names, strict=True)]
@@ -254,14 +254,15 @@ def _extra_parameters(distiller: Distiller) -> int:
 
 
 def _figures(folder: Path, batch_size: int) -> tuple[dict[str, float], float]:
-    """What a finished run's folder says: its accuracies and the milliseconds of a step; and its seconds.
+    """What a finished run's folder says: what it measured and the milliseconds of a step; and its seconds.
 
     Raises:
         FBTError: if it is none.
     """
     try:
         summary = read_summary(folder)
-        names = ["student_top1", "fusion_top1"]
+        keys = [summary.get("measure", "top1"), *summary.get("also_measured", ())]
+        names = [f"{model}_{key}" for key in keys for model in MEASURED]
         figures = {name: round(summary[name], 4) for name in names if name in summary}
         records = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         rates = [record["train/images_per_second"] for record in records if "train/images_per_second" in record]

@@ -8,22 +8,30 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
+from mmengine.registry import METRICS
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from ..errors import ConfigError, nearest
 from ..jobs.study import Direction
 
-OBJECTIVES: dict[str, Direction] = {
-    "student_top1": "maximize",
-    "fusion_top1": "maximize",
-    "step_ms": "minimize",
-    "extra_parameters": "minimize",
-}
-"""Top-1 of validation in percent, milliseconds of a training step, parameters that a fusion model adds."""
+COSTS = ("step_ms", "extra_parameters")
+"""Objectives that are minimised: milliseconds of a training step, parameters that a fusion model adds."""
+
+MEASURED = ("student", "fusion")
+"""Models whose validation can be an objective: "student_top1", "fusion_knn"."""
 
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("asha", "hyperband", "median")
+
+
+def measured(config: Mapping[str, Any]) -> list[str]:
+    """What a config's validation measures, in percent, the student's first metric first; it is maximised."""
+    evaluator = config.get("val_evaluator") or ()
+    metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+    kinds = [METRICS.module_dict.get(str(metric.get("type"))) for metric in metrics if isinstance(metric, Mapping)]
+    keys = list(dict.fromkeys(kind.key for kind in kinds if hasattr(kind, "key"))) or ["top1"]
+    return [f"{model}_{key}" for key in keys for model in MEASURED]
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,8 @@ class Settings:
 
     Attributes:
         space: what is chosen from, by dotted key of the config; see :class:`fbt_plugins.search.space.Space`.
-        objectives: what is better, one or several of ``OBJECTIVES``; with several the result is a Pareto front.
+        objectives: of what validation measures ("student_top1", "fusion_knn") and of ``COSTS``; with several the result
+            is a Pareto front. By default the student's first metric.
         sampler: "tpe", "random", or "grid" for every combination once.
         pruner: "asha", "hyperband" or "median", by the first objective after each validation; None lets all trials end.
         trials: how many at most; None for a grid is all of it.
@@ -65,7 +74,7 @@ class Settings:
     """
 
     space: Mapping[str, Any]
-    objectives: Sequence[str] = ("student_top1",)
+    objectives: Sequence[str]
     sampler: str = "tpe"
     pruner: str | None = None
     trials: int | None = None
@@ -84,7 +93,8 @@ class Settings:
             raise ConfigError("it has no search=dict(space={...}): there is nothing to choose from")
         known = list(inspect.signature(cls).parameters)
         problems = [f"search: unknown argument {name!r}{nearest(name, known)}" for name in options if name not in known]
-        settings = cls(**{name: options[name] for name in known if name in options})
+        figures = measured(config)
+        settings = cls(**{"objectives": figures[:1]} | {name: options[name] for name in known if name in options})
         if (finish := options.get("one_shot")) is not None:
             names = list(inspect.signature(OneShot).parameters)
             given = [name for name in ("sampler", "pruner", "trials") if name in options]
@@ -101,9 +111,10 @@ class Settings:
         if isinstance(objectives, str) or not objectives or len(set(objectives)) < len(objectives):
             problems.append(f"search.objectives: a list of different names, not {objectives!r}")
         else:
-            problems += [f"search.objectives: {n!r}{nearest(n, OBJECTIVES)}" for n in objectives if n not in OBJECTIVES]
-        if settings.pruner and list(objectives) not in (["student_top1"], ["fusion_top1"]):
-            problems.append("search.pruner: trials are pruned by one top-1; take one objective, or pruner=None")
+            names = [*figures, *COSTS]
+            problems += [f"search.objectives: {n!r}{nearest(n, names)}" for n in objectives if n not in names]
+        if settings.pruner and (len(objectives) != 1 or objectives[0] in COSTS):
+            problems.append("search.pruner: trials are pruned by one metric; take one objective, or pruner=None")
         if (settings.pruner or settings.one_shot) and not (config.get("train_cfg") or {}).get("by_epoch", True):
             which = "pruner" if settings.pruner else "one_shot"
             problems.append(f"search.{which}: it counts epochs, and this config trains by iterations")
@@ -122,7 +133,7 @@ class Settings:
     @property
     def directions(self) -> list[Direction]:
         """Whether each objective is maximised or minimised."""
-        return [OBJECTIVES[name] for name in self.objectives]
+        return ["minimize" if name in COSTS else "maximize" for name in self.objectives]
 
     def make_sampler(self, number: int) -> BaseSampler:
         """The sampler of one trial.

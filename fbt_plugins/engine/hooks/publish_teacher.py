@@ -35,9 +35,10 @@ def publish(run: Path, target: Path, recipe: str | None = None) -> dict[str, Any
     try:
         summary = read_summary(run)
         state, about = read_weights(str(source))
+        measure = summary.get("measure", "top1")
         entry = {
             "sha256": file_sha256(source),
-            "accuracy": {"top1": summary["student_top1"], "split": summary["split"]},
+            "accuracy": {measure: summary[f"student_{measure}"], "split": summary["split"]},
             "parameters": sum(tensor.numel() for tensor in state.values()),
             **{key: about[key] for key in _OF_MODEL},
             "recipe": recipe or summary.get("command"),

@@ -28,7 +28,7 @@ from ..metrics import measures
 from ..provenance import git_state, versions
 from ..student import about_student
 from ..training_run import TrainingRun
-from .checkpoints import read_checkpoint, save_student
+from .checkpoints import AtomicCheckpointHook, read_checkpoint, save_student
 from .publish_teacher import publish
 from .run_tables import result_table
 from .topk import evaluate
@@ -78,10 +78,11 @@ class SummaryHook(Hook):
         first = f"student_{measured[0].key}"
         known = {
             "measure": measured[0].key,
+            "also_measured": [other.key for other in measured[1:]],
             "split": split,
             "best_epoch": at["epoch"] if by_epoch else None,
             "best_iteration": at["iter"],
-            f"best_validation_{first}": info.get("best_score"),
+            f"best_validation_{_chosen_by(runner) or first}": info.get("best_score"),
             "seconds": round(seconds, 1),
             "config": runner.cfg.filename,
             "command": runner.cfg.get("command"),
@@ -127,8 +128,8 @@ class SummaryHook(Hook):
         result_table(rows, measured, f"{split}, {len(loader.dataset):,} images, {when}", alone)
         if alone is not None:
             say(f"alone    {alone.top1:.2f} ± {alone.std:.2f} %, {alone.seeds} seeds: {alone.command}")
-        if reference := runner.cfg.get("reference"):
-            ours, theirs = metrics["student_top1"], reference["top1"]
+        if (reference := runner.cfg.get("reference")) and (ours := metrics.get("student_top1")) is not None:
+            theirs = reference["top1"]
             say(f"published {theirs:.2f} % ({reference['source']}); here {ours:.2f} % ({ours - theirs:+.2f})")
         say(f"student  {relative(path)}")
         say(f"summary  {relative(path.with_name('summary.json'))}")
@@ -164,6 +165,12 @@ def _alone(runner: TrainingRun) -> WithoutTeacher | None:
     if shipped is None or shipped["training"] != training_hash(runner.cfg.to_dict()):
         return None
     return WithoutTeacher(**shipped)
+
+
+def _chosen_by(runner: TrainingRun) -> str | None:
+    """The metric of validation whose best epoch counts, where there is one."""
+    hook = runner.hook(AtomicCheckpointHook)
+    return None if hook is None or runner.val_loop is None else hook.save_best
 
 
 def write_summary(student: Path, summary: Mapping[str, Any]) -> None:

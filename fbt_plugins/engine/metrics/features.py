@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from mmengine.dist import collect_results, get_world_size
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
@@ -29,6 +30,28 @@ class Seen(NamedTuple):
     features: Mapping[str, Tensor]
     labels: Tensor
     positions: Tensor
+
+
+Row = tuple[int, int, dict[str, np.ndarray]]
+"""An image: its label, its position, and by model its features."""
+
+
+def _rows(sample: Mapping[str, Tensor]) -> list[Row]:
+    columns = {
+        name.removeprefix(PREFIX): value.float().cpu().numpy()
+        for name, value in sample.items()
+        if name.startswith(PREFIX)
+    }
+    numbers = zip(sample["labels"].tolist(), sample["index"].tolist(), strict=True)
+    return [
+        (label, index, {name: rows[i] for name, rows in columns.items()}) for i, (label, index) in enumerate(numbers)
+    ]
+
+
+def _seen(rows: Sequence[Row]) -> Seen:
+    labels, index, features = zip(*rows, strict=True)
+    stacked = {name: torch.from_numpy(np.stack([row[name] for row in features])) for name in features[0]}
+    return Seen(stacked, torch.tensor(labels), torch.tensor(index))
 
 
 class FeatureMetric(BaseMetric):
@@ -61,38 +84,35 @@ class FeatureMetric(BaseMetric):
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Tensor]]) -> None:
         """Takes ``{"labels": (N,), "index": (N,), "features/MODEL": (N, D), ...}``; one result per image."""
         for sample in data_samples:
-            columns = {
-                name.removeprefix(PREFIX): value.float().cpu().numpy()
-                for name, value in sample.items()
-                if name.startswith(PREFIX)
-            }
-            for i, (label, index) in enumerate(zip(sample["labels"].tolist(), sample["index"].tolist(), strict=True)):
-                self.results.append((label, index, {name: rows[i] for name, rows in columns.items()}))
+            self.results.extend(_rows(sample))
 
-    def compute_metrics(self, results: list[tuple[int, int, dict[str, np.ndarray]]]) -> dict[str, float]:
-        labels, index, rows = zip(*results, strict=True)
-        features = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
-        for name, values in features.items():
+    def compute_metrics(self, results: list[Row]) -> dict[str, float]:
+        seen = _seen(results)
+        for name, values in seen.features.items():
             if not values.isfinite().all():
                 raise FBTError(f"{type(self).__name__}: features of the {name} are not finite")
-        found = self.measure(Seen(features, torch.tensor(labels), torch.tensor(index)))
-        return {f"{name}_{self.key}": value for name, value in found.items()}
+        return {f"{name}_{self.key}": value for name, value in self.measure(seen).items()}
 
     @abstractmethod
     def measure(self, seen: Seen) -> dict[str, float]:
         """The figure of each model, in percent."""
 
-    def fill_bank(self, distiller: Any, names: Sequence[str]) -> None:
-        """Looks at the bank's labelled images with some of a distiller's models, which is in eval mode."""
-        collected: list[dict[str, Tensor]] = []
-        for batch in self.bank_loader or ():
-            sample = distiller.sample(batch, names, {self.wants})
-            collected.append({name: value.float().cpu() for name, value in sample.items() if name.startswith(PREFIX)})
-            collected[-1]["labels"] = sample["labels"].cpu()
-        whole = {name: torch.cat([part[name] for part in collected]) for name in collected[0]}
-        labels = whole.pop("labels")
-        self._bank_labels = labels[labels >= 0]
-        self._bank |= {name.removeprefix(PREFIX): value[labels >= 0] for name, value in whole.items()}
+    def look_at_bank(self, distiller: Any, names: Sequence[str]) -> Seen | None:
+        """What some of a distiller's models, which is in eval mode, know about the bank's labelled images.
+
+        All processes call it, and each looks at its part; only the first gets the whole.
+        """
+        rows = [row for batch in self.bank_loader for row in _rows(distiller.sample(batch, names, {self.wants}))]
+        found = collect_results(rows, len(rows) * get_world_size(), "cpu")
+        if found is None:
+            return None
+        once = {row[1]: row for row in found}  # some are shown twice, so that all processes have equally many
+        return self.labelled(_seen([once[position] for position in sorted(once)]))
+
+    def fill_bank(self, seen: Seen) -> None:
+        """Takes what models know about the bank's images; what is known of other models stays."""
+        self._bank_labels = seen.labels
+        self._bank |= seen.features
 
     def labelled(self, seen: Seen) -> Seen:
         """The images that have a label.

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from mmengine.dist import is_main_process
-
 from ...distill.distiller import Distiller
-from .features import FeatureMetric
+from .features import FeatureMetric, Seen
 
 
 class Measure(NamedTuple):
@@ -70,14 +68,21 @@ _OTHERS = "measure with KNN, LinearProbe or Retrieval (docs/guides/training.md)"
 
 
 def fill_banks(metrics: Iterable[Any], distiller: Distiller, names: Sequence[str]) -> None:
-    """Lets some of a distiller's models look at the labelled images that metrics compare with.
+    """Lets some of a distiller's models look at the labelled images that metrics compare with, once at each bank.
+
+    All processes call it.
 
     Args:
         metrics: of an evaluator.
         distiller: in eval mode.
         names: of the models.
     """
-    if is_main_process():  # which alone computes metrics
-        for metric in metrics:
-            if isinstance(metric, FeatureMetric) and metric.bank_loader is not None:
-                metric.fill_bank(distiller, names)
+    looked_at: list[tuple[Any, Seen | None]] = []
+    for metric in metrics:
+        if isinstance(metric, FeatureMetric) and metric.bank_loader is not None:
+            known = [seen for bank, seen in looked_at if bank == metric.bank]
+            if not known:
+                known = [metric.look_at_bank(distiller, names)]
+                looked_at.append((metric.bank, known[0]))
+            if known[0] is not None:  # the first process alone computes metrics
+                metric.fill_bank(known[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from ...config.loading import Arguments, config_of
 from ...console import relative, say
+from ...data.image_files import printable
 from ...errors import ConfigError, FBTError, one_line, typed, user_path
 from ...registry.loading import load_plugins
 from ...registry.registries import ARCHITECTURES
@@ -19,6 +21,9 @@ from .models import ShortName, fitted, named, own_size
 from .recipe import Choices, Method, method, recipe
 
 _OF_A_RUN = ("config.py", "summary.json", "metrics.jsonl", "student.safetensors", "*.pth")
+
+_NO_OTHER = re.compile(r"\.|\d{8}_\d{6}$")
+"""Names of what may be in it: hidden files, and the log's folder of a run that did not come to its first step."""
 
 
 def distill(
@@ -139,8 +144,8 @@ class _Line:
         loader, rate = config["train_dataloader"], config["optim_wrapper"]["optimizer"]["lr"]
         epochs, batch = config["train_cfg"]["max_epochs"], loader["batch_size"]
         found.append(
-            f"training {epochs} epochs of {max(self.folder.images // batch, 1):,} steps, {batch} images each, AdamW at "
-            f"{rate:g}, {loader['num_workers']} workers (--epochs, --batch-size, --lr, --workers)"
+            f"training {epochs} epoch{'s' * (epochs != 1)} of {max(self.folder.images // batch, 1):,} steps, {batch} "
+            f"images each, AdamW at {rate:g}, {loader['num_workers']} workers (--epochs, --batch-size, --lr, --workers)"
         )
         return found
 
@@ -169,7 +174,7 @@ def _out(out: str | Path, data: str | Path, resume: bool) -> Path:
     """The run's folder.
 
     Raises:
-        FBTError: if a run is in it that is not to go on, it is a file, or lies among the images.
+        FBTError: if a run is in it that is not to go on, or other files are; it is a file, or lies among the images.
     """
     path = user_path(out)
     if path.exists() and not path.is_dir():
@@ -181,6 +186,14 @@ def _out(out: str | Path, data: str | Path, resume: bool) -> Path:
     if not resume and any(next(path.glob(name), None) for name in _OF_A_RUN):
         raise FBTError(
             f"--out {out}: there is a run in it already; say --resume to go on with it, or name another folder"
+        )
+    if (
+        path.is_dir()
+        and (others := sorted(e.name for e in path.iterdir() if not _NO_OTHER.match(e.name)))
+        and not resume
+    ):
+        raise FBTError(
+            f"--out {out}: it exists, and {printable(others[0])} is in it; name an empty folder, or a new one"
         )
     return path
 

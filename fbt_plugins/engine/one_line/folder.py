@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...data import NO_LABEL, Images
-from ...data.image_files import hidden, list_images, printable
+from ...data.image_files import list_images, printable, subfolders
 from ...data.label_files import TABLE, has_unlabelled
-from ...errors import ConfigError, FBTError, user_path
+from ...errors import ConfigError, FBTError, one_line, user_path
 
 AUTO, FOLDERS, NONE = "auto", "folders", "none"
 LABELS = "auto, folders, none, or a file like labels.csv"
@@ -63,11 +63,16 @@ def read_folder(data: str | Path, labels: str | None = AUTO) -> Folder:
     root = user_path(data).absolute()
     if not root.is_dir():
         raise FBTError(f"--data {data}: {'it is a file, not a folder' if root.exists() else 'there is no such folder'}")
-    parts = _parts(root)
+    try:
+        parts = _parts(root)
+    except OSError as error:
+        raise FBTError(f"--data {data}: {one_line(error)}") from error
     train = _options(parts["train"], labels)
     seen = Images(**train)
     classes, known = tuple(seen.classes), [label for label in seen.labels if label != NO_LABEL]
     images = len(seen)
+    if labels == FOLDERS and not classes:
+        raise FBTError(f"--labels folders: {printable(parts['train'])} has no folders, each of a class")
     if images < LEAST:
         raise FBTError(f"--data {data}: {images} images are too few to train on; give {LEAST} or more")
     test = None
@@ -95,10 +100,10 @@ def read_folder(data: str | Path, labels: str | None = AUTO) -> Folder:
 
 def _parts(root: Path) -> dict[str, Any]:
     """The folders of the splits; one that is in none of them is that of the training images."""
-    names = [entry.name for entry in os.scandir(root) if entry.is_dir() and not hidden(entry.name)]
+    names = subfolders(root)
     found = {split: [n for n in names if n.lower() in known] for split, known in _SPLITS.items()}
     of_splits = [name for known in found.values() for name in known]
-    taken_apart = found["train"] and sorted(of_splits) == sorted(names) and not (root / TABLE).is_file()
+    taken_apart = found["train"] and sorted(of_splits) == names and not (root / TABLE).is_file()
     if not taken_apart:
         return {"train": root, "val": None, "test": None}
     return {split: root / known[0] if known else None for split, known in found.items()}
@@ -124,7 +129,7 @@ def _sorted_in_classes(root: Path) -> bool:
     except OSError:  # Images says what is wrong
         return False
     places = {os.path.relpath(path, root).rpartition(os.sep)[0] for path in paths}
-    folders = {entry.name for entry in os.scandir(root) if entry.is_dir() and not hidden(entry.name)}
+    folders = set(subfolders(root))
     return len(folders) > 1 and places == folders
 
 

@@ -88,6 +88,11 @@ def named(role: str, model: str | Mapping[str, Any], checkpoint: str | None, pre
     config = _parsed(f"--{role}", model)
     if checkpoint is not None:
         return _with_file(role, model, config, str(user_path(checkpoint)))
+    if not pretrained and config["type"] == "huggingface" and "/" in config["name"]:
+        take = "leave out --no-pretrained" if role == "teacher" else "say --pretrained-student"
+        raise ConfigError(
+            f"--{role} {model}: it names weights: {take}, or name a type such as hf:dinov2 for random ones"
+        )
     if pretrained and config["type"] == "huggingface":
         config = {"type": "huggingface", "pretrained": config["name"]}
     elif pretrained and config["type"] != "module":

@@ -257,6 +257,28 @@ def test_what_is_wrong_is_said(search: Callable, tmp_path: Path, text: str, chan
     assert code == 2 and not out and any(line in problem for problem in err), err
 
 
+def test_a_search_goes_by_what_the_config_measures(search: Callable, tmp_path: Path) -> None:
+    """By the student's first metric, where the config does not say more."""
+    (tmp_path / "ratio.py").write_text(
+        SEARCH.replace("trials=5", "trials=2").replace("search = ", 'val_evaluator = dict(type="KNN")\nsearch = ')
+    )
+    python = (tmp_path / "python").read_text()
+    (tmp_path / "python").write_text(
+        python.replace(
+            "student_top1=80 + gamma, fusion_top1=70", 'student_knn=80 + gamma, fusion_knn=70, measure="knn"'
+        )
+    )
+    assert search()[0] == 0
+    found = results(tmp_path)
+    assert found["objectives"] == {"student_knn": "maximize"}
+    figures = [trial["figures"] for trial in found["trials"]]
+    assert all(81 < one["student_knn"] < 82 and one["fusion_knn"] == 70 for one in figures)
+    text = (tmp_path / "ratio.py").read_text().replace("trials=2", 'trials=2, objectives=["student_top1"]')
+    (tmp_path / "ratio.py").write_text(text)
+    code, _, err = search()
+    assert code == 2 and err[0].endswith("search.objectives: 'student_top1'; did you mean 'student_knn'?"), err
+
+
 def test_what_is_chosen_from_can_be_listed(search: Callable) -> None:
     code, out, _ = search("--list")
     assert code == 0 and out[0] == "model.fusion: 4 splices, 8 with their projectors"

@@ -81,6 +81,16 @@ def test_nothing_is_chosen_by_the_test_split() -> None:
         choose(MATRIX, done)
 
 
+def test_settings_are_chosen_by_what_the_runs_measured() -> None:
+    done = trials(kd=(80.0, 81.0, 79.0, 84.0), fbt=(80.0, 82.0, 82.0, 80.0))
+    object.__setattr__(done[0], "measure", "knn")
+    with pytest.raises(FBTError, match="runs measured different things, knn and top1"):
+        choose(MATRIX, done)
+    for trial in done:
+        object.__setattr__(trial, "measure", "knn")
+    assert as_base(choose(MATRIX, done))["_tuned"]["kd"]["validation_knn"] == {"a.1": 80.5, "a.2": 81.5}
+
+
 def test_the_choice_of_the_study_comes_out_of_its_tuning_again(
     tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,23 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_some_images_keep_their_labels() -> None:
+    """Always the same ones, in equal parts of all classes; without any there are no classes either."""
+    whole, some = FashionMNISTMini("train"), FashionMNISTMini("train", labelled=500)
+    kept = [label for label in some.labels if label >= 0]
+    assert len(some) == 5000 and some.num_labelled == 500 and some.classes == whole.classes
+    assert [kept.count(number) for number in range(10)] == [50] * 10
+    assert all(a in (b, -1) for a, b in zip(some.labels, whole.labels, strict=True))
+    assert some.labels == FashionMNISTMini("train", labelled=500, seed=1).labels and some[7]["labels"] == some.labels[7]
+    none = FashionMNISTMini("train", labelled=0)
+    assert none.num_labelled == 0 and none.classes == () and len(none) == 5000
+    assert FashionMNISTMini.describe((), split="train", labelled=0) == (0, (28, 28))
+    assert FashionMNISTMini.describe((), split="train", labelled=5) == (10, (28, 28))
+    for wrong in (5001, -1, True, 0.5):
+        with pytest.raises(ConfigError, match=f"labelled is 0 to 5000 here, not {wrong}"):
+            FashionMNISTMini("train", labelled=wrong)  # type: ignore[arg-type]
+
+
 def test_fashion_splits(fashion: Path) -> None:
     train, val, test = (FashionMNIST(split, str(fashion)) for split in ("train", "val", "test"))
     assert [len(train), len(val), len(test)] == [59_000, 1000, 10_000]

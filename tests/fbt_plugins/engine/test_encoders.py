@@ -78,13 +78,13 @@ def test_an_encoder_teaches_an_encoder_without_labels(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It trains, is validated, chooses its best epoch, and leaves a summary and a student that timm loads."""
-    config = build(photos, tmp_path)
+    config = build(photos, tmp_path, **{"default_hooks.checkpoint.save_best": "fusion_retrieval"})
     check_config(config)
     runner = run(config)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["measure"] == "retrieval" and summary["best_epoch"] in (1, 2)
     assert {"student_retrieval", "fusion_retrieval"} <= summary.keys() and "teacher_retrieval" not in summary
-    assert summary["best_validation_student_retrieval"] == summary["student_retrieval"]
+    assert summary["best_validation_fusion_retrieval"] == summary["fusion_retrieval"]
     assert [row["role"] for row in summary["models"]] == ["student", "teacher", "fusion"]
     assert "validation retrieval agreement: student" in (shown := capsys.readouterr().out) and "24 images" in shown
     arguments = {k: v for k, v in STUDENT.items() if k not in ("type", "name")}
@@ -143,10 +143,16 @@ def test_frozen_features_are_measured_with_labelled_images(photos: Path, tmp_pat
     found = evaluate(runner.model, runner.val_dataloader, runner.val_loop.evaluator, runner.distiller.names)
     assert found.keys() == {f"{model}_{key}" for model in runner.distiller.names for key in ("knn", "probe")}
     assert all(value > 80 for value in found.values()), found
-    with_bank = build(photos, tmp_path, **options, val_evaluator=metrics[2])
+    both = [metrics[2], dict(type="LinearProbe", bank=metrics[2]["bank"])]
+    with_bank = build(photos, tmp_path, **options, val_evaluator=both)
     check_config(with_bank)
     runner = DistillRunner.from_cfg(with_bank)
-    assert runner.teacher_metrics["teacher_knn"] > 80 and len(runner.val_loop.evaluator.metrics[0].bank_loader) == 3
+    assert runner.teacher_metrics["teacher_knn"] > 80 and runner.teacher_metrics["teacher_probe"] > 80
+    banks = [metric.bank_loader for metric in runner.val_loop.evaluator.metrics]
+    sample, seen = runner.distiller.sample, []
+    runner.distiller.sample = lambda batch, *rest: seen.append(len(batch["labels"])) or sample(batch, *rest)
+    evaluate(runner.model, runner.val_dataloader, runner.val_loop.evaluator, ["student"])
+    assert len(banks[0]) == 3 and len(seen) == 3 + len(runner.val_dataloader)  # one bank is looked at once
 
 
 def test_an_encoder_is_read_from_the_teacher_cache(photos: Path, tmp_path: Path) -> None:

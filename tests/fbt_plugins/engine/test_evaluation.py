@@ -50,6 +50,19 @@ def test_another_split_and_other_weights(whole: DistillRunner, tmp_path: Path, t
     }
 
 
+def test_what_compares_with_labelled_images_gets_them(
+    whole: DistillRunner, tmp_path: Path, tool: Callable[..., Done]
+) -> None:
+    text = (Path(whole.work_dir) / "config.py").read_text()
+    config = tmp_path / "bank.py"
+    bank = "dict(val_dataloader, batch_size=10)"
+    config.write_text(f"{text}\ntest_evaluator = [dict(type='TopK'), dict(type='KNN', k=3, bank={bank})]\n")
+    done = tool("test", config, "--checkpoint", Path(whole.work_dir) / "epoch_3.pth", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "out" / "test.json").read_text())
+    assert {"student_knn", "teacher_knn", "fusion_knn", "student_top1"} <= found["metrics"].keys()
+
+
 def test_mistakes_by_hand() -> None:
     counted = Confusion()
     logits = torch.eye(3)[[0, 1, 1, 2, 0]]

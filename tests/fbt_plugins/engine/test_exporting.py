@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,19 @@ from fbt_plugins import ARCHITECTURES, FBTError, load_student
 from fbt_plugins.engine import exporting
 from fbt_plugins.engine.exporting import FORMATS, TOLERANCES, export_student, sample_images
 from fbt_plugins.engine.hooks.checkpoints import save_student
-from fbt_plugins.engine.student import about_student, read_student
+from fbt_plugins.engine.student import about_student, open_student, read_student
 
 CLASSES = [f"class {number}" for number in range(10)]
 PAD = [dict(type="Pad", padding=2)]
+THEIRS = """
+from torch import nn
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+    )
+"""
 
 
 @pytest.fixture
@@ -121,6 +131,30 @@ def test_torchscript_of_a_network_that_was_cut_by_its_trace(saved: Callable, fea
     mobilenet = dict(type="timm", name="mobilenetv3_small_050", num_classes=10)
     assert ARCHITECTURES.build(mobilenet).way == "traced"
     assert export_student(saved(mobilenet), "torchscript", features=features).about["checked"]
+
+
+def test_a_network_of_ones_own_is_built_again_from_its_safetensors(saved: Callable, tmp_path: Path) -> None:
+    """Which proves its cut, and that needs gradients."""
+    (tmp_path / "theirs.py").write_text(THEIRS)
+    path = saved(dict(type="module", path=f"{tmp_path / 'theirs.py'}:net", image_size=32, stages=2))
+    images, logits = outputs(path)
+    done = export_student(path, "safetensors")
+    assert done.about["checked"] and close(load_student(done.path)[0](images), logits)
+
+
+def test_plugins_that_a_runs_config_names_are_loaded_for_its_student(
+    saved: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a folder, which is a run of one's own; a student's file alone has nothing imported."""
+    (tmp_path / "named_by_a_run.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = saved()
+    (path.parent / "config.py").write_text("custom_imports = dict(imports=['named_by_a_run'])\n")
+    assert open_student(path).model and "named_by_a_run" not in sys.modules
+    assert open_student(path.parent).model and "named_by_a_run" in sys.modules
+    (path.parent / "config.py").write_text("custom_imports = dict(imports=['no_such_plugin'])\n")
+    with pytest.raises(FBTError, match="custom_imports: plugin 'no_such_plugin"):
+        export_student(path.parent)
 
 
 def test_what_lies_beside_says_how_images_are_made(saved: Callable) -> None:

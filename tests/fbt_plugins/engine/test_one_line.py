@@ -21,6 +21,8 @@ from fbt_plugins import ConfigError, FBTError, load_plugins, load_student
 from fbt_plugins.commands import fbt
 from fbt_plugins.commands.distill import command_line
 from fbt_plugins.config.loading import load_config, shipped_methods
+from fbt_plugins.data.image_files import class_folders
+from fbt_plugins.data.label_files import folder_classes, has_unlabelled
 from fbt_plugins.engine.hooks.checkpoints import save_student
 from fbt_plugins.engine.one_line import distill
 from fbt_plugins.engine.one_line.folder import read_folder
@@ -113,6 +115,21 @@ def test_what_a_folder_has(
     assert found.train["validation"] == held_out and found.test is None
 
 
+def test_folders_that_are_said_to_be_classes_must_be_there(fill: Fill) -> None:
+    with pytest.raises(FBTError, match=r"--labels folders: .*photos has no folders, each of a class"):
+        read_folder(fill({"": 8}), "folders")
+
+
+def test_a_link_that_leads_to_itself_is_no_folder(fill: Fill) -> None:
+    """Asked whether it is one, the system answers with an error."""
+    folder = fill({"": 6, "one": 6})
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "linked").symlink_to("one")
+    found = read_folder(folder)
+    assert found.images + found.held_out == 12 and folder_classes(folder) == ["linked", "one"]
+    assert not has_unlabelled(folder) and class_folders(folder) == ["linked", "one"]
+
+
 def test_a_table_of_labels_and_a_word_win_over_the_guess(fill: Fill, tmp_path: Path) -> None:
     folder = fill(dict.fromkeys(CLASSES, 10))
     assert read_folder(folder, "none").classes == ()
@@ -172,6 +189,14 @@ def test_folders_that_cannot_be_trained_on(
 def test_names_of_no_model(text: str, line: str) -> None:
     with pytest.raises(FBTError, match=line):
         own_size(named("teacher", text, None, pretrained=False).with_classes(0))
+
+
+def test_names_of_weights_on_the_hub_are_no_random_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES.module_dict, "huggingface", object)
+    for role, way in (("teacher", "leave out --no-pretrained"), ("student", "say --pretrained-student")):
+        with pytest.raises(ConfigError, match=f"--{role} hf:org/net: it names weights: {way}, or name a type"):
+            named(role, "hf:org/net", None, pretrained=False)
+    assert named("student", "hf:dinov2", None, pretrained=False).weights == "random weights"
 
 
 def test_names_of_models(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +327,13 @@ def test_one_line_with_labels_and_again(fill: Fill, network: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("out", "line"), [("photos/out", "it lies in --data"), ("file", "it is a file"), ("photos", "it lies in --data")]
+    ("out", "line"),
+    [
+        ("photos/out", "it lies in --data"),
+        ("file", "it is a file"),
+        ("photos", "it lies in --data"),
+        (".", r"--out \.: it exists, and file is in it; name an empty folder, or a new one"),
+    ],
 )
 def test_an_out_that_cannot_be(
     fill: Fill, network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, line: str

@@ -19,7 +19,7 @@ import torch
 from forked import Done, Typed
 from runs import Build, assert_equal, assert_same, records, run
 from torch import distributed as dist
-from two_processes import BATCH_NORM, DRAWN, SCHEDULED, accuracy, build, gradients
+from two_processes import BATCH_NORM, DRAWN, SCHEDULED, accuracy, build, figures_of_features, gradients
 
 from fbt_plugins.engine.data_workers import worker_context
 from fbt_plugins.engine.device import resolve_device, slowdown
@@ -73,6 +73,8 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path: Path)
         (SCHEDULED, {"off": (None, 0.1), "rising": (None, 0.5)}),
     ):
         runner = build(tmp_path, "one", **{"train_dataloader.batch_size": 8}, **options)
+        if not options:  # a bank of labelled images is looked at whole, each image once
+            assert saved(tmp_path, "figures_of_features") == [figures_of_features(runner)] * 2
         for name, (draw, progress) in steps.items():
             expected = gradients(runner, draw, progress)
             for found in saved(tmp_path, name):

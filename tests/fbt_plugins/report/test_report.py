@@ -244,3 +244,26 @@ def test_names_are_no_formulas(tmp_path: Path) -> None:
 def test_a_report_of_nothing_has_whole_sentences() -> None:
     text = markdown(compare("grid", [], ORDER, ["a_b/kd/seed 0"], CONTROLS), "fbt compare grid.py")
     assert "in percent on the final split" in text and "Not finished (1)" in text
+
+
+def test_runs_that_measured_several_things_have_a_table_for_each(tmp_path: Path) -> None:
+    """The first measure is compared as always; each other one has its own table, with its own differences."""
+    trials = [
+        replace(t, measure="knn", also={"probe": {name: value - 50 - t.seed for name, value in t.top1.items()}})
+        for t in TRIALS
+    ]
+    trials = [replace(t, also={**t.also, "top1": {"student": 33.0}}) if t.method == "kd" else t for t in trials]
+    comparison = compare("grid", trials, ORDER, [], CONTROLS)
+    assert comparison.measure == "k-NN" and [other.measure for other in comparison.others] == ["linear probe", "top-1"]
+    probe, top1 = comparison.others
+    first, same = comparison.pairs[0].rows, probe.pairs[0].rows
+    assert [row.top1.mean for row in same] == [pytest.approx(row.top1.mean - 51) for row in first]
+    assert probe.pairs[0].teacher == 39.0 and [row.method for row in top1.pairs[0].rows] == ["kd"]
+    text = markdown(comparison, "command")
+    before, _, after = text.partition("### The same runs by linear probe, teacher 39.00 %")
+    assert "| k-NN % |" in " ".join(before.split()) and "linear probe %" in after and "step time" in before
+    assert "step time" not in after.partition("## All pairs")[0]  # that speaks of the runs, not of their figures
+    assert "different things" not in text
+    html = page(comparison, "command")
+    assert "<h3>The same runs by linear probe" in html and comparison.as_json()["others"]["top-1"]["pairs"]
+    assert "others" not in compare("grid", TRIALS, ORDER, [], CONTROLS).as_json()

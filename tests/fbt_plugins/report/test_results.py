@@ -56,6 +56,11 @@ def test_trials_come_back_as_they_were_whatever_the_order_of_lines(tmp_path: Pat
     assert "splices" not in TRIALS[0].line() and Trial.from_line(TRIALS[0].line()).splices is None  # a run of before
     with pytest.raises(TypeError, match="splices: expected lists of splices by fusion model"):
         Trial.from_line(spliced.line().replace('["T1-3+S4"]', '"T1-3+S4"'))
+    several = trial("fbt", 6, measure="knn", also={"probe": {"student": 1.5}})
+    assert read(written(tmp_path / "several.jsonl", [several])) == ([several], [])
+    assert '"also"' not in TRIALS[0].line() and several.by("top1") is None
+    with pytest.raises(TypeError, match="also: expected numbers by model, the student's among them, by measure"):
+        Trial.from_line(several.line().replace('{"student":1.5}', "{}"))
     assert read(tmp_path / "nowhere.jsonl") == ([], [])
 
 
