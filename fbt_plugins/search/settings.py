@@ -65,7 +65,7 @@ class Settings:
     Attributes:
         space: what is chosen from, by dotted key of the config; see :class:`fbt_plugins.search.space.Space`.
         objectives: of what validation measures ("student_top1", "fusion_knn") and of ``COSTS``; with several the result
-            is a Pareto front. By default the student's first metric.
+            is a Pareto front. None given: the student's first metric.
         sampler: "tpe", "random", or "grid" for every combination once.
         pruner: "asha", "hyperband" or "median", by the first objective after each validation; None lets all trials end.
         trials: how many at most; None for a grid is all of it.
@@ -74,7 +74,7 @@ class Settings:
     """
 
     space: Mapping[str, Any]
-    objectives: Sequence[str]
+    objectives: Sequence[str] = ()
     sampler: str = "tpe"
     pruner: str | None = None
     trials: int | None = None
