@@ -42,13 +42,13 @@ _VIT_OWN: dict[str, dict[str, Any]] = {
     "ats_vit": dict(max_tokens_per_depth=(64, 32, 16, 16, 8, 8)),
     "cait": dict(cls_depth=2),
     "cross_vit": dict(sm_dim=32, lg_dim=64, sm_patch_size=8, lg_patch_size=16, depth=3),
-    "crossformer": dict(dim=(16, 32, 64, 64), depth=(1, 1, 2, 1), global_window_size=(4, 2, 1, 1), local_window_size=2),
+    "crossformer": dict(dim=(32, 64, 64, 64), depth=(1, 1, 2, 1), global_window_size=(8, 4, 2, 1), local_window_size=7),
     "levit": dict(dim=(32, 64, 64), depth=2, heads=(2, 4, 4), mlp_mult=2),
     "look_vit": dict(patch_size=16, highres_patch_size=8, depth=4),
     "looped_vit": dict(pre_loop_depth=2, post_loop_depth=2, num_looped_blocks=2, loop_depth=2, depth=None),
     "max_vit": _STAGES,
     "max_vit_with_registers": _STAGES,
-    "mobile_vit": dict(image_size=(64, 64), dims=[64, 80, 96], channels=[16, 16, 24, 24, 48, 48, 64, 64, 80, 80, 160]),
+    "mobile_vit": dict(image_size=(64, 64), patch_size=(2, 2), dims=[64, 80, 96], channels=[16, 16, 24, 24, 48, 48, 64, 64, 80, 80, 160]),
     "nest": dict(num_hierarchies=3, block_repeats=(2, 2, 2), patch_size=4),
     "pit": dict(depth=(2, 2, 2)),
     "regionvit": dict(dim=(16, 32, 64, 64), depth=(1, 1, 2, 1), window_size=2),
@@ -63,6 +63,7 @@ _VIT_OWN: dict[str, dict[str, Any]] = {
     "wwt": dict(num_slots=8),
     "xcit": dict(cls_depth=2),
 }
+_VIT_SIZES = {"crossformer": 224, "levit": 224, "sep_vit": 224}
 _NOT_OF_IMAGES = ("3d", "1d", "vaat", "vivit", "vat")
 
 
@@ -82,9 +83,18 @@ def _vit_pytorch() -> Rows:
             takes = inspect.signature(kind.__init__).parameters
             given = {k: v for k, v in (_VIT | _VIT_OWN.get(info.name, {})).items() if k in takes and v is not None}
             if "num_classes" in takes and name != "Adapter":
-                size = 224 if info.name == "levit" else _VIT_SIZE
-                given |= {"image_size": 224} if info.name == "levit" else {}
+                size = _VIT_SIZES.get(info.name, _VIT_SIZE)
+                given |= {"image_size": size} if isinstance(given.get("image_size"), int) else {}
                 yield f"{info.name}.{name}", Network(size, partial(kind, **given))
+    vit = importlib.import_module("vit_pytorch.vit")
+    efficient = importlib.import_module("vit_pytorch.efficient").ViT
+
+    def make_efficient() -> nn.Module:
+        body = vit.Transformer(64, 6, 4, 16, 96)
+        found: nn.Module = efficient(image_size=64, patch_size=8, num_classes=10, dim=64, transformer=body)
+        return found
+
+    yield "efficient.ViT", Network(64, make_efficient)
     cct = importlib.import_module("vit_pytorch.cct").CCT
     small = dict(n_conv_layers=2, num_layers=6, num_heads=4, mlp_ratio=2, positional_embedding="learnable")
     yield "cct.CCT", Network(64, partial(cct, img_size=(64, 64), embedding_dim=64, num_classes=10, **small))
@@ -206,7 +216,9 @@ def _birder() -> Rows:
     registry = importlib.import_module("birder.model_registry")
     modules: dict[str, list[str]] = {}
     for name in registry.registry.list_models(task=registry.Task.IMAGE_CLASSIFICATION):
-        modules.setdefault(registry.registry._get_model_by_name(name).__module__, []).append(name)
+        kinds = [kind.__module__ for kind in registry.registry._get_model_by_name(name).__mro__]
+        own = next(kind for kind in kinds if kind.startswith("birder.net."))  # a configured one is made on the way
+        modules.setdefault(own, []).append(name)
     words = [
         "atto",
         "femto",
