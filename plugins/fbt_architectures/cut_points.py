@@ -294,5 +294,8 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
         if isinstance(module, nn.Linear | nn.Conv2d):
             return [last]
         if not any(True for _ in module.children()):
-            raise TraceError(f"its last layer with weights, {last}, is no linear one: it has no classifier")
+            raise TraceError(
+                f"its last layer with weights, {last}, is no linear one: it has no classifier",
+                step="give it one, or take it with num_classes=0 as an encoder, whose output is its features",
+            )
         inside |= {last, *(f"{last}.{n}" for n, child in module.named_modules() if type(child) in _CONTAINERS and n)}

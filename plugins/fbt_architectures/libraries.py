@@ -48,7 +48,12 @@ _VIT_OWN: dict[str, dict[str, Any]] = {
     "looped_vit": dict(pre_loop_depth=2, post_loop_depth=2, num_looped_blocks=2, loop_depth=2, depth=None),
     "max_vit": _STAGES,
     "max_vit_with_registers": _STAGES,
-    "mobile_vit": dict(image_size=(64, 64), patch_size=(2, 2), dims=[64, 80, 96], channels=[16, 16, 24, 24, 48, 48, 64, 64, 80, 80, 160]),
+    "mobile_vit": dict(
+        image_size=(64, 64),
+        patch_size=(2, 2),
+        dims=[64, 80, 96],
+        channels=[16, 16, 24, 24, 48, 48, 64, 64, 80, 80, 160],
+    ),
     "nest": dict(num_hierarchies=3, block_repeats=(2, 2, 2), patch_size=4),
     "pit": dict(depth=(2, 2, 2)),
     "regionvit": dict(dim=(16, 32, 64, 64), depth=(1, 1, 2, 1), window_size=2),

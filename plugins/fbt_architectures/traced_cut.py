@@ -217,9 +217,14 @@ def _not_guessed(
             continue
         if shape.layout == "NLC" and shape.prefix_tokens not in known and numbers.count(shape.prefix_tokens) < 2:
             (h, w), more = shape.grid, shape.prefix_tokens
+            if i < len(seen):
+                raise TraceError(
+                    f"behind {cut.name!r} {h * w + more} tokens cross, and none of them is that of a patch of the image",
+                    step="cut before tokens are merged or moved, with stages=[...]",
+                )
             what = f"behind {cut.name!r} {h * w + more} tokens cross; that they are {h}x{w} and {more} more would be"
             why = f"a guess, for no other stage has {more}"
-            raise TraceError(f"{what} {why}; set prefix_tokens={more} if it is so, or cut where tokens stand on a grid")
+            raise TraceError(f"{what} {why}; set prefix_tokens={more} if so, or cut where tokens stand on a grid")
 
 
 def _left(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> set[str]:

@@ -50,8 +50,13 @@ class TracedCode:
         """
         traces = [Trace(net, self.points, self.classifiers, image, training) for training in (False, True)]
         rows = [trace.crossings(self.points, self.behind) for trace in traces]
-        if any(a.shape != b.shape for a, b in zip(*rows, strict=True)):
-            raise TraceError("its stages give tensors of other sizes in training than in eval mode")
+        for plain, training in zip(*rows, strict=True):
+            if plain.shape != training.shape:
+                sizes = f"{show_sizes(training.shape)} in training and {show_sizes(plain.shape)} in eval mode"
+                raise TraceError(
+                    f"behind {plain.name!r} a tensor of another size crosses in training: per image {sizes}",
+                    step="where it drops tokens then, build it so that it drops none (patch_dropout=0.0 for some)",
+                )
         shapes = [image, *(crossing.shape for crossing in rows[0])]
         reached = []
         for number, shape in enumerate(shapes):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -167,10 +168,7 @@ class ShallowTracer(fx.Tracer):
         except FBTError:
             raise
         except Exception as error:  # a network's own code, run with stand-ins for tensors: anything may come of it
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise TraceError(
-                f"running it layer by layer, without values, fails: {reason[:160]!r}", place_of(error, self.files)
-            ) from error
+            raise self._refusal(error) from error
         finally:
             drew = _generators() != before
             _restore(before)
@@ -180,6 +178,22 @@ class ShallowTracer(fx.Tracer):
             if node.op == "output":
                 node.meta.update(val=None, images=True, pixels=True, path=())
         return graph
+
+    def _refusal(self, error: Exception) -> TraceError:
+        """Whose fault an exception is: the network's, which fails without a trace as well, or the trace's."""
+        place, why = place_of(error, self.files), _in_words(error)
+        if operator_ := re.search(r"(aten::\w+)\W.* Meta", str(error), re.DOTALL):
+            return TraceError(f"what it does depends on values of a tensor ({operator_[1]})", place)
+        images = torch.empty(2, *self.image, device="meta")
+        try:
+            with torch.no_grad(), Shortened():
+                meta_copy(self.traced).train(self.traced.training)(images)
+        except Exception as own:  # the same as with stand-ins, but for the batch size
+            if type(own) is type(error):
+                size = "x".join(map(str, self.image[1:]))
+                step = "mend it, or set image_size to that which it is made for"
+                return TraceError(f"it takes no images of {size} pixels, and raises {_in_words(own)}", place, step)
+        return TraceError(f"its forward cannot be followed: given stand-ins for tensors it raises {why}", place)
 
     # ---- what fx asks for ------------------------------------------------------------------------------------------
 
@@ -278,6 +292,10 @@ class ShallowTracer(fx.Tracer):
             else:
                 sizes.append(size)
         return tuple(sizes)
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def _tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
