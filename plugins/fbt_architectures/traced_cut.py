@@ -219,11 +219,11 @@ def _not_guessed(
             (h, w), more = shape.grid, shape.prefix_tokens
             if i < len(seen):
                 raise TraceError(
-                    f"behind {cut.name!r} {h * w + more} tokens cross, and none of them is that of a patch of the image",
+                    f"behind {cut.name!r} {h * w + more} tokens cross, and none is that of a patch of the image",
                     step="cut before tokens are merged or moved, with stages=[...]",
                 )
-            what = f"behind {cut.name!r} {h * w + more} tokens cross; that they are {h}x{w} and {more} more would be"
-            why = f"a guess, for no other stage has {more}"
+            what = f"behind {cut.name!r} {h * w + more} tokens cross; that they are {h}x{w} and {more} more"
+            why = f"would be a guess, for no other stage has {more}"
             raise TraceError(f"{what} {why}; set prefix_tokens={more} if so, or cut where tokens stand on a grid")
 
 

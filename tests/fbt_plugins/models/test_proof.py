@@ -351,7 +351,7 @@ def test_merged_tokens_are_no_grid(tokens: Callable[..., StagedModel]) -> None:
     ):
         tokens(merged=True, stages=later)
     with pytest.raises(
-        ConfigError, match=r"behind 'blocks.3' 8 tokens cross, and none of them is that of a patch of the image"
+        ConfigError, match=r"behind 'blocks.3' 8 tokens cross, and none is that of a patch of the image"
     ):
         tokens(merged=True, stages=["blocks.0", "blocks.3"], prefix_tokens=1, verify=False)
 

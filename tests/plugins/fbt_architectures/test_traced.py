@@ -551,7 +551,7 @@ def tokens_and_positions(net: nn.Module, images: Tensor) -> tuple[Tensor, tuple[
 
 def test_blocks_in_short_lists_are_shared_out_by_their_weights() -> None:
     model = cut(Tokens(lists=3, blocks=2))
-    assert model.stages[0].code.points == ("blocks0.1", "blocks1.0", "blocks2.0", "blocks2.1")  # type: ignore[union-attr]
+    assert model.stages[0].code.points == ("blocks0.0", "blocks1.0", "blocks1.1", "blocks2.1")  # type: ignore[union-attr]
     model.verify()
 
 
