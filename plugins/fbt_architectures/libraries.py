@@ -130,14 +130,14 @@ _PRETRAINED = """alexnet:224 bninception:224 cafferesnet101:224 densenet121:224 
     inceptionresnetv2:299 inceptionv4:299 nasnetamobile:224 se_resnet50:224 senet154:224 squeezenet1_1:224
     vgg11_bn:224 xception:299"""
 _PYTORCHCV = """
-    airnet50_1x64d_r2:64 alexnet:128 bagnet9:64 bn_vgg11:64 bninception:96 cbam_resnet18:64 condensenet74_c4_g4:64
-    darknet_tiny:64 darts:64 densenet121:64 diaresnet10:64 dicenet_wd5:64 diracnet18v2:64 dla34:64 dpn68:64
-    drnc26:64 efficientnet_b0:64 fbnet_cb:64 fishnet99:64 ghostnet:64 hardnet39ds:64 hrnet_w18_small_v1:64
-    igcv3_wd4:64 irevnet301:64 isqrtcovresnet18:64 menet108_8x1_g3:64 mixnet_s:64 mobilenet_wd4:64 nin_cifar10:32
-    peleenet:64 preresnet10:64 regnetx002:64 resattnet56:64 resnet10:64 resnetd50b:64 rir_cifar10:32 scnet50:64
-    selecsls42:64 senet16:64 seresnet10:64 shakeshakeresnet20_2x16d_cifar10:32 shufflenet_g1_wd4:64
-    shufflenetv2_wd2:64 sparsenet121:64 sqnxt23_w1:64 squeezenet_v1_0:64 tresnet_m:64 vovnet27s:64 xception:96
-    zfnet:128
+    airnet50_1x64d_r2:224 alexnet:224 bagnet9:224 bn_vgg11:224 bninception:224 cbam_resnet18:224
+    condensenet74_c4_g4:224 darknet_tiny:224 darts:224 densenet40_k12_cifar10:32 diaresnet20_cifar10:32 dicenet_wd5:64
+    diracnet18v2:224 dla34:224 dpn68:224 drnc26:224 efficientnet_b0:224 fbnet_cb:224 fishnet99:224 ghostnet:224
+    hardnet39ds:224 hrnet_w18_small_v1:224 igcv3_wd4:224 irevnet301:224 isqrtcovresnet18:64 menet108_8x1_g3:224
+    mixnet_s:224 mobilenet_wd4:224 nin_cifar10:32 peleenet:224 preresnet20_cifar10:32 regnetx002:64
+    resattnet56:224 resnet20_cifar10:32 resnetd50b:64 rir_cifar10:32 scnet50:224 selecsls42:224 senet16:224
+    seresnet20_cifar10:32 shakeshakeresnet20_2x16d_cifar10:32 shufflenet_g1_wd4:224 shufflenetv2_wd2:224
+    sparsenet121:224 sqnxt23_w1:224 squeezenet_v1_0:224 tresnet_m:64 vovnet27s:224 xception:299 zfnet:224
 """
 _ENCODERS = """densenet121 dpn68 efficientnet-b0 inceptionv4 mit_b0 mobilenet_v2 mobileone_s0 resnet18 senet154
     timm-regnetx_002 tu-convnext_atto tu-resnet18 vgg11_bn xception"""

@@ -262,7 +262,13 @@ class ShallowTracer(fx.Tracer):
             _restore(before)  # what a leaf draws it will draw each time anew
         node.meta["pixels"] = kind == "placeholder" or drew or any(i.meta["pixels"] for i in values_of(node))
         fixed = not isinstance(value, Tensor | torch.dtype) and not _is_open(value)
-        return value if fixed and not any(numbers) else proxy
+        if fixed and not any(numbers):
+            return value
+        if type(value) in (tuple, list):  # which a network may ask for by isinstance
+            return type(value)(
+                self.create_proxy("call_function", operator.getitem, (proxy, i), {}) for i in range(len(value))
+            )
+        return proxy
 
     def _call_leaf(self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.create_proxy(
