@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from multiprocessing import get_context, parent_process
@@ -183,7 +183,7 @@ def _end_with_parent() -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The report: a line per library, a table of kinds, and every model that is refused, with the reason."""
+    """The report: for each architecture a line, a table of libraries if it has several, one of kinds, and reasons."""
     from tabulate import tabulate
 
     cut = [row for row in rows if row["step"] == "cut"]
@@ -215,6 +215,9 @@ def markdown(rows: Sequence[Row]) -> str:
             f"## {type_}\n\n{len(good)} of {len(own)} models are cut, of {some} of {len(kinds)} kinds; "
             f"{proved} kinds are proved, {len(wrong)} proofs failed.\n"
         )
+        if all("/" in row["name"] for row in own):
+            head = ("library", "networks", "cut", "proved", "proofs failed")
+            parts.append(tabulate(_by_library(own, proofs), head, tablefmt="github") + "\n")
         headers = ("kind", "models cut", "way", "family", "proved with")
         parts.append(tabulate(table, headers, tablefmt="github") + "\n")
         refused = [(row["name"], row["refused"].removeprefix(f"{row['name']}: ")) for row in own if "refused" in row]
@@ -222,6 +225,18 @@ def markdown(rows: Sequence[Row]) -> str:
         if refused:
             parts.append(f"Refused:\n\n{tabulate(refused, ('model', 'reason'), tablefmt='github')}\n")
     return "\n".join(parts)
+
+
+def _by_library(cut: Sequence[Row], proofs: Mapping[tuple[str, str], Row]) -> list[tuple[str, int, int, int, int]]:
+    """Of networks called "library/network": how many there are, are cut, proved and wrong; then of all together."""
+    counts: dict[str, list[int]] = {}
+    for row in cut:
+        proof = proofs.get((row["type"], row["name"]), {})
+        found = (True, "refused" not in row, "proof" in proof, "wrong" in proof)
+        for name in (row["name"].partition("/")[0], "all"):
+            counts[name] = [a + b for a, b in zip(counts.get(name, [0] * 4), found, strict=True)]
+    counts["all"] = counts.pop("all")
+    return [(name, *numbers) for name, numbers in counts.items()]  # type: ignore[misc]
 
 
 def _proof(model: Row, proof: Row) -> str:
