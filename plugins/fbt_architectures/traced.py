@@ -83,6 +83,7 @@ class Trace:
         heads = {next((p for p in str(n.target).split(".") if p in TWO_HEADS), ""): n for n in ran}
         both = len(ran) == 2 and heads.keys() == TWO_HEADS.keys() and all(val(n).ndim == 2 for n in ran)
         self.extra = {told: heads[name] for name, told in TWO_HEADS.items()} if both else {}
+        self._live = _all_before([self.logits, *self.features, *self.extra.values()])
 
     def crossing(self, name: str) -> Crossing:
         """Where one tensor alone crosses behind a module, before anything with weights comes.
@@ -130,7 +131,7 @@ class Trace:
         ]
 
     def _is_used_after(self, node: fx.Node, position: int) -> bool:
-        return any(self._positions[user] > position for user in node.users)
+        return any(self._positions[user] > position and user in self._live for user in node.users)
 
     def _has_weights(self, node: fx.Node) -> bool:
         name = name_of(node)
@@ -246,6 +247,18 @@ class Trace:
 
 def _is_in(name: str, full: str) -> bool:
     return name == full or name.startswith(full + ".")
+
+
+def _all_before(ends: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes that some nodes are computed from, and these: what an encoder lists besides has no say in logits."""
+    found: set[fx.Node] = set()
+    waiting = list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
 
 
 def _trace(net: nn.Module, inside: set[str], image: Image, training: bool) -> tuple[fx.Graph, dict[str, Tensor]]:

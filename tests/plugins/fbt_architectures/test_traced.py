@@ -585,6 +585,21 @@ def test_a_refusal_says_whose_fault_it_is_and_what_to_do(net: nn.Module, reason:
         cut(net)
 
 
+class Listing(Net):
+    """An encoder's list of all resolutions, of which the head takes the last, and something that nobody takes."""
+
+    def features(self, x: Tensor) -> Tensor:
+        found = [x]
+        for layer in (self.stem, *self.blocks):
+            found.append(layer(found[-1]))
+        _ = x.new_empty(x.shape) + found[1].mean()
+        return found[-1]
+
+
+def test_what_nobody_takes_does_not_cross() -> None:
+    assert len(cut(Listing(), ["stem", "blocks.0", "blocks.1", "blocks.2"]).stages) == 4
+
+
 def test_a_refusal_names_the_networks_own_line_and_what_to_try() -> None:
     with pytest.raises(ConfigError, match=r"values of a tensor \(.*test_traced\.py:\d+\); .* stages=\[.*head='... fc'"):
         cut(Values())
