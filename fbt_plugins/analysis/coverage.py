@@ -18,6 +18,7 @@ import torch
 
 from ..errors import FBTError, one_line
 from ..models.declaration import Catalogue
+from ..models.proof import CannotRunError
 from ..models.weightless import on_meta
 from ..registry.loading import load_plugins
 from ..registry.registries import ARCHITECTURES
@@ -64,7 +65,8 @@ def take(step: str, type_: str, name: str) -> Row:
     """One step for one model.
 
     Returns:
-        "step", "type", "name", "kind", "seconds", and what the step found; or why not, "refused" or "wrong".
+        "step", "type", "name", "kind", "seconds", and what the step found; or why not, "refused" (also of a proof that
+        cannot be run here) or "wrong".
     """
     function, failed = _STEPS[step]
     row: Row = {"type": type_, "name": name, "step": step}
@@ -73,6 +75,7 @@ def take(step: str, type_: str, name: str) -> Row:
         row["kind"] = catalogues()[type_].kind(name)
         row |= function(type_, name)
     except FBTError as error:
+        failed = "refused" if isinstance(error, CannotRunError) else failed  # on this machine, such as without a GPU
         row[failed] = " ".join(str(error).split()).removeprefix(f"{_config(type_, name).get('path', name)}: ")
     except Exception as error:  # a model of a library may fail in any way; the report says how
         row[failed] = f"error: {one_line(error)}"
@@ -221,6 +224,8 @@ def markdown(rows: Sequence[Row]) -> str:
         headers = ("kind", "models cut", "way", "family", "proved with")
         parts.append(tabulate(table, headers, tablefmt="github") + "\n")
         refused = [(row["name"], row["refused"].removeprefix(f"{row['name']}: ")) for row in own if "refused" in row]
+        left = [row for row in own if "refused" in proofs.get((type_, row["name"]), {})]
+        refused += [(row["name"], f"cut, but not proved: {proofs[type_, row['name']]['refused']}") for row in left]
         refused += [(row["name"], f"WRONG: {proofs[type_, row['name']]['wrong']}") for row in wrong]
         if refused:
             parts.append(f"Refused:\n\n{tabulate(refused, ('model', 'reason'), tablefmt='github')}\n")
@@ -240,6 +245,8 @@ def _by_library(cut: Sequence[Row], proofs: Mapping[tuple[str, str], Row]) -> li
 
 
 def _proof(model: Row, proof: Row) -> str:
+    if "refused" in proof:
+        return ""
     if "wrong" in proof:
         return f"{model['name']}: WRONG"
     return f"{model['name']} ({proof['proof']['gradients']} gradients, {proof['proof']['buffers']} buffers)"

@@ -51,8 +51,8 @@ class SplitError(FBTError):
     """Stages and head are not the model they were cut from."""
 
 
-class _Fails(SplitError):
-    """Somebody's code raises something, which is no difference."""
+class CannotRunError(SplitError):
+    """The network, or its row of stages, raises something: then nothing can be compared."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def prove(model: Split, image_size: tuple[int, int], seed: int = 0) -> SplitProo
         features = _eval_mode(net, parts, image_size, seed)
         try:
             gradients = _training(net, of_net, parts, of_parts, image_size, seed)
-        except _Fails:
+        except CannotRunError:
             raise
         except SplitError as error:
             _disagrees_in_training(model, image_size, seed, error)
@@ -255,7 +255,7 @@ def _fault(model: Split, whose: str) -> Iterator[None]:
     except FBTError:
         raise
     except Exception as error:  # it is anyone's code
-        raise _Fails(f"{model.name}: {whose} cannot be run: {one_line(error)}") from error
+        raise CannotRunError(f"{model.name}: {whose} cannot be run: {one_line(error)}") from error
 
 
 NOISE = (0.1, 0.03, 0.01)
