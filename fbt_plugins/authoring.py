@@ -6,7 +6,8 @@ For architectures: ``NetPart`` is a stage whose code begins at its whole network
 field cuts a row of equal blocks. ``InHand`` says how a network is cut that is built already. ``meta_copy`` and
 ``Shortened`` run a network without weights. ``pixels`` reads an image size. ``give_logits`` lets a network answer with
 logits that answers with an object, which is what ``logits_of`` does. ``proportional`` tells whether a grid has the
-image's proportions. ``split_steps`` reads the names of a declaration. ``Catalogue`` lets tools list what can be built.
+image's proportions, and ``find_tokens`` which ``TokenGrid`` the tokens of a network are. ``split_steps`` reads the
+names of a declaration. ``Catalogue`` lets tools list what can be built.
 
 For fusions: ``ends`` gives what arrives at a junction, and what the stage behind it takes.
 
@@ -21,6 +22,7 @@ from .models.in_hand import InHand
 from .models.logits import features_of, give_features, give_logits, logits_of
 from .models.net_part import NetPart
 from .models.staged import pixels, proportional
+from .models.token_order import TokenGrid, find_tokens
 from .models.weightless import Shortened, meta_copy
 from .registry.signatures import argument_problems
 
@@ -30,9 +32,11 @@ __all__ = [
     "NetPart",
     "PartError",
     "Shortened",
+    "TokenGrid",
     "argument_problems",
     "ends",
     "features_of",
+    "find_tokens",
     "give_features",
     "give_logits",
     "isotropic_ends",

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from multiprocessing import get_context, parent_process
@@ -18,6 +18,7 @@ import torch
 
 from ..errors import FBTError, one_line
 from ..models.declaration import Catalogue
+from ..models.proof import CannotRunError
 from ..models.weightless import on_meta
 from ..registry.loading import load_plugins
 from ..registry.registries import ARCHITECTURES
@@ -64,7 +65,8 @@ def take(step: str, type_: str, name: str) -> Row:
     """One step for one model.
 
     Returns:
-        "step", "type", "name", "kind", "seconds", and what the step found; or why not, "refused" or "wrong".
+        "step", "type", "name", "kind", "seconds", and what the step found; or why not, "refused" (also of a proof that
+        cannot be run here) or "wrong".
     """
     function, failed = _STEPS[step]
     row: Row = {"type": type_, "name": name, "step": step}
@@ -73,6 +75,7 @@ def take(step: str, type_: str, name: str) -> Row:
         row["kind"] = catalogues()[type_].kind(name)
         row |= function(type_, name)
     except FBTError as error:
+        failed = "refused" if isinstance(error, CannotRunError) else failed  # on this machine, such as without a GPU
         row[failed] = " ".join(str(error).split()).removeprefix(f"{_config(type_, name).get('path', name)}: ")
     except Exception as error:  # a model of a library may fail in any way; the report says how
         row[failed] = f"error: {one_line(error)}"
@@ -183,7 +186,7 @@ def _end_with_parent() -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The report: a line per library, a table of kinds, and every model that is refused, with the reason."""
+    """The report: for each architecture a line, a table of libraries if it has several, one of kinds, and reasons."""
     from tabulate import tabulate
 
     cut = [row for row in rows if row["step"] == "cut"]
@@ -215,16 +218,35 @@ def markdown(rows: Sequence[Row]) -> str:
             f"## {type_}\n\n{len(good)} of {len(own)} models are cut, of {some} of {len(kinds)} kinds; "
             f"{proved} kinds are proved, {len(wrong)} proofs failed.\n"
         )
+        if all("/" in row["name"] for row in own):
+            head = ("library", "networks", "cut", "proved", "proofs failed")
+            parts.append(tabulate(_by_library(own, proofs), head, tablefmt="github") + "\n")
         headers = ("kind", "models cut", "way", "family", "proved with")
         parts.append(tabulate(table, headers, tablefmt="github") + "\n")
         refused = [(row["name"], row["refused"].removeprefix(f"{row['name']}: ")) for row in own if "refused" in row]
+        left = [row for row in own if "refused" in proofs.get((type_, row["name"]), {})]
+        refused += [(row["name"], f"cut, but not proved: {proofs[type_, row['name']]['refused']}") for row in left]
         refused += [(row["name"], f"WRONG: {proofs[type_, row['name']]['wrong']}") for row in wrong]
         if refused:
             parts.append(f"Refused:\n\n{tabulate(refused, ('model', 'reason'), tablefmt='github')}\n")
     return "\n".join(parts)
 
 
+def _by_library(cut: Sequence[Row], proofs: Mapping[tuple[str, str], Row]) -> list[tuple[str, int, int, int, int]]:
+    """Of networks called "library/network": how many there are, are cut, proved and wrong; then of all together."""
+    counts: dict[str, list[int]] = {}
+    for row in cut:
+        proof = proofs.get((row["type"], row["name"]), {})
+        found = (True, "refused" not in row, "proof" in proof, "wrong" in proof)
+        for name in (row["name"].partition("/")[0], "all"):
+            counts[name] = [a + b for a, b in zip(counts.get(name, [0] * 4), found, strict=True)]
+    counts["all"] = counts.pop("all")
+    return [(name, *numbers) for name, numbers in counts.items()]  # type: ignore[misc]
+
+
 def _proof(model: Row, proof: Row) -> str:
+    if "refused" in proof:
+        return ""
     if "wrong" in proof:
         return f"{model['name']}: WRONG"
     return f"{model['name']} ({proof['proof']['gradients']} gradients, {proof['proof']['buffers']} buffers)"

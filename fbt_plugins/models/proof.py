@@ -51,6 +51,10 @@ class SplitError(FBTError):
     """Stages and head are not the model they were cut from."""
 
 
+class CannotRunError(SplitError):
+    """The network, or its row of stages, raises something: then nothing can be compared."""
+
+
 @dataclass(frozen=True)
 class SplitProof:
     """What was compared, bit for bit, between stages + head and the untouched model.
@@ -110,6 +114,8 @@ def prove(model: Split, image_size: tuple[int, int], seed: int = 0) -> SplitProo
         features = _eval_mode(net, parts, image_size, seed)
         try:
             gradients = _training(net, of_net, parts, of_parts, image_size, seed)
+        except CannotRunError:
+            raise
         except SplitError as error:
             _disagrees_in_training(model, image_size, seed, error)
             raise
@@ -167,8 +173,7 @@ def _eval_mode(net: Split, parts: Split, image_size: tuple[int, int], seed: int)
             raise SplitError(f"{net.name}: {_ITSELF}: {what}; {reason}")
         for images, logits in zip(batches, expected, strict=True):
             _equal(net, "logits in eval mode", logits, of_parts(parts, images))
-        last = len(parts.stages)
-        x = parts.stage_outputs(batches[0].clone(), (last,))[last]
+        x = _each_alone(parts, batches[0], next(draw)(_BATCHES[0]))
     if parts.feature != CLASSIFIER:
         return False
     with torch.no_grad():
@@ -178,6 +183,24 @@ def _eval_mode(net: Split, parts: Split, image_size: tuple[int, int], seed: int)
     if problem:
         raise SplitError(f"{parts.name}: {problem}")
     return held
+
+
+def _each_alone(parts: Split, images: Tensor, others: Tensor) -> Tensor:
+    """The output of the last stage; each stage must give the same when other images have been there in between.
+
+    Raises:
+        SplitError: if one takes more from those before it than the tensor that it is given.
+    """
+    count = len(parts.stages)
+    kept = parts.stage_outputs(images.clone(), range(1, count + 1))
+    parts.stage_outputs(others, (count,))
+    for number in range(2, count + 1):
+        again = parts.stages[number - 1](kept[number - 1].clone())
+        if not torch.allclose(kept[number], again, 0, 0, equal_nan=True):
+            what = f"stage {number} gives something else for the same input once other images were in the stages before"
+            reason = "it looks at something that these have left in an attribute, and a stage is given one tensor only"
+            raise SplitError(f"{parts.name}: {what} it: {reason}")
+    return kept[count]
 
 
 def _training(left: Split, run_left: Run, right: Split, run_right: Run, image_size: tuple[int, int], seed: int) -> int:
@@ -233,7 +256,7 @@ def _fault(model: Split, whose: str) -> Iterator[None]:
     except FBTError:
         raise
     except Exception as error:  # it is anyone's code
-        raise SplitError(f"{model.name}: {whose} cannot be run: {one_line(error)}") from error
+        raise CannotRunError(f"{model.name}: {whose} cannot be run: {one_line(error)}") from error
 
 
 NOISE = (0.1, 0.03, 0.01)

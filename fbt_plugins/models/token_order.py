@@ -1,12 +1,13 @@
-"""Whether tokens stand where a StageSpec says: one patch of an image is changed, and one token must change most."""
+"""Where tokens stand on a grid: one patch of an image is changed, and one token must change most."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .weightless import whole_copy
 
@@ -23,6 +24,70 @@ _SCALES = (1.0, 0.3, 0.1)
 is that of its own patch even where trained attention has mixed all of them."""
 
 
+@dataclass(frozen=True)
+class TokenGrid:
+    """A reading of (N, L, C): tokens of a grid, row by row, and some that are not of it.
+
+    Attributes:
+        grid: (height, width) in positions.
+        prefix_tokens: how many are not of the grid.
+        behind: these stand behind the grid's, not before them.
+        order: as in :class:`StageSpec`.
+    """
+
+    grid: tuple[int, int]
+    prefix_tokens: int = 0
+    behind: bool = False
+    order: Tensor | None = None
+
+
+def find_tokens(
+    net: nn.Module,
+    run: Callable[[nn.Module, Tensor], Sequence[Tensor]],
+    readings: Sequence[Sequence[TokenGrid]],
+    image: tuple[int, int, int],
+) -> list[TokenGrid | None]:
+    """Which reading of a network's tensors of tokens is so.
+
+    Args:
+        net: the network; a copy of it is run.
+        run: gives the tensors.
+        readings: of each tensor, the likeliest first.
+        image: (C, H, W).
+
+    Returns:
+        Of each tensor the first reading under which changed patches change the token at their place; None if none is.
+        On a grid of few positions, where chance would find some, each must.
+    """
+    finest = max((r[0].grid for r in readings if r), key=lambda grid: grid[0] * grid[1], default=(1, 1))
+    images, cells = _probes(image, finest, _ALL)
+    net, found = whole_copy(net).eval(), dict[int, TokenGrid]()
+    for _ in _scaled(net):
+        with torch.no_grad():
+            outputs = run(net, images.to(next(net.parameters(), images)))
+        for i, output in enumerate(outputs):
+            if i in found:
+                continue
+            for reading in readings[i]:
+                landed, expected = _landed(output, reading), _places(cells, reading.grid)
+                few = reading.grid[0] * reading.grid[1] < _ALL
+                if torch.equal(landed, expected) if few else _in_place(landed, expected, reading.grid):
+                    found[i] = reading
+                    break
+    return [found.get(i) for i in range(len(readings))]
+
+
+def _scaled(net: nn.Module) -> Iterator[None]:
+    """Sets a network's weights to their values, then to smaller ones."""
+    own = [p.detach().clone() for p in net.parameters()]
+    for scale in _SCALES:
+        with torch.no_grad():
+            for parameter, value in zip(net.parameters(), own, strict=True):
+                if value.ndim > 1:
+                    parameter.copy_(scale * value)
+        yield
+
+
 def probe_tokens(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) -> tuple[int, str]:
     """Probes the order of the tokens of a model's stages.
 
@@ -36,23 +101,19 @@ def probe_tokens(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) 
         wrong, or "". Maps are not probed, nor tokens that are said to have an order nobody knows. Where layers mix all
         tokens nothing is found: an author's word then stands, and a grid that was read off a number is refused.
     """
-    rows = {i: s for i, s in enumerate(specs, 1) if s.layout == "NLC" and (s.raster or s.order is not None)}
-    rows = {i: s for i, s in rows.items() if s.grid[0] * s.grid[1] > 1}
+    placed = {i: s for i, s in enumerate(specs, 1) if s.layout == "NLC" and (s.raster or s.order is not None)}
+    rows = {i: TokenGrid(s.grid, s.prefix_tokens, order=s.order) for i, s in placed.items() if max(s.grid) > 1}
     if not rows:
         return 0, ""
     finest = max((s.grid for s in rows.values()), key=lambda grid: grid[0] * grid[1])
-    images, cells = _probes(model, image_size, finest)
-    model, open_rows, found = whole_copy(model).eval(), dict(rows), {}
-    own = [p.detach().clone() for p in model.parameters()]
-    for scale in _SCALES:
+    images, cells = _probes((model.in_chans, *image_size), finest, _PROBES)
+    model, open_rows, found = whole_copy(model).eval(), dict(rows), dict[int, tuple[Tensor, Tensor]]()
+    for _ in _scaled(model):
         with torch.no_grad():
-            for parameter, value in zip(model.parameters(), own, strict=True):
-                if value.ndim > 1:
-                    parameter.copy_(scale * value)
-            outputs = model.stage_outputs(images.to(own[0] if own else images), tuple(open_rows))
-        for i, spec in list(open_rows.items()):
-            landed, expected = _landed(outputs[i], spec), _places(cells, spec.grid)
-            if _in_place(landed, expected, spec.grid):
+            outputs = model.stage_outputs(images.to(next(model.parameters(), images)), tuple(open_rows))
+        for i, row in list(open_rows.items()):
+            landed, expected = _landed(outputs[i], row), _places(cells, row.grid)
+            if _in_place(landed, expected, row.grid):
                 del open_rows[i]
             else:
                 found[i] = landed, expected
@@ -61,13 +122,13 @@ def probe_tokens(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) 
     return len(rows) - len(open_rows), problem
 
 
-def _probes(model: Any, image_size: tuple[int, int], grid: tuple[int, int]) -> tuple[Tensor, list[tuple[float, float]]]:
+def _probes(image: tuple[int, int, int], grid: tuple[int, int], count: int) -> tuple[Tensor, list[tuple[float, float]]]:
     """An image, and copies of it with one patch changed; and where those patches are, as fractions of its sides."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(model.in_chans, *image_size, generator=generator)
-    (h, w), (height, width) = grid, image_size
+    (h, w), (height, width) = grid, image[1:]
+    image = torch.randn(image, generator=generator)
     images, cells = [image], []
-    for cell in torch.randperm(h * w, generator=generator)[: h * w if h * w <= _ALL else _PROBES].tolist():
+    for cell in torch.randperm(h * w, generator=generator)[: h * w if h * w <= _ALL else count].tolist():
         row, column = divmod(cell, w)
         changed = image.clone()
         patch = changed[:, row * height // h : (row + 1) * height // h, column * width // w : (column + 1) * width // w]
@@ -77,11 +138,12 @@ def _probes(model: Any, image_size: tuple[int, int], grid: tuple[int, int]) -> t
     return torch.stack(images), cells
 
 
-def _landed(tokens: Tensor, spec: Any) -> Tensor:
+def _landed(tokens: Tensor, reading: TokenGrid) -> Tensor:
     """(probes,), the position on the grid that each changed patch has changed most."""
-    change = (tokens[1:] - tokens[:1])[:, spec.prefix_tokens :].double()
-    if spec.order is not None:
-        change = change[:, spec.order]
+    (h, w), first = reading.grid, 0 if reading.behind else reading.prefix_tokens
+    change = (tokens[1:] - tokens[:1])[:, first : first + h * w].double()
+    if reading.order is not None:
+        change = change[:, reading.order]
     change = change - change.mean(1, keepdim=True)  # what uniform attention tells all tokens alike
     return change.norm(dim=2).nan_to_num().argmax(1).cpu()
 
@@ -105,17 +167,17 @@ def _apart(landed: Tensor, expected: Tensor) -> bool:
     return len(landed.unique()) >= _APART * len(expected.unique())
 
 
-def _problem(number: int, spec: Any, landed: Tensor, expected: Tensor) -> str:
-    h, w = spec.grid
-    given = "in the order given" if spec.order is not None else "row by row"
-    prefix = f" behind {spec.prefix_tokens} prefix tokens" if spec.prefix_tokens else ""
+def _problem(number: int, row: TokenGrid, landed: Tensor, expected: Tensor) -> str:
+    h, w = row.grid
+    given = "in the order given" if row.order is not None else "row by row"
+    prefix = f" behind {row.prefix_tokens} prefix tokens" if row.prefix_tokens else ""
     claim = f"stage {number} is said to give the tokens of a {h}x{w} grid {given}{prefix}"
     if not _apart(landed, expected):
         what = "whatever patch of an image is changed, the same tokens change most"
     else:
         wrong = int((landed != expected).nonzero()[0])
-        row, column = divmod(int(expected[wrong]), w)
+        y, x = divmod(int(expected[wrong]), w)
         numbers = f"token {int(landed[wrong]) + 1} of the grid and not {int(expected[wrong]) + 1}"
-        what = f"the patch of row {row + 1} and column {column + 1} is {numbers}"
+        what = f"the patch of row {y + 1} and column {x + 1} is {numbers}"
     mend = "cut before tokens are merged or moved, say with order= which stands where, or set raster=False"
     return f"{claim}, but {what}; {mend}: no map is made of them then"

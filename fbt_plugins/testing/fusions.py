@@ -41,9 +41,9 @@ def check_fusion(
     Raises:
         AssertionError: if a junction is missing or gives another shape than the next stage takes; if something is not
             finite, or a gradient does not reach the input and every parameter; if images of a batch are mixed, if
-            eval mode is random, if what arrives is changed in place; if most positions are not looked at, come out in
-            other places, or tokens are taken in another order than theirs; if prefix tokens before a head do not depend
-            on the input; if it cannot be moved to a GPU, or be built without weights.
+            eval mode is random, if what arrives is changed in place; if most positions are not looked at, come out
+            in other places, or tokens are taken in another order than theirs; if prefix tokens before a head
+            do not depend on the input; if it cannot be moved to a GPU, or be built without weights.
     """
     strategy = built(FUSIONS, strategy)
     if isinstance(strategy, Mapping) or not callable(getattr(strategy, "build", None)):

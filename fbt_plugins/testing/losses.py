@@ -23,8 +23,11 @@ from .students import BOUND, better_and_worse, knowledge_of, trained_down
 CPU = torch.device("cpu")
 COPIES = 4
 """How often the images of a batch are repeated to see what a larger batch does."""
-GROWTH = 2.5
-"""A mean stays as it is then, a sum grows by COPIES; what compares images with each other lies between."""
+GROWTH = 1.5
+"""A mean stays as it is then, about so does what compares images with each other; a norm of all grows by the root of
+COPIES, a sum by COPIES, and a mean of what a softmax along the batch gives shrinks by it."""
+FEWEST = 0.25
+"""Of the images of a batch: so many at least tell the student something, where a loss picks some of them."""
 
 
 def check_loss(loss: nn.Module | Mapping[str, Any], task: bool = False) -> None:
@@ -35,10 +38,14 @@ def check_loss(loss: nn.Module | Mapping[str, Any], task: bool = False) -> None:
         task: whether it is a task loss, which is given no teacher.
 
     Raises:
-        AssertionError: if its value is no finite scalar, depends on the order of the batch or grows with its size; if
-            it is smaller for a worse student; if it draws random numbers unsaid, or remembers what a resumed run would
-            not know; if a gradient is missing; if it changes what it is given, computes in half precision, or cannot
-            be moved to a GPU or be set up without weights.
+        AssertionError: if its value is no finite scalar, depends on the order of the batch, grows with its size or
+            looks at a fixed number of images; if it is smaller for a worse student; if it draws random numbers unsaid,
+            or remembers what a resumed run would not know; if a gradient is missing, is another one where the teacher
+            requires one, or is asked of a constant teacher; if it changes what it is given, computes in half precision,
+            or cannot be moved to a GPU or be set up without weights.
+
+    A teacher that requires gradients is right to get them: whether a giver is a constant is for its edge to say, and an
+    edge with ``detach=False`` trains its giver. A loss that gives it none may do so by definition, and is warned.
     """
     loss = built(LOSSES, loss)
     if not isinstance(loss, nn.Module):
@@ -87,8 +94,6 @@ class _LossCheck:
         self._gradients()
         self._teacher()
         self._labels()
-        self._sizes()
-        self._precisions()
         order = torch.arange(self.size).roll(1).reshape(2, -1).flip(0).flatten() if self.size % 2 == 0 else None
         order = torch.arange(self.size).flip(0) if order is None else order
         turned = self.value(order=order)
@@ -96,6 +101,8 @@ class _LossCheck:
             torch.allclose(value, turned, rtol=1e-4, atol=1e-6),
             f"{self.who}: its value is {value:.6g}, and {turned:.6g} when the same images come in another order",
         )
+        self._sizes()
+        self._precisions()
         self._memory()
         self._direction()
         check_device(self.who, self.loss, self._on_meta)
@@ -144,6 +151,10 @@ class _LossCheck:
         features, logits = make(size, self.widths[model]), make(size, CLASSES)
         known = Knowledge(features, logits, stages, {name: make(size, CLASSES) for name in EXTRA})
         return mapped(known, lambda x: (scale * x).to(dtype))
+
+    def _other_images(self, step: int) -> tuple[Knowledge, Knowledge]:
+        """Each image in another place of the batch in each step, of other values."""
+        return self.student(scale=1 + 0.1 * step), mapped(self.teacher(), lambda x: (1 + 0.1 * step) * x.roll(step, 0))
 
     # ---- what it does with it ----------------------------------------------------------------------------------------
 
@@ -235,11 +246,20 @@ class _LossCheck:
             found.append(
                 sum(float(x.grad.double().square().sum()) for x in tensors(student) if x.grad is not None) ** 0.5
             )
+        student, images = self.student(COPIES * base), COPIES * base
+        self.value(size=images, knowledge=(student, self.teacher(images))).backward()
+        told = [x.grad.flatten(1).abs().sum(1) > 0 for x in tensors(student) if x.grad is not None]
+        count = int(torch.stack(told).any(0).sum()) if told else 0
+        that(
+            count >= FEWEST * images,
+            f"{self.who}: {count} images of {images} tell the student anything: it looks at a fixed number of them",
+        )
         growth = found[1] / max(found[0], 1e-30)
         that(
-            growth < GROWTH,
+            1 / GROWTH < growth < GROWTH,
             f"{self.who}: a batch of {COPIES} times the images makes the gradient {growth:.3g} times as large: take "
-            "the mean over the batch, not a sum, and divide by its own number of images, not by a fixed one",
+            "the mean over the batch, not a sum, and divide by its own number of images, not by a fixed one; take no "
+            "norm of the whole batch, and no softmax along it (dim=0)",
         )
 
     def _precisions(self) -> None:
@@ -283,11 +303,11 @@ class _LossCheck:
             if step == 2:
                 fresh = whole_copy(self.loss).train()
                 put(state_of(loss), fresh)
-            value = self.value(loss=loss, seed=step)
+            value = self.value(loss=loss, seed=step, knowledge=self._other_images(step))
             with refused(f"{self.who}: backward of its step {step + 1} (detach what it remembers)"):
                 value.backward()
             counts.append(_whole_numbers(loss))
-        resumed = self.value(loss=fresh, seed=2)
+        resumed = self.value(loss=fresh, seed=2, knowledge=self._other_images(2))
         remembers = "a buffer, register_buffer(NAME, VALUE, persistent=False): a resumed run knows nothing else"
         that(
             torch.equal(value, resumed),

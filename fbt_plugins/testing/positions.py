@@ -18,6 +18,10 @@ CLOSER = 0.75
 """Another reading is right where what is seen is, on average, that much closer to it."""
 LOCAL = 0.8
 """The same, in the average distance of two positions, makes a junction local."""
+SEVERAL = 9
+"""Positions: of fewer nobody can say that they are confused."""
+NARROW = 0.5
+"""What a position sees is, in that measure, so near to the middle of it, if it is a place."""
 FAR = 0.7
 """And what is seen is so far from where it should be, in the same measure."""
 
@@ -81,7 +85,16 @@ def misplaced(seen: Tensor, source: StageSpec, target: StageSpec) -> str | None:
         best, how = min(wrong, key=lambda pair: float(pair[0]))
         if best < CLOSER * right and best < LOCAL * chance and right > FAR * chance:
             return f"takes {how}"
+    several = min(math.prod(source.grid), math.prod(target.grid)) >= SEVERAL
+    if several and right > FAR * chance and _spread(share, right_s[1]) < NARROW * chance:
+        return "takes what it gives at a position from another place of what arrives (is it flipped or shifted?)"
     return None
+
+
+def _spread(share: Tensor, places: Tensor) -> Tensor:
+    """The average distance of what a position sees from the middle of all that it sees."""
+    middles = share.T @ places
+    return (share * _distance(places, middles)).sum(0).mean()
 
 
 def _readings(spec: StageSpec) -> Iterator[tuple[str, Tensor]]:

@@ -9,7 +9,8 @@ from torch import nn
 
 from fbt_plugins.authoring import isotropic_ends
 
-from .layouts import Shape, read_shape
+from .layouts import Shape
+from .tokens import Reader, by_size
 from .traced import Crossing, Image, Trace
 from .tracer import ShallowTracer, TraceError, name_of
 
@@ -19,6 +20,8 @@ _STAGES = 4
 _NEARLY_ALL = 0.85
 _MOST = 0.6
 """Of the weights: where one module holds more than this, a trace looks into it before it cuts around it."""
+_HARDLY_ANY = 0.05
+"""Of the weights: no stage of a network without a list of blocks has less."""
 _DEPTH = 6
 
 
@@ -57,7 +60,7 @@ def _module(net: nn.Module, name: str, i: int) -> str | None:
 
 def candidates(
     net: nn.Module, classifiers: Sequence[str], image: Image, descend: Iterable[str] = ()
-) -> tuple[list[Crossing], str]:
+) -> tuple[Trace, list[Crossing], str]:
     """Every place behind a module with weights, in the order they run, where one tensor alone crosses.
 
     Args:
@@ -67,7 +70,7 @@ def candidates(
         descend: modules to look into besides lists and sequences of modules.
 
     Returns:
-        The places, and why the first module that is none was refused, if any was.
+        The trace, the places, and why the first module that is none was refused, if any was.
     """
     inside = set(descend)
     units: list[str] = []
@@ -95,11 +98,16 @@ def candidates(
             continue
         if len(crossing.shape) in (2, 3):
             found.setdefault(crossing.position, crossing)
-    return [found[position] for position in sorted(found)], reason
+    return trace, [found[position] for position in sorted(found)], reason
 
 
 def found(
-    net: nn.Module, classifiers: Sequence[str], image: Image, stages: int | None = None, pyramid: bool = False
+    net: nn.Module,
+    classifiers: Sequence[str],
+    image: Image,
+    stages: int | None = None,
+    pyramid: bool = False,
+    read: Reader = by_size,
 ) -> list[str]:
     """Points found in a trace, which looks deeper where it sees too few.
 
@@ -109,24 +117,28 @@ def found(
         image: (C, H, W).
         stages: how many stages of about as many units each; None is four, as the field cuts.
         pyramid: whether stages must end at different resolutions.
+        read: tells what crosses at a place; where it does not know, there is no cut.
 
     Raises:
         TraceError: if there are not enough places at which one tensor alone crosses.
     """
     inside: set[str] = set()
     best: list[str] | None = None
+    even: list[str] | None = None
     for _ in range(_DEPTH):
         try:
-            places, reason = candidates(net, classifiers, image, inside)
+            trace, places, reason = candidates(net, classifiers, image, inside)
         except TraceError:
             if best is None:
                 raise
             return best
-        shapes = [read_shape(place.shape, image, net, place.name) for place in places]
-        rows = [(p.name, s) for p, s in zip(places, shapes, strict=True) if s is not None]
+        read_places = [(p, s) for p, s in zip(places, read(trace, places), strict=True) if s is not None]
+        rows = [(place.name, shape) for place, shape in read_places]
         weights = {name: _size(net.get_submodule(name)) for name, _ in rows}
         points = _choose(rows, weights, net, pyramid) if stages is None else _evenly(rows, stages)
         best = points or best
+        if not pyramid and len(_by_resolution(rows)) == 1:
+            even = even or _by_weights([(p.name, trace.weights_before(p.position)) for p, _ in read_places])
         lump = max(weights, key=weights.__getitem__, default="")
         if points is not None and (
             len(_by_resolution(rows)) >= _STAGES
@@ -138,8 +150,8 @@ def found(
         if deeper is None:
             break
         inside.add(deeper)
-    if best is not None:
-        return best
+    if best or even:  # no list of blocks was found
+        return best or even or []
     names = [name for name, _ in rows]
     many = f"{len(names)} modules: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
     why = f"a stage ends where later layers need one tensor only, which is so behind {many if names else 'no module'}"
@@ -223,6 +235,24 @@ def _evenly(rows: list[tuple[str, Shape]], stages: int) -> list[str] | None:
     return [names[-(-len(names) * (i + 1) // stages) - 1] for i in range(stages)]
 
 
+def _by_weights(places: list[tuple[str, int]]) -> list[str] | None:
+    """Four of some places, with the weights in front of each, at about a quarter of the weights each.
+
+    Returns:
+        None where one of the stages would have hardly any.
+    """
+    chosen: list[tuple[str, int]] = []
+    for quarter in range(1, _STAGES):
+        wanted = places[-1][1] * quarter / _STAGES
+        open_ = [place for place in places[:-1] if place not in chosen]
+        if not open_:
+            return None
+        chosen.append(min(open_, key=lambda place: abs(place[1] - wanted)))
+    ends = [*chosen, places[-1]]
+    sizes = [end[1] - before for end, before in zip(ends, [0, *(end[1] for end in chosen)], strict=True)]
+    return [name for name, _ in ends] if min(sizes) > _HARDLY_ANY * ends[-1][1] else None
+
+
 def _largest(net: nn.Module, inside: set[str]) -> str | None:
     """The module not yet looked into that holds most of the parameters."""
     sizes: dict[str, int] = {}
@@ -264,5 +294,8 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
         if isinstance(module, nn.Linear | nn.Conv2d):
             return [last]
         if not any(True for _ in module.children()):
-            raise TraceError(f"its last layer with weights, {last}, is no linear one: it has no classifier")
+            raise TraceError(
+                f"its last layer with weights, {last}, is no linear one: it has no classifier",
+                step="give it one, or take it with num_classes=0 as an encoder, whose output is its features",
+            )
         inside |= {last, *(f"{last}.{n}" for n, child in module.named_modules() if type(child) in _CONTAINERS and n)}

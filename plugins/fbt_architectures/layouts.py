@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fbt_plugins.authoring import Shortened, meta_copy, proportional
+from fbt_plugins.authoring import Shortened, TokenGrid, meta_copy, proportional
 
 from .traced import Image
 
@@ -23,12 +24,14 @@ class Shape(NamedTuple):
         channels: width.
         grid: (height, width) in positions.
         prefix_tokens: tokens before the grid's.
+        behind: they stand behind the grid's, and a stage gives them before.
     """
 
     layout: str
     channels: int
     grid: tuple[int, int]
     prefix_tokens: int = 0
+    behind: bool = False
 
 
 def read_shape(sizes: tuple[int, ...], image: Image, net: nn.Module, name: str) -> Shape | None:
@@ -43,9 +46,10 @@ def read_shape(sizes: tuple[int, ...], image: Image, net: nn.Module, name: str) 
     Returns:
         None where it is neither, or remains open.
     """
-    height, width = image[1:]
     if len(sizes) == 2:
-        return _tokens(sizes, height, width, getattr(net, "num_prefix_tokens", 0))
+        rows = token_grids(sizes[0], image, {0, getattr(net, "num_prefix_tokens", 0)})
+        best = next((row for row in rows if row.prefix_tokens <= _PREFIX), None)
+        return best and Shape("NLC", sizes[1], best.grid, best.prefix_tokens)
     if len(sizes) != 3:
         return None
     options = []
@@ -59,21 +63,23 @@ def read_shape(sizes: tuple[int, ...], image: Image, net: nn.Module, name: str) 
     return options[0] if len(options) == 1 else None
 
 
-def _tokens(sizes: tuple[int, ...], height: int, width: int, known: object) -> Shape | None:
-    """The fewest prefix tokens that leave a grid, but rather as many as the network says, which may end a stage later.
+def token_grids(length: int, image: Image, known: Container[object] = (0,)) -> list[TokenGrid]:
+    """How so many tokens may be a grid of the image's proportions and some before or behind it, the likeliest first.
 
-    Where it leaves two grids open (9 tokens: 3x3, or 2x2 and 5 before them), the stride divides the image.
+    That is the fewest more than the grid's, but rather none or as many as the network says, which may end a stage
+    later. Where two grids are left open (9 tokens: 3x3, or 2x2 and 5 more), the stride divides the image.
     """
-    length, channels = sizes
-    best: tuple[tuple[bool, bool, int], Shape] | None = None
+    height, width = image[1:]
+    found: dict[TokenGrid, tuple[bool, bool, int, bool]] = {}
     for stride in range(1, min(height, width) + 1):
         for h, w in {(height // stride, width // stride), (-(-height // stride), -(-width // stride))}:
-            prefix = length - h * w
-            if h * w and 0 <= prefix <= _PREFIX:
-                rank = (prefix not in (0, known), bool(height % stride or width % stride), prefix)
-                if best is None or rank < best[0]:
-                    best = rank, Shape("NLC", channels, (h, w), prefix)
-    return best and best[1]
+            if 0 < h * w <= length:
+                more, uneven = length - h * w, bool(height % stride or width % stride)
+                for behind in (False, True) if more else (False,):
+                    rank = (more not in known, uneven, more, behind)
+                    grid = TokenGrid((h, w), more, behind)
+                    found[grid] = min(rank, found.get(grid, rank))
+    return sorted(found, key=found.__getitem__)
 
 
 def _layout_by_use(net: nn.Module, image: Image, name: str, sizes: tuple[int, ...]) -> str | None:

@@ -42,13 +42,18 @@ _VIT_OWN: dict[str, dict[str, Any]] = {
     "ats_vit": dict(max_tokens_per_depth=(64, 32, 16, 16, 8, 8)),
     "cait": dict(cls_depth=2),
     "cross_vit": dict(sm_dim=32, lg_dim=64, sm_patch_size=8, lg_patch_size=16, depth=3),
-    "crossformer": dict(dim=(16, 32, 64, 64), depth=(1, 1, 2, 1), global_window_size=(4, 2, 1, 1), local_window_size=2),
+    "crossformer": dict(dim=(32, 64, 64, 64), depth=(1, 1, 2, 1), global_window_size=(8, 4, 2, 1), local_window_size=7),
     "levit": dict(dim=(32, 64, 64), depth=2, heads=(2, 4, 4), mlp_mult=2),
     "look_vit": dict(patch_size=16, highres_patch_size=8, depth=4),
     "looped_vit": dict(pre_loop_depth=2, post_loop_depth=2, num_looped_blocks=2, loop_depth=2, depth=None),
     "max_vit": _STAGES,
     "max_vit_with_registers": _STAGES,
-    "mobile_vit": dict(image_size=(64, 64), dims=[64, 80, 96], channels=[16, 16, 24, 24, 48, 48, 64, 64, 80, 80, 160]),
+    "mobile_vit": dict(
+        image_size=(64, 64),
+        patch_size=(2, 2),
+        dims=[64, 80, 96],
+        channels=[16, 16, 24, 24, 48, 48, 64, 64, 80, 80, 160],
+    ),
     "nest": dict(num_hierarchies=3, block_repeats=(2, 2, 2), patch_size=4),
     "pit": dict(depth=(2, 2, 2)),
     "regionvit": dict(dim=(16, 32, 64, 64), depth=(1, 1, 2, 1), window_size=2),
@@ -63,6 +68,7 @@ _VIT_OWN: dict[str, dict[str, Any]] = {
     "wwt": dict(num_slots=8),
     "xcit": dict(cls_depth=2),
 }
+_VIT_SIZES = {"crossformer": 224, "levit": 224, "sep_vit": 224}
 _NOT_OF_IMAGES = ("3d", "1d", "vaat", "vivit", "vat")
 
 
@@ -82,9 +88,18 @@ def _vit_pytorch() -> Rows:
             takes = inspect.signature(kind.__init__).parameters
             given = {k: v for k, v in (_VIT | _VIT_OWN.get(info.name, {})).items() if k in takes and v is not None}
             if "num_classes" in takes and name != "Adapter":
-                size = 224 if info.name == "levit" else _VIT_SIZE
-                given |= {"image_size": 224} if info.name == "levit" else {}
+                size = _VIT_SIZES.get(info.name, _VIT_SIZE)
+                given |= {"image_size": size} if isinstance(given.get("image_size"), int) else {}
                 yield f"{info.name}.{name}", Network(size, partial(kind, **given))
+    vit = importlib.import_module("vit_pytorch.vit")
+    efficient = importlib.import_module("vit_pytorch.efficient").ViT
+
+    def make_efficient() -> nn.Module:
+        body = vit.Transformer(64, 6, 4, 16, 96)
+        found: nn.Module = efficient(image_size=64, patch_size=8, num_classes=10, dim=64, transformer=body)
+        return found
+
+    yield "efficient.ViT", Network(64, make_efficient)
     cct = importlib.import_module("vit_pytorch.cct").CCT
     small = dict(n_conv_layers=2, num_layers=6, num_heads=4, mlp_ratio=2, positional_embedding="learnable")
     yield "cct.CCT", Network(64, partial(cct, img_size=(64, 64), embedding_dim=64, num_classes=10, **small))
@@ -115,14 +130,14 @@ _PRETRAINED = """alexnet:224 bninception:224 cafferesnet101:224 densenet121:224 
     inceptionresnetv2:299 inceptionv4:299 nasnetamobile:224 se_resnet50:224 senet154:224 squeezenet1_1:224
     vgg11_bn:224 xception:299"""
 _PYTORCHCV = """
-    airnet50_1x64d_r2:64 alexnet:128 bagnet9:64 bn_vgg11:64 bninception:96 cbam_resnet18:64 condensenet74_c4_g4:64
-    darknet_tiny:64 darts:64 densenet121:64 diaresnet10:64 dicenet_wd5:64 diracnet18v2:64 dla34:64 dpn68:64
-    drnc26:64 efficientnet_b0:64 fbnet_cb:64 fishnet99:64 ghostnet:64 hardnet39ds:64 hrnet_w18_small_v1:64
-    igcv3_wd4:64 irevnet301:64 isqrtcovresnet18:64 menet108_8x1_g3:64 mixnet_s:64 mobilenet_wd4:64 nin_cifar10:32
-    peleenet:64 preresnet10:64 regnetx002:64 resattnet56:64 resnet10:64 resnetd50b:64 rir_cifar10:32 scnet50:64
-    selecsls42:64 senet16:64 seresnet10:64 shakeshakeresnet20_2x16d_cifar10:32 shufflenet_g1_wd4:64
-    shufflenetv2_wd2:64 sparsenet121:64 sqnxt23_w1:64 squeezenet_v1_0:64 tresnet_m:64 vovnet27s:64 xception:96
-    zfnet:128
+    airnet50_1x64d_r2:224 alexnet:224 bagnet9:224 bn_vgg11:224 bninception:224 cbam_resnet18:224
+    condensenet74_c4_g4:224 darknet_tiny:224 darts:224 densenet40_k12_cifar10:32 diaresnet20_cifar10:32 dicenet_wd5:64
+    diracnet18v2:224 dla34:224 dpn68:224 drnc26:224 efficientnet_b0:224 fbnet_cb:224 fishnet99:224 ghostnet:224
+    hardnet39ds:224 hrnet_w18_small_v1:224 igcv3_wd4:224 irevnet301:224 isqrtcovresnet18:64 menet108_8x1_g3:224
+    mixnet_s:224 mobilenet_wd4:224 nin_cifar10:32 peleenet:224 preresnet20_cifar10:32 regnetx002:64
+    resattnet56:224 resnet20_cifar10:32 resnetd50b:64 rir_cifar10:32 scnet50:224 selecsls42:224 senet16:224
+    seresnet20_cifar10:32 shakeshakeresnet20_2x16d_cifar10:32 shufflenet_g1_wd4:224 shufflenetv2_wd2:224
+    sparsenet121:224 sqnxt23_w1:224 squeezenet_v1_0:224 tresnet_m:64 vovnet27s:224 xception:299 zfnet:224
 """
 _ENCODERS = """densenet121 dpn68 efficientnet-b0 inceptionv4 mit_b0 mobilenet_v2 mobileone_s0 resnet18 senet154
     timm-regnetx_002 tu-convnext_atto tu-resnet18 vgg11_bn xception"""
@@ -206,7 +221,9 @@ def _birder() -> Rows:
     registry = importlib.import_module("birder.model_registry")
     modules: dict[str, list[str]] = {}
     for name in registry.registry.list_models(task=registry.Task.IMAGE_CLASSIFICATION):
-        modules.setdefault(registry.registry._get_model_by_name(name).__module__, []).append(name)
+        kinds = [kind.__module__ for kind in registry.registry._get_model_by_name(name).__mro__]
+        own = next(kind for kind in kinds if kind.startswith("birder.net."))  # a configured one is made on the way
+        modules.setdefault(own, []).append(name)
     words = [
         "atto",
         "femto",

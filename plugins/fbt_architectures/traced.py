@@ -7,23 +7,17 @@ and behind it become two parts. What cannot be cut so is refused, with what cros
 from __future__ import annotations
 
 import hashlib
-import linecache
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fbt_plugins import FBTError, Knowledge
-from fbt_plugins.authoring import NetPart
-
-from .tracer import BATCH, ROOT, ShallowTracer, TraceError, name_of, val
+from .autocast_regions import Region, within
+from .tracer import BATCH, ROOT, ShallowTracer, TraceError, name_of, val, values_of
 
 Image = tuple[int, int, int]
-Code = Callable[["TracedPart", Tensor], Any]
-_NUMBERS = count(1)
 _WRAP = "let the factory return a module whose forward returns the logits alone"
 TWO_HEADS = {"head": "class_logits", "head_dist": "distillation_logits"}
 """What timm calls the classifiers of a model that was distilled as DeiT was, and what their logits are called here."""
@@ -37,11 +31,13 @@ class Crossing:
         name: of the module behind which the cut is.
         position: of the cut: the last node before it.
         carrier: the node whose value crosses.
+        behind: how many tokens behind the grid's stand before them in what a stage gives.
     """
 
     name: str
     position: int
     carrier: fx.Node
+    behind: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,9 +64,7 @@ class Trace:
         self, net: nn.Module, points: Iterable[str], classifiers: Iterable[str], image: Image, training: bool
     ) -> None:
         self.net, self.image = net, image
-        tracer = ShallowTracer(net, descents(net, [*points, *classifiers]), image, training)
-        self.graph = tracer.run()
-        self.constants = tracer.constants
+        self.graph, self.constants = _trace(net, descents(net, [*points, *classifiers]), image, training)
         self.nodes = list(self.graph.nodes)
         self._positions = {node: i for i, node in enumerate(self.nodes)}
         self.logits = self.nodes[-1].args[0]
@@ -89,6 +83,7 @@ class Trace:
         heads = {next((p for p in str(n.target).split(".") if p in TWO_HEADS), ""): n for n in ran}
         both = len(ran) == 2 and heads.keys() == TWO_HEADS.keys() and all(val(n).ndim == 2 for n in ran)
         self.extra = {told: heads[name] for name, told in TWO_HEADS.items()} if both else {}
+        self._live = _all_before([self.logits, *self.features, *self.extra.values()])
 
     def crossing(self, name: str) -> Crossing:
         """Where one tensor alone crosses behind a module, before anything with weights comes.
@@ -110,7 +105,7 @@ class Trace:
             if position > inside[-1] and self._has_weights(node):
                 break
             across = [n for n in self.nodes[: position + 1] if n.meta["images"] and self._is_used_after(n, position)]
-            tensors = [n for n in across if not isinstance(val(n), int)]
+            tensors = [n for n in across if n.meta["pixels"]]
             if len(tensors) == 1 and isinstance(val(tensors[0]), Tensor) and val(tensors[0]).shape[:1] == (BATCH,):
                 return Crossing(name, position, tensors[0])
             why = why or " and ".join(_show(val(n)) for n in tensors)
@@ -136,21 +131,26 @@ class Trace:
         ]
 
     def _is_used_after(self, node: fx.Node, position: int) -> bool:
-        return any(self._positions[user] > position for user in node.users)
+        return any(self._positions[user] > position and user in self._live for user in node.users)
 
     def _has_weights(self, node: fx.Node) -> bool:
         name = name_of(node)
         return node.op == "call_module" and any(True for _ in self.net.get_submodule(name).parameters())
 
-    def crossings(self, points: Iterable[str]) -> list[Crossing]:
-        """All cuts.
+    def weights_before(self, position: int) -> int:
+        """How many weights run in front of a cut."""
+        names = {name_of(n) for n in self.nodes[: position + 1] if n.op == "call_module"}
+        return sum(p.numel() for name in names for p in self.net.get_submodule(name).parameters())
+
+    def crossings(self, points: Sequence[str], behind: Sequence[int]) -> list[Crossing]:
+        """All cuts, and how many tokens each has behind the grid's.
 
         Raises:
             TraceError: if one cannot be made, or does not come after the one before it.
         """
         found: list[Crossing] = []
-        for name in points:
-            crossing = self.crossing(name)
+        for name, after in zip(points, behind, strict=True):
+            crossing = replace(self.crossing(name), behind=after)
             if found and crossing.position <= found[-1].position:
                 raise TraceError(f"{name!r} does not run behind {found[-1].name!r}")
             found.append(crossing)
@@ -166,9 +166,29 @@ class Trace:
         Returns:
             The graph, and the names of the modules and of the tensors that it reaches.
         """
+        ends = [target.carrier] if target else [self.logits, *self.features, *self.extra.values()]
+        graph, made, modules, tensors = self._between(source, ends)
+        if target and target.behind:
+            graph.output(graph.call_function(torch.roll, (made[target.carrier], target.behind, 1)))
+        elif target:
+            graph.output(made[target.carrier])
+        else:
+            told = {name: made[node] for name, node in self.extra.items()}
+            graph.output((made[self.logits], [made[node] for node in self.features], told))
+        return graph, modules, tensors
+
+    def reaching(self, cuts: Sequence[Crossing]) -> fx.Graph:
+        """What runs from the images to the tensors of some cuts."""
+        graph, made, *_ = self._between(None, [cut.carrier for cut in cuts])
+        graph.output([made[cut.carrier] for cut in cuts])
+        return graph
+
+    def _between(
+        self, source: Crossing | None, ends: Sequence[fx.Node]
+    ) -> tuple[fx.Graph, dict[fx.Node, fx.Node], list[str], list[str]]:
+        """A graph without an output, what stands in it for the nodes of the trace, and what it reaches."""
         start = source.carrier if source else self.nodes[0]
         before = source.position if source else -1
-        ends = [target.carrier] if target else [self.logits, *self.features, *self.extra.values()]
         needed: set[fx.Node] = set()
         waiting = list(ends)
         while waiting:
@@ -177,146 +197,97 @@ class Trace:
                 needed.add(node)
                 if not self._lies_before(node, before):
                     waiting += node.all_input_nodes
+                elif self._known(node, start) is None:
+                    waiting += [i for i in node.all_input_nodes if not i.meta["pixels"]]
         graph = fx.Graph()
         made = {start: graph.placeholder("x")}
+        if source and source.behind:
+            made[start] = graph.call_function(torch.roll, (made[start], -source.behind, 1))
         modules: list[str] = []
         tensors: list[str] = []
         for node in sorted(needed, key=self._positions.__getitem__):
-            if self._lies_before(node, before):
-                made[node] = graph.call_method("size", (made[start], self._dimension(node, start)))
+            known = self._known(node, start) if self._lies_before(node, before) else None
+            if known is not None:
+                made[node] = graph.create_node(known[0], known[1], (made[start], known[2]))
             elif node.op == "get_attr" and node.target in self.constants:
                 made[node] = graph.call_function(_constant(self.constants[str(node.target)]), (made[start],))
             else:
-                made[node] = graph.node_copy(node, made.__getitem__)
+                # what lies before the cut and reads no pixels may be like the carrier where it was like another tensor
+                made[node] = graph.node_copy(node, lambda i: made[i if i in made else start])
                 _follow_device(made[node], made[start])
+                _keep_autocast(made[node], node.meta["autocast"])
                 if node.op == "call_module":
                     modules.append(name_of(node))
                 elif node.op == "get_attr":
                     tensors.append(name_of(node))
-        if target:
-            graph.output(made[target.carrier])
-        else:
-            told = {name: made[node] for name, node in self.extra.items()}
-            graph.output((made[self.logits], [made[node] for node in self.features], told))
-        return graph, modules, tensors
+        return graph, made, modules, tensors
 
     def _lies_before(self, node: fx.Node, position: int) -> bool:
         """Whether it belongs to an earlier part; what does not depend on the images may be computed again."""
         return node.meta["images"] and self._positions[node] <= position
 
     @staticmethod
-    def _dimension(node: fx.Node, carrier: fx.Node) -> int:
-        """Where a carrier has the batch size that another node stands for."""
-        sizes = tuple(val(carrier).shape)
-        if not isinstance(val(node), int) or val(node) not in sizes:
-            raise TraceError(f"{_show(val(node))} crosses a cut besides the tensor")
-        return sizes.index(val(node))
-
-
-class TracedCode:
-    """The code of a network's parts, for each image size that was met, in both modes.
-
-    It knows names, no tensors, so all copies of a model share one.
-
-    Args:
-        points: names of the modules that end the stages.
-        classifiers: names of the classifiers.
-    """
-
-    def __init__(self, points: Sequence[str], classifiers: Sequence[str]) -> None:
-        self.points, self.classifiers = tuple(points), tuple(classifiers)
-        self._codes: dict[tuple[int, tuple[int, ...]], tuple[str, Code, Code]] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TracedCode:
-        return self
-
-    def make(self, net: nn.Module, image: Image) -> tuple[list[Crossing], list[tuple[set[str], set[str]]]]:
-        """Traces a network at an image size.
+    def _known(node: fx.Node, carrier: fx.Node) -> tuple[str, Any, Any] | None:
+        """How a carrier tells what a node in front of it stands for: a batch size or a dtype.
 
         Returns:
-            The cuts, and for each part the names of the modules and of the tensors that it reaches.
-
-        Raises:
-            TraceError: if it cannot be traced or cut, or would do something else for another image size.
+            Kind and target of the node that asks it, and the argument; None where the node is to be computed again.
         """
-        traces = [Trace(net, self.points, self.classifiers, image, training) for training in (False, True)]
-        rows = [trace.crossings(self.points) for trace in traces]
-        if any(a.shape != b.shape for a, b in zip(*rows, strict=True)):
-            raise TraceError("its stages give tensors of other sizes in training than in eval mode")
-        shapes = [image, *(crossing.shape for crossing in rows[0])]
-        reached = []
-        for number, shape in enumerate(shapes):
-            codes, modules, tensors = [], set(), set()
-            for trace, row in zip(traces, rows, strict=True):
-                ends = (row[number - 1] if number else None, row[number] if number < len(row) else None)
-                graph, own, direct = trace.part(*ends)
-                codes.append(_compile(graph))
-                modules |= set(own)
-                tensors |= set(direct)
-            (text, plain), (other, training) = codes
-            key = (number, tuple(shape))
-            if key in self._codes and self._codes[key][0] != text + other:
-                raise TraceError(f"part {number + 1} computes something else from another image size")
-            self._codes[key] = (text + other, plain, training)
-            reached.append((modules, tensors))
-        return rows[0], reached
-
-    def find(self, number: int, x: Tensor, net: nn.Module) -> Code:
-        """The code of a part (from 0) for an input; the first part's is made where it is missing.
-
-        Raises:
-            FBTError: if the network cannot take images of that size, or a later part was not made for this input.
-        """
-        key = (number, tuple(x.shape[1:]))
-        if key not in self._codes:
-            if number:
-                known = ", ".join(_shape(shape) for n, shape in self._codes if n == number)
-                raise FBTError(f"part {number + 1} takes {known}, not {_shape(key[1])}: run the parts before it first")
-            self.make(net, key[1])  # type: ignore[arg-type]
-        _, plain, training = self._codes[key]
-        return training if net.training else plain
-
-
-class TracedPart(NetPart):
-    """A stage of a traced model.
-
-    Args:
-        net: the network; traced code begins there: ``self.net.layer1(x)``.
-        code: of all parts.
-        number: of this part, from 0.
-        modules, tensors: names of what it reaches, and whatever else should count as part of it.
-    """
-
-    def __init__(
-        self, net: nn.Module, code: TracedCode, number: int, modules: Iterable[str], tensors: Iterable[str]
-    ) -> None:
-        super().__init__(net, sorted(set(modules)), sorted(set(tensors)))
-        self.code, self.number = code, number
-
-    def forward(self, x: Tensor) -> Any:
-        return self.code.find(self.number, x, self.net)(self, x)
-
-
-class TracedHead(TracedPart):
-    """What comes behind the last stage."""
-
-    def forward(self, x: Tensor) -> Knowledge:
-        output, features, extra = super().forward(x)
-        if not features:  # an encoder
-            return Knowledge(output, None, {}, extra)
-        pooled = [_pooled(f) for f in features]
-        return Knowledge(pooled[0] if len(pooled) == 1 else torch.stack(pooled).mean(0), output, {}, extra)
-
-
-def _pooled(features: Tensor) -> Tensor:
-    """(N, D): a classifier that is a 1x1 convolution is given (N, D, h, w), one for each token (N, L, D)."""
-    if features.ndim == 4:
-        return features.flatten(1) if features.shape[2:].numel() == 1 else features.mean((2, 3))
-    return features.mean(1) if features.ndim == 3 else features
+        value, like = val(node), val(carrier)
+        if isinstance(value, int) and value in tuple(like.shape):
+            return "call_method", "size", tuple(like.shape).index(value)
+        if isinstance(value, torch.dtype) and value == like.dtype:
+            return "call_function", getattr, "dtype"
+        foreign = [i for i in node.all_input_nodes if i.meta["pixels"]]
+        same = set(foreign).isdisjoint(values_of(node)) and all(val(i).dtype == like.dtype for i in foreign)
+        if node.meta["pixels"] or not same:
+            raise TraceError(f"{_show(value)} crosses a cut besides the tensor", node.meta["line"])
+        return None
 
 
 def _is_in(name: str, full: str) -> bool:
     return name == full or name.startswith(full + ".")
+
+
+def _all_before(ends: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes that some nodes are computed from, and these: what an encoder lists besides has no say in logits."""
+    found: set[fx.Node] = set()
+    waiting = list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def _trace(net: nn.Module, inside: set[str], image: Image, training: bool) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """The graph and its constants.
+
+    A layer without weights whose output has no batch, such as rotary embeddings that are given tokens to count them, is
+    looked into: what it gives may be computed again behind a cut, if it reads no pixels.
+    """
+    tracer = ShallowTracer(net, inside, image, training)
+    graph, looked = tracer.run(), set(inside)
+    while more := {
+        name for node in graph.nodes if (name := name_of(node)) not in looked and _gives_no_batch(net, node)
+    }:
+        looked |= more
+        try:
+            deeper = ShallowTracer(net, looked, image, training)
+            graph, tracer = deeper.run(), deeper
+        except TraceError:  # then it stays a layer
+            break
+    return graph, tracer.constants
+
+
+def _gives_no_batch(net: nn.Module, node: fx.Node) -> bool:
+    if node.op != "call_module" or not node.meta["pixels"]:
+        return False
+    given = val(node) if isinstance(val(node), tuple | list) else (val(node),)
+    sizes = [size for value in given if isinstance(value, Tensor) for size in value.shape]
+    weights = any(True for _ in net.get_submodule(name_of(node)).parameters())
+    return bool(sizes) and not weights and all(size % BATCH for size in sizes if size)
 
 
 def descents(net: nn.Module, names: Iterable[str]) -> set[str]:
@@ -357,23 +328,28 @@ def _follow_device(node: fx.Node, like: fx.Node) -> None:
     node.args, node.kwargs = args, kwargs
 
 
-def _compile(graph: fx.Graph) -> tuple[str, Code]:
-    python = graph.python_code("self")
-    name = f"<traced part {next(_NUMBERS)}>"
-    linecache.cache[name] = (len(python.src), None, python.src.splitlines(True), name)  # tracebacks show the lines
-    space = dict(python.globals)
-    exec(compile(python.src, name, "exec"), space)  # fx wrote it, from the network's own forward
-    return python.src, space["forward"]
+def _keep_autocast(node: fx.Node, regions: tuple[Region, ...]) -> None:
+    """Lets a node run in the regions of ``torch.autocast`` in which the network runs it."""
+    if not regions or node.op not in ("call_function", "call_method", "call_module") or node.target is getattr:
+        return
+    target: Any = node.target
+    if node.op == "call_function":
+        node.target = within(regions, target)
+        return
+    if node.op == "call_module":
+        with node.graph.inserting_before(node):
+            target = node.graph.create_node("get_attr", target)
+    node.op, node.target, node.args = "call_function", within(regions), (target, *node.args)
 
 
 def _show(value: Any) -> str:
     """A value that crosses, in words."""
     if isinstance(value, Tensor):
-        return f"a tensor of {_shape(tuple(value.shape)[1:])} per image"
+        return f"a tensor of {show_sizes(tuple(value.shape)[1:])} per image"
     if isinstance(value, tuple | list):
         return "(" + ", ".join(map(_show, value)) + ")"
     return "a batch size" if isinstance(value, int) else repr(value)
 
 
-def _shape(sizes: tuple[int, ...]) -> str:
+def show_sizes(sizes: tuple[int, ...]) -> str:
     return "x".join(map(str, sizes)) or "one number"

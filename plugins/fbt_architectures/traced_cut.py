@@ -11,7 +11,9 @@ from fbt_plugins import ConfigError, FBTError, StagedModel, nearest
 
 from .cut_points import classifiers_of, found, from_feature_info
 from .layouts import Shape, read_shape
-from .traced import Crossing, Image, TracedCode, TracedHead, TracedPart
+from .tokens import Reader, by_probe, by_size
+from .traced import Crossing, Image, Trace
+from .traced_parts import TracedCode, TracedHead, TracedPart
 from .tracer import TraceError
 
 
@@ -50,9 +52,16 @@ def cut_by_trace(
     image = (in_chans, *(input_size or image_size))
     try:
         classifiers = [] if encoder else classifiers_of(net, image)
-        code, cuts, reached = _cut(net, stages, classifiers, image)
+        made = _cut(net, stages, classifiers, image)
+        seen: list[Shape | None] = []
+        if about.get("raster", True) is None and not any(p.is_meta for p in net.parameters()):
+            made, seen = _probed(made, net, stages, classifiers, image)
+        code, cuts, reached = made
         shapes = [_shape(cut.name, cut.shape, layout, i, image, net) for i, cut in enumerate(cuts)]
-        _not_guessed(shapes, cuts, {0, prefix_tokens, getattr(net, "num_prefix_tokens", 0)})
+        for i, shape in enumerate(seen):
+            if shape is not None and shapes[i].layout == "NLC":
+                shapes[i] = shape
+        _not_guessed(shapes, cuts, seen, {0, prefix_tokens, getattr(net, "num_prefix_tokens", 0)})
     except TraceError as error:
         raise ConfigError(f"{name}: {error}; {error.step or by_name(net)}") from error
     except FBTError as error:
@@ -88,22 +97,56 @@ def by_name(net: nn.Module) -> str:
     )
 
 
-def _cut(
-    net: nn.Module, stages: int | Sequence[str] | None, classifiers: list[str], image: Image
-) -> tuple[TracedCode, list[Crossing], list[tuple[set[str], set[str]]]]:
-    """The parts' code, the cuts, and what each part reaches."""
+Made = tuple[TracedCode, list[Crossing], list[tuple[set[str], set[str]]]]
+"""The parts' code, the cuts, and what each part reaches."""
 
-    def at(points: Sequence[str]) -> tuple[TracedCode, list[Crossing], list[tuple[set[str], set[str]]]]:
+
+def _probed(
+    made: Made, net: nn.Module, stages: int | Sequence[str] | None, classifiers: list[str], image: Image
+) -> tuple[Made, list[Shape | None]]:
+    """A cut where tokens stand on a grid, as far as there is one, and the shapes that a probe has found there."""
+
+    def probe(code: TracedCode) -> list[Shape | None]:
+        trace = Trace(net, code.points, classifiers, image, training=False)
+        return by_probe(trace, trace.crossings(code.points, code.behind))
+
+    code, cuts, _ = made
+    if all(len(cut.shape) != 2 for cut in cuts):
+        return made, []
+    seen = probe(code)
+    if any(shape is None and len(cut.shape) == 2 for shape, cut in zip(seen, cuts, strict=True)):
+        if isinstance(stages, Sequence):  # somebody has named them
+            return made, seen
+        try:
+            made = _cut(net, stages, classifiers, image, by_probe)
+        except TraceError:  # the proof will tell what is wrong with the cut that there is
+            return made, seen
+        seen = probe(made[0])
+    behind = [shape.prefix_tokens if shape and shape.behind else 0 for shape in seen]
+    if any(behind):
+        code = TracedCode(made[0].points, classifiers, behind)
+        made = (code, *code.make(net, image))
+    return made, seen
+
+
+def _cut(
+    net: nn.Module,
+    stages: int | Sequence[str] | None,
+    classifiers: list[str],
+    image: Image,
+    read: Reader = by_size,
+) -> Made:
+    def at(points: Sequence[str]) -> Made:
         code = TracedCode(points, classifiers)
         cuts, reached = code.make(net, image)
         _no_weight_twice(net, reached)
         return code, cuts, reached
 
-    if stages is not None:
-        return at(found(net, classifiers, image, stages) if isinstance(stages, int) else _known(net, stages))
-    points = from_feature_info(net)
+    if isinstance(stages, Sequence):
+        return at(_known(net, stages))
+    points = from_feature_info(net) if stages is None and read is by_size else None
     if points is None:
-        return at(found(net, classifiers, image))
+        return at(found(net, classifiers, image, stages, read=read))
     try:
         return at(points)
     except TraceError as error:  # some name places inside a block, where two branches run
@@ -164,15 +207,24 @@ def _shape(
     return shape
 
 
-def _not_guessed(shapes: Sequence[Shape], cuts: Sequence[Crossing], known: Set[Any]) -> None:
-    """One stage's number of tokens alone says nothing of prefix tokens: another stage, or the network, has as many."""
+def _not_guessed(
+    shapes: Sequence[Shape], cuts: Sequence[Crossing], seen: Sequence[Shape | None], known: Set[Any]
+) -> None:
+    """One stage's number of tokens alone says nothing of prefix tokens: a probe, another stage or the network does."""
     numbers = [shape.prefix_tokens for shape in shapes if shape.layout == "NLC"]
-    for shape, cut in zip(shapes, cuts, strict=True):
+    for i, (shape, cut) in enumerate(zip(shapes, cuts, strict=True)):
+        if i < len(seen) and seen[i] is not None:
+            continue
         if shape.layout == "NLC" and shape.prefix_tokens not in known and numbers.count(shape.prefix_tokens) < 2:
             (h, w), more = shape.grid, shape.prefix_tokens
-            what = f"behind {cut.name!r} {h * w + more} tokens cross; that they are {h}x{w} and {more} more would be"
-            why = f"a guess, for no other stage has {more}"
-            raise TraceError(f"{what} {why}; set prefix_tokens={more} if it is so, or cut where tokens stand on a grid")
+            if i < len(seen):
+                raise TraceError(
+                    f"behind {cut.name!r} {h * w + more} tokens cross, and none is that of a patch of the image",
+                    step="cut before tokens are merged or moved, with stages=[...]",
+                )
+            what = f"behind {cut.name!r} {h * w + more} tokens cross; that they are {h}x{w} and {more} more"
+            why = f"would be a guess, for no other stage has {more}"
+            raise TraceError(f"{what} {why}; set prefix_tokens={more} if so, or cut where tokens stand on a grid")
 
 
 def _left(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> set[str]:

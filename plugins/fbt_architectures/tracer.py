@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.fx.immutable_collections import immutable_dict
 from fbt_plugins import ConfigError, FBTError
 from fbt_plugins.authoring import Shortened, features_of, logits_of, meta_copy
 
+from .autocast_regions import AutocastRegions
 from .leaf_functions import leaf_functions
 from .places import calling, files_of, place_of
 
@@ -51,6 +53,19 @@ class TraceError(ConfigError):
 def val(node: fx.Node) -> Any:
     """What a node stands for, on the meta device."""
     return node.meta["val"]
+
+
+def values_of(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node whose values it reads: of a tensor it may look at the dtype or at the device only."""
+    if node.op == "call_function" and node.target is getattr and node.args[1:] == ("dtype",):
+        return []
+    if node.op == "call_method" and node.target in LIKE:
+        return [node.args[0]] if isinstance(node.args[0], fx.Node) else []
+    return node.all_input_nodes
+
+
+LIKE = ("to", "type_as")
+"""Methods that take another tensor's dtype and device."""
 
 
 class _Traced(nn.Module):
@@ -131,28 +146,29 @@ class ShallowTracer(fx.Tracer):
         self.image = image
         self._stack: list[str] = []
         self._running = False
+        self._autocast = AutocastRegions(self.device.type)
         self._tensors = {id(t): name for name, t in _tensors(self.traced)}
         self.constants: dict[str, Tensor] = {}
 
     def run(self) -> fx.Graph:
-        """The graph; each node has ``meta``: "val" as of :func:`val`, "images" (whether it depends on them), "path".
+        """The graph; each node has ``meta``.
+
+        "val" is what :func:`val` says, "images" whether it depends on them, "pixels" whether it does by more than their
+        number, dtype and device, "path" the modules it is in, "line" the network's own, "autocast" what it runs in.
 
         Raises:
             TraceError: with the reason, if the forward pass is none that a trace can follow.
         """
         before = _generators()
         try:
-            with torch.no_grad(), Shortened(), leaf_functions(self.traced, self._call_leaf):
+            with torch.no_grad(), Shortened(), leaf_functions(self.traced, self._call_leaf), self._autocast.watched():
                 graph = self.trace(self.traced)
         except TraceError as error:
             raise TraceError(error.reason, error.place or place_of(error, self.files), error.step) from error
         except FBTError:
             raise
         except Exception as error:  # a network's own code, run with stand-ins for tensors: anything may come of it
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise TraceError(
-                f"running it layer by layer, without values, fails: {reason[:160]!r}", place_of(error, self.files)
-            ) from error
+            raise self._refusal(error) from error
         finally:
             drew = _generators() != before
             _restore(before)
@@ -160,8 +176,24 @@ class ShallowTracer(fx.Tracer):
             raise TraceError("it draws random numbers outside of its layers, where a trace would keep the first ones")
         for node in graph.nodes:
             if node.op == "output":
-                node.meta.update(val=None, images=True, path=())
+                node.meta.update(val=None, images=True, pixels=True, path=())
         return graph
+
+    def _refusal(self, error: Exception) -> TraceError:
+        """Whose fault an exception is: the network's, which fails without a trace as well, or the trace's."""
+        place, why = place_of(error, self.files), _in_words(error)
+        if operator_ := re.search(r"(aten::\w+)\W.* Meta", str(error), re.DOTALL):
+            return TraceError(f"what it does depends on values of a tensor ({operator_[1]})", place)
+        images = torch.empty(2, *self.image, device="meta")
+        try:
+            with torch.no_grad(), Shortened():
+                meta_copy(self.traced).train(self.traced.training)(images)
+        except Exception as own:  # the same as with stand-ins, but for the batch size
+            if type(own) is type(error):
+                size = "x".join(map(str, self.image[1:]))
+                step = "mend it, or set image_size to that which it is made for"
+                return TraceError(f"it takes no images of {size} pixels, and raises {_in_words(own)}", place, step)
+        return TraceError(f"its forward cannot be followed: given stand-ins for tensors it raises {why}", place)
 
     # ---- what fx asks for ------------------------------------------------------------------------------------------
 
@@ -189,7 +221,7 @@ class ShallowTracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta.update(path=tuple(self._stack), line=calling(self.files))
+        node.meta.update(path=tuple(self._stack), line=calling(self.files), autocast=self._autocast.now)
         return node
 
     def create_arg(self, value: Any) -> Any:
@@ -221,14 +253,22 @@ class ShallowTracer(fx.Tracer):
 
         node.meta["images"] = kind == "placeholder" or any(i.meta["images"] for i in node.all_input_nodes)
         a, k = _plain(fx.node.map_aggregate((args, kwargs), concrete))
-        self._running, before = True, _generators()
+        self._running, before, drew = True, _generators(), False
         try:
             value = node.meta["val"] = self._value(kind, target, a, k)
+            drew = _generators() != before
         finally:
             self._running = False
             _restore(before)  # what a leaf draws it will draw each time anew
+        node.meta["pixels"] = kind == "placeholder" or drew or any(i.meta["pixels"] for i in values_of(node))
         fixed = not isinstance(value, Tensor | torch.dtype) and not _is_open(value)
-        return value if fixed and not any(numbers) else proxy
+        if fixed and not any(numbers):
+            return value
+        if type(value) in (tuple, list):  # which a network may ask for by isinstance
+            return type(value)(
+                self.create_proxy("call_function", operator.getitem, (proxy, i), {}) for i in range(len(value))
+            )
+        return proxy
 
     def _call_leaf(self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.create_proxy(
@@ -253,11 +293,15 @@ class ShallowTracer(fx.Tracer):
         for i, size in enumerate(val(proxy.node).shape):
             if size and size % BATCH == 0:
                 node = self.create_node("call_method", "size", (proxy.node, i), {})
-                node.meta.update(val=size, images=True)
+                node.meta.update(val=size, images=True, pixels=False)
                 sizes.append(self.proxy(node))
             else:
                 sizes.append(size)
         return tuple(sizes)
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def _tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

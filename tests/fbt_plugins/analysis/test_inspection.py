@@ -159,6 +159,20 @@ def test_a_proof_that_fails_is_shouted(library: list[str], tmp_path: Path, monke
     assert "1 proofs failed" in text and "WRONG: logits differ" in text
 
 
+def test_networks_of_libraries_are_counted_by_library() -> None:
+    row: dict[str, Any] = {"type": "module", "step": "cut", "kind": "k", "way": "traced", "family": "cnn"}
+    rows = [row | {"name": name} for name in ("a/one", "a/two", "b/three")]
+    rows[1]["refused"] = "two tensors cross"
+    proof = {"gradients": 1, "buffers": 0}
+    rows += [{"type": "module", "step": "proof", "name": "a/one", "proof": proof}]
+    rows += [{"type": "module", "step": "proof", "name": "b/three", "wrong": "logits differ"}]
+    rows += [row | {"name": "b/four"}, {"type": "module", "step": "proof", "name": "b/four", "refused": "needs a GPU"}]
+    assert "cut, but not proved: needs a GPU" in coverage.markdown(rows)
+    lines = [line.split("|")[1:-1] for line in coverage.markdown(rows).splitlines() if line.startswith("| ")]
+    table = {name.strip(): [int(number) for number in numbers] for name, *numbers in lines[1:4]}
+    assert table == {"a": [2, 1, 1, 0], "b": [2, 2, 0, 1], "all": [4, 3, 1, 1]}
+
+
 def test_our_architectures_can_name_their_models() -> None:
     found = coverage.catalogues()
     assert set(found) == {"timm", "torchvision", "module"}

@@ -322,8 +322,16 @@ def test_tokens_are_found_where_their_patches_were(tokens: Callable[..., StagedM
         SplitError, match=r"stage 1 .* 4x4 grid row by row behind 1 prefix tokens, but the patch of row"
     ):
         tokens(shuffled=True)
-    with pytest.raises(SplitError, match="but the patch of row"):
-        tokens(last=True)
+
+
+def test_tokens_behind_the_grid_stand_before_it_in_what_a_stage_gives(tokens: Callable[..., StagedModel]) -> None:
+    model = tokens(last=True).eval()
+    assert [str(s) for s in model.specs] == ["NLC 16 x 4x4 + 1 prefix tokens"] * 4
+    assert model.verify().tokens == 4
+    images = torch.randn(2, 3, 32, 32)
+    given = model.stage_outputs(images, [4])[4]
+    own = model.net.blocks(torch.cat([model.net.embed(images).flatten(2).mT, model.net.cls.expand(2, -1, -1)], 1))
+    assert torch.equal(given, torch.cat([own[:, -1:], own[:, :-1]], 1))
 
 
 def test_an_order_can_be_given_and_is_probed_too(tokens: Callable[..., StagedModel]) -> None:
@@ -343,7 +351,7 @@ def test_merged_tokens_are_no_grid(tokens: Callable[..., StagedModel]) -> None:
     ):
         tokens(merged=True, stages=later)
     with pytest.raises(
-        ConfigError, match=r"behind 'blocks.3' 8 tokens cross; that they are 2x2 and 4 more would be a guess"
+        ConfigError, match=r"behind 'blocks.3' 8 tokens cross, and none is that of a patch of the image"
     ):
         tokens(merged=True, stages=["blocks.0", "blocks.3"], prefix_tokens=1, verify=False)
 

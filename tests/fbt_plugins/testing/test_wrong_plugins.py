@@ -50,6 +50,11 @@ def counted(value: Tensor, student: Knowledge, loss: Any) -> Tensor:
     return value * min(1, loss.steps / 100)
 
 
+def remembered(value: Tensor, student: Knowledge, loss: Any) -> Tensor:
+    loss.mean = 0.9 * getattr(loss, "mean", 0.0) + 0.1 * student.logits.detach().float().mean()
+    return value * (1 + loss.mean**2)
+
+
 def counted_for_later(value: Tensor, student: Knowledge, loss: Any) -> Tensor:
     loss.steps += 1
     return value if loss.steps < 1000 else 2 * value
@@ -150,6 +155,18 @@ LOSSES: dict[str, tuple[nn.Module, str]] = {
         Loss(lambda v, s, _: v + s.logits.view(4, 5).mean() * 0),
         "Loss with a batch of 1 in torch.float32, where one of 4 works: RuntimeError: shape '[4, 5]' is invalid",
     ),
+    "the first images": (
+        Loss(lambda v, s, _: s.logits[:4].float().square().mean()),
+        "4 images of 32 tell the student anything",
+    ),
+    "one norm of all": (Loss(lambda v, s, _: (v * len(s.logits) + 1e-3).sqrt()), "makes the gradient 2 times as large"),
+    "a softmax along the batch": (
+        Loss(
+            lambda v, s, _: F.cross_entropy(s.logits.float().T, s.logits.detach().float().T.softmax(1)) / len(s.logits)
+        ),
+        "no softmax along it (dim=0)",
+    ),
+    "a mean that is remembered": (Loss(remembered), "in a fresh copy that was given its buffers"),
     "the wrong sign": (Loss(lambda v, s, _: -v), "must be smaller for the better student (has it the wrong sign?)"),
     "the wrong sign behind a projector": (Projected(-1.0), "in training its value falls without end"),
     "random": (Loss(lambda v, s, _: v * torch.rand(())), "it is random; if that is meant, say `stochastic = True`"),
@@ -285,6 +302,8 @@ FUSIONS: dict[str, tuple[Callable[[Tensor, Any], Tensor], str]] = {
     "in place": (lambda x, _: x.relu_(), "changes what arrives in place"),
     "swapped": (swapped, "takes what arrives with rows and columns swapped"),
     "misread": (misread, "takes what arrives with height and width of the grid swapped"),
+    "upside down": (lambda x, _: x.flip(2), "from another place of what arrives (is it flipped or shifted?)"),
+    "shifted": (lambda x, _: x.roll((x.shape[2] // 2, x.shape[3] // 2), (2, 3)), "is it flipped or shifted?"),
     "layers in a list": (listed, "none of its parameters: nothing trains or saves it; keep modules in nn.ModuleList"),
     "a parameter made in forward": (made_in_forward, "it makes tensors on the CPU, wherever it runs: use device="),
     "no gradient": (lambda x, _: x.detach(), "no gradient reaches what arrives"),
@@ -374,6 +393,35 @@ def build_rates(num_classes: int = 5) -> StagedModel:
 )
 def test_a_wrong_network_is_caught(does: Any, reason: str) -> None:
     says(reason, check_architecture, cut(Net(does)))
+
+
+class Keeps(nn.Module):
+    """A layer that leaves something in an attribute for one behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.kept = nn.Conv2d(3, 4, 2, 2), torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        self.kept = x.mean()
+        return x
+
+
+class Reads(nn.Module):
+    def __init__(self, keeps: Keeps) -> None:
+        super().__init__()
+        self.conv, self.keeps = nn.Conv2d(4, 8, 2, 2), [keeps]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.keeps[0].kept
+
+
+def test_a_stage_that_looks_at_what_another_has_left_is_caught() -> None:
+    net = Net()
+    net.a = Keeps()  # type: ignore[assignment]
+    net.b = Reads(net.a)  # type: ignore[assignment,arg-type]
+    says("stage 2 gives something else for the same input once other images", check_architecture, cut(net))
 
 
 def test_a_network_that_looks_at_values_when_it_is_built_is_caught() -> None:

@@ -493,6 +493,113 @@ def test_a_part_that_torch_jit_compiled_is_one_line() -> None:
         cut(net)
 
 
+class Rotary(nn.Module):
+    """Positions by number: of the tokens that it is given it reads the number, dtype and device."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("speeds", torch.rand(width))
+
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        angles = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)[:, None] @ self.speeds[None].to(x)
+        return angles.sin(), angles.cos()
+
+
+class Turned(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(width, 128), nn.Linear(128, width))
+
+    def forward(self, x: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+        return x + self.fc(x) * positions[0] + positions[1]
+
+
+class Tokens(nn.Module):
+    """A row of blocks that are given positions, in lists of some length."""
+
+    def __init__(self, lists: int = 1, blocks: int = 4, rotary: bool = True) -> None:
+        super().__init__()
+        self.embed, self.rotary, self.fc = nn.Conv2d(3, 8, 8, 8), Rotary(8) if rotary else None, nn.Linear(8, 5)
+        for i in range(lists):
+            setattr(self, f"blocks{i}", nn.ModuleList(Turned(8) for _ in range(blocks)))
+        self.count = lists
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        positions = (x.new_zeros(()), x.new_zeros(())) if self.rotary is None else self.rotary(x)
+        for i in range(self.count):
+            for block in getattr(self, f"blocks{i}"):
+                x = block(x, positions)
+        return self.fc(x.mean(1))
+
+
+def test_what_reads_no_pixels_is_computed_again_behind_a_cut_with_its_own_autocast() -> None:
+    model = cut(Tokens())
+    assert [str(s) for s in model.specs] == ["NLC 8 x 4x4"] * 4 and model.verify().buffers == 1
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, found = model.net(images), model.eval()(images)
+        assert torch.equal(model.stages[0](images), model.net.blocks0[0](*tokens_and_positions(model.net, images)))
+    assert torch.equal(expected, found)
+
+
+def tokens_and_positions(net: nn.Module, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    tokens: Tensor = net.embed(images).flatten(2).transpose(1, 2)  # type: ignore[operator]
+    return tokens, net.rotary(tokens)  # type: ignore[operator]
+
+
+def test_blocks_in_short_lists_are_shared_out_by_their_weights() -> None:
+    model = cut(Tokens(lists=3, blocks=2))
+    assert model.stages[0].code.points == ("blocks0.0", "blocks1.0", "blocks1.1", "blocks2.1")  # type: ignore[union-attr]
+    model.verify()
+
+
+class PatchDrop(Tokens):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., :16] if self.training else x)
+
+
+class Unfit(Net):
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(F.layer_norm(x, (7,)))
+
+
+class Unique(Net):
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) * len(x.unique())
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (PatchDrop(), r"in training: per image 8x8 in training and 16x8 in eval mode; where it drops tokens"),
+        (Unfit(), r"takes no images of 32x32 pixels, and raises RuntimeError: .*test_traced.py:\d+\); mend it, or set"),
+        (Unique(), r"depends on values of a tensor \(aten::\w+\) \(.*test_traced.py:\d+\)"),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), r"has no classifier; give it one, or .*num_classes=0"),
+    ],
+    ids=["dropped tokens", "the network itself", "values", "no classifier"],
+)
+def test_a_refusal_says_whose_fault_it_is_and_what_to_do(net: nn.Module, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        cut(net)
+
+
+class Listing(Net):
+    """An encoder's list of all resolutions, of which the head takes the last, and something that nobody takes."""
+
+    def features(self, x: Tensor) -> Tensor:
+        found = [x]
+        for layer in (self.stem, *self.blocks):
+            found.append(layer(found[-1]))
+        _ = x.new_empty(x.shape) + found[1].mean()
+        return found[-1]
+
+
+def test_what_nobody_takes_does_not_cross() -> None:
+    assert len(cut(Listing(), ["stem", "blocks.0", "blocks.1", "blocks.2"]).stages) == 4
+
+
 def test_a_refusal_names_the_networks_own_line_and_what_to_try() -> None:
     with pytest.raises(ConfigError, match=r"values of a tensor \(.*test_traced\.py:\d+\); .* stages=\[.*head='... fc'"):
         cut(Values())
