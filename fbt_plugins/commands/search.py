@@ -20,8 +20,8 @@ examples:
   fbt train work_dirs/search/fusion_ratio/best.py
 
 The config's search=dict(space={...}, ...) says what is chosen from; docs/guides/searching.md explains it. The same
-command goes on after a stop or a crash: no trial is lost, none is run twice. Trials look at validation alone, never at
-the test.
+command goes on after a stop or a crash: no trial is lost, none is run twice. Trials look at validation alone, never
+at the test.
 """
 
 
