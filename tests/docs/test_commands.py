@@ -161,6 +161,8 @@ def as_run(command: Typed) -> list[str]:
         return []
     if check(words) or rest[0] == "own_images" or MADE.match(rest[0]) or "my-parts" in rest[0]:
         return []
+    if name == "train" and "--cfg-options" in rest and "--work-dir" not in rest:
+        rest += ["--work-dir", "work_dirs/changed"]  # `fbt test CONFIG` is of the config as it is
     if name in ("train", "benchmark"):
         quick = [] if "--check" in rest else ["--cfg-options", *QUICK]
         return [name, *rest, *quick, *(["--rounds", "2"] if name == "benchmark" else [])]
