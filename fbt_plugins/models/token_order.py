@@ -126,11 +126,11 @@ def _probes(image: tuple[int, int, int], grid: tuple[int, int], count: int) -> t
     """An image, and copies of it with one patch changed; and where those patches are, as fractions of its sides."""
     generator = torch.Generator().manual_seed(0)
     (h, w), (height, width) = grid, image[1:]
-    image = torch.randn(image, generator=generator)
-    images, cells = [image], []
+    plain = torch.randn(image, generator=generator)
+    images, cells = [plain], []
     for cell in torch.randperm(h * w, generator=generator)[: h * w if h * w <= _ALL else count].tolist():
         row, column = divmod(cell, w)
-        changed = image.clone()
+        changed = plain.clone()
         patch = changed[:, row * height // h : (row + 1) * height // h, column * width // w : (column + 1) * width // w]
         patch.copy_(torch.randn(patch.shape, generator=generator))
         images.append(changed)

@@ -49,7 +49,7 @@ def read_shape(sizes: tuple[int, ...], image: Image, net: nn.Module, name: str) 
     if len(sizes) == 2:
         rows = token_grids(sizes[0], image, {0, getattr(net, "num_prefix_tokens", 0)})
         best = next((row for row in rows if row.prefix_tokens <= _PREFIX), None)
-        return best and Shape("NLC", sizes[1], best.grid, best.prefix_tokens)
+        return None if best is None else Shape("NLC", sizes[1], best.grid, best.prefix_tokens)
     if len(sizes) != 3:
         return None
     options = []
