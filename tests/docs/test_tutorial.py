@@ -19,7 +19,11 @@ pyplot = pytest.importorskip("matplotlib.pyplot")
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "tutorial.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-QUICK = ["train_cfg.max_epochs=1", *(f"{split}_dataloader.num_batch_per_epoch=1" for split in ("train", "val", "test"))]
+QUICK = [
+    "train_cfg.max_epochs=1",
+    "teacher_cache=None",
+    *(f"{split}_dataloader.num_batch_per_epoch=1" for split in ("train", "val", "test")),
+]
 """The same run on one batch of each split, without changes of its schedule."""
 
 
