@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.panel import Panel
 
-console = Console(highlight=False)
+# FORCE_COLOR, which Jupyter sets, makes a terminal of a pipe, and that gets each frame of a bar as a line.
+console = Console(highlight=False, force_terminal=None if sys.stdout.isatty() else False)
 if not console.is_terminal:
     console.width = 120  # a log file has no width of its own
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import resource
+import runpy
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+import fbt_plugins
 from fbt_plugins.data import FashionMNISTMini, derive_seed, seeded
 from fbt_plugins.errors import ConfigError, FBTError, run
 from fbt_plugins.files import append_line, write_atomic
@@ -168,3 +170,9 @@ def test_random_numbers_of_the_process_go_on_undisturbed() -> None:
         return first + numbers()
 
     assert draw(None) == draw("samples") == draw("error")
+
+
+def test_a_pipe_is_no_terminal_whoever_forces_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console = runpy.run_path(str(Path(fbt_plugins.__file__).with_name("console.py")))["console"]
+    assert not console.is_terminal and console.width == 120
