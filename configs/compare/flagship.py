@@ -1,6 +1,6 @@
 # What does the flagship's student gain, and from what? The flagship's own images, models and training.
 #   python tools/compare.py configs/compare/flagship.py --out docs/results/flagship --workers 2
-# One run takes 2 to 4 minutes of one core (OMP_NUM_THREADS=1). docs/results/flagship.md says what came out.
+# One run takes 2 to 4 minutes of one core (OMP_NUM_THREADS=1). docs/results/index.md says what came out.
 _base_ = "../fbt_convnext_resmlp.py"
 
 _none = dict(fusion=None, edges=[], feature_loss=None, logit_loss=None)
@@ -14,10 +14,7 @@ methods = dict(
         teacher_cache=dict(required=False),  # the same views of the images
     ),
     kd=dict(about="KD, T = 4", model=dict(**_to_student, feature_loss=None, logit_loss=_kd)),
-    t_s=dict(about="T->S only: InfoNCE and OFA, no fusion model", model=_to_student),
     fbt=dict(about="FBT: configs/fbt_convnext_resmlp.py"),
-    fbt_rsd=dict(about="FBT, RSD in the place of InfoNCE", model=dict(feature_loss=_rsd)),
-    rsd_ofa=dict(about="T->S only: RSD and OFA", model=dict(**_to_student, feature_loss=_rsd)),
     fitnet_rsd_ofa=dict(
         about="FitNet, RSD and OFA: configs/fitnet_rsd_ofa_convnext_resmlp.py",
         model=dict(**_to_student, feature_loss=_rsd, stage_loss=dict(type="FitNetLoss", stages=(3, 4))),
