@@ -1,4 +1,5 @@
-# Of 5,000 training images 500 have a label, 50 of each class: what do the others add, where a teacher looks at them?
+# What do images without labels add to 500 that have one?
+# Of 5,000 training images 500 have a label, 50 of each class, and a teacher looks at all.
 #   python tools/compare.py configs/compare/few_labels.py --out docs/results/few_labels
 # The teacher has its head. The task loss counts where there is a label, and the teacher's losses on every image.
 # Lengths, rates and views are those of without_labels.py.

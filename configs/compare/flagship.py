@@ -1,4 +1,5 @@
-# What does the flagship's student gain, and from what? The flagship's own images, models and training.
+# What does the flagship's student gain, and from what?
+# The flagship's own images, models and training.
 #   python tools/compare.py configs/compare/flagship.py --out docs/results/flagship --workers 2
 # One run takes 2 to 4 minutes of one core (OMP_NUM_THREADS=1). docs/results/index.md says what came out.
 _base_ = "../fbt_convnext_resmlp.py"

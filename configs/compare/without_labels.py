@@ -1,4 +1,5 @@
-# What does a fusion model add where nobody has labels? 5,000 training images without any, and a teacher without a head.
+# What does a fusion model add where nobody has labels?
+# 5,000 training images without any, and a teacher without a head.
 #   python tools/compare.py configs/compare/without_labels.py --out docs/results/without_labels
 # The losses of three methods, of features alone; beside them the student that has all 5,000 labels and no teacher.
 # Labels are used for figures only: k-NN and probe take those of the training images, and classify the test images.
