@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..console import console, relative, say
+    from ..data.image_files import printable
     from ..engine.device import resolve_device
     from ..engine.prediction import find_images, predict, write_predictions
     from ..engine.student import open_student
@@ -93,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
     if found.left_out:
         say(f"left out {len(found.left_out):,} files that cannot be used:")
         for path, reason in found.left_out[:SHOWN]:
-            say(f"         {path}: {reason}")
+            say(f"         {printable(path)}: {reason}")
         if (more := len(found.left_out) - SHOWN) > 0:
             say(f"         and {more:,} more")
     say(f"written  {', '.join(map(relative, written))}")
