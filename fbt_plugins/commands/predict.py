@@ -65,7 +65,9 @@ def main(argv: Sequence[str]) -> None:
     from ..engine.device import resolve_device
     from ..engine.prediction import find_images, predict, write_predictions
     from ..engine.student import open_student
+    from ..files import check_out
 
+    check_out(args.out)
     student = open_student(args.run)
     files, others = find_images(args.images)
     device = resolve_device(args.device, False)

@@ -128,7 +128,7 @@ def read_student(path: str | Path) -> Student:
     about = read_weights(str(path))[1]
     if "name" not in about:
         raise FBTError(f"{path}: it does not say which model it is: not a student of a run")
-    _check_about(path, about)
+    check_about(path, about)
     load_plugins()
     config = about.get("config") or {"type": "timm", "name": about["name"], **about["arguments"]}
     try:
@@ -138,7 +138,7 @@ def read_student(path: str | Path) -> Student:
     return Student(Path(path), model.eval(), about, _transform(model, about))
 
 
-def _check_about(path: str | Path, about: Mapping[str, Any]) -> None:
+def check_about(path: str | Path, about: Mapping[str, Any]) -> None:
     """Looks at what a file says beside the weights, as far as it is used here.
 
     Raises:

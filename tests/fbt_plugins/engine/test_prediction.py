@@ -97,6 +97,10 @@ def test_embeddings_as_an_array(
         (["{folder}/notes.txt"], "none of 1 files can be used; {folder}/notes.txt: is no readable image"),
         (["{folder}", "--out", "{there}"], "--out {there}: it exists; remove it, or write to another file"),
         (["{nothing}"], "{nothing}: no image there"),
+        (
+            ["{folder}", "--out", "{there}/x.csv"],
+            "--out {there}/x.csv: it cannot be written ({there}: Not a directory)",
+        ),
         (["{folder}", "--top", "0"], "--top is 1 or more"),
     ],
 )
