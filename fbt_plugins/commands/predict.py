@@ -85,12 +85,12 @@ def main(argv: Sequence[str]) -> None:
             student, files, args.embeddings, args.batch_size, device, args.workers, lambda n: bar.advance(task, n)
         )
     written = write_predictions(found, args.out, args.top)
-    say(f"student  {student.model.name} ({relative(student.path)})")
+    say(f"student  {student.model.name} ({printable(relative(student.path))})")
     what = f"the {len(found.classes)} classes" if found.classes else f"{found.values.shape[1]} features"
     say(f"images   {len(found.files):,}, {what} of each")
     if found.classes:
         counted = Counter(found.values.argmax(1).tolist()).most_common(SHOWN)
-        say(f"classes  {', '.join(f'{found.classes[number]} {count:,}' for number, count in counted)}")
+        say(f"classes  {', '.join(f'{printable(found.classes[number])} {count:,}' for number, count in counted)}")
     if others:
         say(f"others   {others:,} files in the folders are no images by their names")
     if found.left_out:
@@ -99,4 +99,4 @@ def main(argv: Sequence[str]) -> None:
             say(f"         {printable(path)}: {reason}")
         if (more := len(found.left_out) - SHOWN) > 0:
             say(f"         and {more:,} more")
-    say(f"written  {', '.join(map(relative, written))}")
+    say(f"written  {', '.join(printable(relative(path)) for path in written)}")

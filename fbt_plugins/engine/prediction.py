@@ -78,7 +78,7 @@ class _Images(Dataset[tuple[int, Tensor | str]]):
         try:
             image = read_image(path)
         except FBTError as error:
-            return position, " ".join(error.lines()).removeprefix(f"{path} ").removeprefix(f"{path}: ")
+            return position, " ".join(error.lines()).removeprefix(printable(path)).removeprefix(":").strip()
         try:
             tensor = self.transform(image)
         except (TypeError, ValueError, RuntimeError) as error:

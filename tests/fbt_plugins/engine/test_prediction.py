@@ -126,6 +126,18 @@ def test_a_name_that_is_no_text_comes_back_as_its_bytes(tmp_path: Path) -> None:
     assert json.loads(names.read_text(encoding="utf-8"))["files"] == [name]
 
 
+def test_images_of_such_names_are_answered_and_named(
+    whole: DistillRunner, pictures: Path, tmp_path: Path, tool: Callable[..., Done]
+) -> None:
+    good, bad = (tmp_path / os.fsdecode(name) for name in (b"good\xff.png", b"bad\xff.png"))
+    (pictures / "1.png").rename(good)
+    bad.touch()
+    out = tmp_path / os.fsdecode(b"out\xff.csv")
+    done = tool("predict", whole.work_dir, good, bad, "--out", out)
+    assert done.code == 0 and rf"{tmp_path}/bad\xff.png: is no readable image" in done.out, done.err
+    assert out.read_bytes().splitlines()[1].startswith(os.fsencode(good) + b",")
+
+
 def damaged(run: DistillRunner, folder: Path, **about: object) -> Path:
     """The student's file of a run that says something else about it, without a signature."""
     source, changed = Path(run.work_dir) / "student.safetensors", folder / "changed.safetensors"
