@@ -168,6 +168,8 @@ def nearest(name: object, known: Iterable[str], limit: int = 8) -> str:
     names = sorted(known)
     lower = {n.lower(): n for n in reversed(names)}
     asked = str(name).lower()
+    if asked in lower:  # written otherwise
+        return f"; did you mean {lower[asked]!r}?"
     begun = [n for n in lower if len(asked) > 2 and n.startswith(asked)]  # shortened, which is far in letters
     near = dict.fromkeys(begun + difflib.get_close_matches(asked, list(lower), n=3, cutoff=0.6))
     if close := [lower[n] for n in near][:3]:

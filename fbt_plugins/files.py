@@ -44,6 +44,22 @@ def write_atomic(path: str | Path, *data: bytes | memoryview | str) -> None:
     _sync(path.parent)
 
 
+def check_out(out: Path) -> None:
+    """Looks whether a file or folder can be made, by making one that leaves no trace: rights tell root nothing.
+
+    Raises:
+        FBTError: if it cannot.
+    """
+    place = out.absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise FBTError(f"--out {out}: it cannot be written ({place}: {error.strerror})") from error
+
+
 UNFINISHED = "unfinished"
 """Key of a summary.json that tells what failed after training; a finished run's has no such key."""
 

@@ -61,10 +61,13 @@ def main(argv: Sequence[str]) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..console import console, relative, say
+    from ..data.image_files import printable
     from ..engine.device import resolve_device
     from ..engine.prediction import find_images, predict, write_predictions
     from ..engine.student import open_student
+    from ..files import check_out
 
+    check_out(args.out)
     student = open_student(args.run)
     files, others = find_images(args.images)
     device = resolve_device(args.device, False)
@@ -82,18 +85,18 @@ def main(argv: Sequence[str]) -> None:
             student, files, args.embeddings, args.batch_size, device, args.workers, lambda n: bar.advance(task, n)
         )
     written = write_predictions(found, args.out, args.top)
-    say(f"student  {student.model.name} ({relative(student.path)})")
+    say(f"student  {student.model.name} ({printable(relative(student.path))})")
     what = f"the {len(found.classes)} classes" if found.classes else f"{found.values.shape[1]} features"
     say(f"images   {len(found.files):,}, {what} of each")
     if found.classes:
         counted = Counter(found.values.argmax(1).tolist()).most_common(SHOWN)
-        say(f"classes  {', '.join(f'{found.classes[number]} {count:,}' for number, count in counted)}")
+        say(f"classes  {', '.join(f'{printable(found.classes[number])} {count:,}' for number, count in counted)}")
     if others:
         say(f"others   {others:,} files in the folders are no images by their names")
     if found.left_out:
         say(f"left out {len(found.left_out):,} files that cannot be used:")
         for path, reason in found.left_out[:SHOWN]:
-            say(f"         {path}: {reason}")
+            say(f"         {printable(path)}: {reason}")
         if (more := len(found.left_out) - SHOWN) > 0:
             say(f"         and {more:,} more")
-    say(f"written  {', '.join(map(relative, written))}")
+    say(f"written  {', '.join(printable(relative(path)) for path in written)}")

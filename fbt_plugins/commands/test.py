@@ -54,15 +54,16 @@ def main(argv: Sequence[str]) -> None:
     # Imported late: --help and usage errors must not wait for the engine.
     from ..console import console, relative, say
     from ..engine.evaluation import find_split, find_trained, read_run, test_run
-    from ..files import write_atomic
+    from ..files import check_out, write_atomic
 
     config, folder = read_run(args.run, args.cfg_options, args.pair, args.method, args.device)
     split = find_split(config, args.split)
     weights = args.checkpoint or find_trained(folder)
-    with console.status(f"testing {relative(weights)}"):
-        tested = test_run(config, weights, split)
     part = f"_{weights.stem}" if args.checkpoint else ""
     out = args.out or folder / f"{split}_results{part}"
+    check_out(out)
+    with console.status(f"testing {relative(weights)}"):
+        tested = test_run(config, weights, split)
     written: dict[str, str | bytes] = {"test.json": as_json(tested), "test.md": as_markdown(tested)}
     if (picture := draw(tested)) is not None:
         written["confusion.png"] = picture

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.image_files import list_images, read_image
+from ..data.image_files import list_images, printable, read_image
 from ..errors import FBTError, one_line, user_path
 from ..files import write_atomic
 from .loaders import worker_context
@@ -78,7 +78,7 @@ class _Images(Dataset[tuple[int, Tensor | str]]):
         try:
             image = read_image(path)
         except FBTError as error:
-            return position, " ".join(error.lines()).removeprefix(f"{path} ").removeprefix(f"{path}: ")
+            return position, " ".join(error.lines()).removeprefix(printable(path)).removeprefix(":").strip()
         try:
             tensor = self.transform(image)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -111,7 +111,7 @@ def predict(
         done: told how many files were dealt with since it was last called.
 
     Raises:
-        FBTError: if none of the files can be read.
+        FBTError: if none of the files can be read, or what the student says is not finite.
     """
     model = student.model.to(device)
     embeddings = embeddings or model.num_classes == 0
@@ -124,12 +124,20 @@ def predict(
             with torch.no_grad():
                 known = model.knowledge(torch.stack([image for _, image in good]).to(device))
                 values = known.features if embeddings else known.output.softmax(1)
+            names = [files[position] for position, _ in good]
+            bad = values.isfinite().flatten(1).all(1).logical_not().tolist()
+            if any(bad):
+                what = "features" if embeddings else "outputs"
+                name = printable(names[bad.index(True)])
+                raise FBTError(
+                    f"{student.path}: the student's {what} are not finite ({name}), as where training diverged"
+                )
             rows.append(values.float().cpu().numpy())
-            found.files += [files[position] for position, _ in good]
+            found.files += names
         done(len(batch))
     if not rows:
         path, reason = found.left_out[0]
-        raise FBTError(f"none of {len(files):,} files can be used; {path}: {reason}")
+        raise FBTError(f"none of {len(files):,} files can be used; {printable(path)}: {reason}")
     found.values = np.concatenate(rows)
     return found
 
@@ -179,14 +187,13 @@ def write_predictions(found: Predictions, out: Path, top: int) -> list[Path]:
     """
     try:
         if out.suffix == ".csv":
-            write_atomic(out, as_csv(found, top))
+            write_atomic(out, as_csv(found, top).encode("utf-8", "surrogateescape"))  # names of files are any bytes
             return [out]
         array = io.BytesIO()
         np.save(array, found.values)
         names = out.with_name(f"{out.name}.json")
-        write_atomic(
-            names, json.dumps({"files": found.files, "classes": list(found.classes)}, ensure_ascii=False) + "\n"
-        )
+        text = json.dumps({"files": found.files, "classes": list(found.classes)}, ensure_ascii=False) + "\n"
+        write_atomic(names, text.encode("utf-8", "backslashreplace"))  # JSON's own way to write such a name
         write_atomic(out, array.getvalue())
         return [out, names]
     except OSError as error:

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from ..config.loading import load_plugins_of
 from ..data.transforms import build_transforms
-from ..errors import FBTError, one_line, user_path
+from ..errors import FBTError, one_line, short, user_path
 from ..models.staged import StagedModel, resized
 from ..models.weights import read_weights
 from ..registry.loading import load_plugins
@@ -128,6 +128,7 @@ def read_student(path: str | Path) -> Student:
     about = read_weights(str(path))[1]
     if "name" not in about:
         raise FBTError(f"{path}: it does not say which model it is: not a student of a run")
+    check_about(path, about)
     load_plugins()
     config = about.get("config") or {"type": "timm", "name": about["name"], **about["arguments"]}
     try:
@@ -135,6 +136,37 @@ def read_student(path: str | Path) -> Student:
     except TypeError as error:  # an architecture that is another one here
         raise FBTError(f"{path}: {one_line(error)}") from error
     return Student(Path(path), model.eval(), about, _transform(model, about))
+
+
+def check_about(path: str | Path, about: Mapping[str, Any]) -> None:
+    """Looks at what a file says beside the weights, as far as it is used here.
+
+    Raises:
+        FBTError: if a value is of another form than what :func:`about_student` and the run write.
+    """
+
+    def is_size(value: object) -> bool:
+        return isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
+
+    forms: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "name": ("text", lambda value: isinstance(value, str)),
+        "config": ("an object", lambda value: value is None or isinstance(value, dict)),
+        "arguments": (
+            "an object",
+            lambda value: isinstance(value, dict) or (value is None and bool(about.get("config"))),
+        ),
+        "transforms": ("a list of objects", lambda value: value is None or _is_list(value, dict)),
+        "image_size": ("[height, width]", lambda value: value is None or is_size(value)),
+        "classes": ("a list of names", lambda value: value is None or _is_list(value, str | int)),
+    }
+    for key, (form, fits) in forms.items():
+        if not fits(value := about.get(key)):
+            found = f"not {short(value)}" if key in about else "and it is missing"
+            raise FBTError(f"{path}: what it says about its model is damaged: {key!r} is {form}, {found}")
+
+
+def _is_list(value: object, kind: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, kind) for part in value)
 
 
 def load_student(path: str | Path) -> tuple[nn.Module, Callable[[Image | Tensor], Tensor]]:

@@ -90,7 +90,8 @@ class FeatureMetric(BaseMetric):
         seen = _seen(results)
         for name, values in seen.features.items():
             if not values.isfinite().all():
-                raise FBTError(f"{type(self).__name__}: features of the {name} are not finite")
+                why = ": training diverged; lower the learning rate (fbt distill --lr)" if name == "student" else ""
+                raise FBTError(f"{type(self).__name__}: features of the {name} are not finite{why}")
         return {f"{name}_{self.key}": value for name, value in self.measure(seen).items()}
 
     @abstractmethod

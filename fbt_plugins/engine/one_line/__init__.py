@@ -13,8 +13,10 @@ from ...config.loading import Arguments, config_of
 from ...console import relative, say
 from ...data.image_files import printable
 from ...errors import ConfigError, FBTError, one_line, typed, user_path
+from ...files import check_out
 from ...registry.loading import load_plugins
 from ...registry.registries import ARCHITECTURES
+from ..hooks.checkpoints import training_checkpoints
 from ..plan import Plan
 from .folder import AUTO, Folder, read_folder
 from .models import ShortName, fitted, named, own_size
@@ -174,7 +176,8 @@ def _out(out: str | Path, data: str | Path, resume: bool) -> Path:
     """The run's folder.
 
     Raises:
-        FBTError: if a run is in it that is not to go on, or other files are; it is a file, or lies among the images.
+        FBTError: if a run is in it that is not to go on, or other files are; if none is there to go on with; if it is a
+            file, cannot be made, or lies among the images.
     """
     path = user_path(out)
     if path.exists() and not path.is_dir():
@@ -195,6 +198,12 @@ def _out(out: str | Path, data: str | Path, resume: bool) -> Path:
         raise FBTError(
             f"--out {out}: it exists, and {printable(others[0])} is in it; name an empty folder, or a new one"
         )
+    if resume and not training_checkpoints(path, 1):
+        raise FBTError(
+            f"--resume: no checkpoint in --out {out}; to start from the beginning, leave out --resume and name an "
+            "empty folder, or a new one"
+        )
+    check_out(path)
     return path
 
 

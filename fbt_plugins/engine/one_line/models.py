@@ -13,6 +13,7 @@ from ...errors import ConfigError, FBTError, nearest, one_line, short, user_path
 from ...models.staged import StagedModel
 from ...models.weights import read_weights
 from ...registry.registries import ARCHITECTURES
+from ..student import check_about
 
 _LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "hf": "huggingface"}
 FORMS = "timm:NAME, torchvision:NAME, hf:NAME, FILE.py:FACTORY or package.module:FACTORY"
@@ -132,6 +133,8 @@ def _timm() -> list[str]:
 def _with_file(role: str, text: str, config: dict[str, Any], checkpoint: str) -> ShortName:
     """With the weights of a file; one that a run of ours wrote says what they are of."""
     about = {} if config["type"] == "huggingface" else read_weights(checkpoint)[1]
+    if "name" in about:
+        check_about(checkpoint, about)
     classes, count = tuple(map(str, about.get("classes") or ())), None
     written = about.get("config") or {}
     if all(written.get(key) == config.get(key) for key in ("type", "name", "path")):

@@ -125,8 +125,16 @@ def recipe(
         models: configs of teacher and student.
         size: pixels of a side of the images that come out of the pipeline.
         choices: what has been said.
+
+    Raises:
+        ConfigError: if there are fewer images than a batch is said to have.
     """
     few = max(2 ** int(math.log2(max(folder.images // 4, 1))), 8)
+    if (choices.batch_size or 0) > folder.images:
+        raise ConfigError(
+            f"--batch-size {choices.batch_size:,}: {folder.images:,} images make no batch of so many; "
+            f"say {folder.images:,} or less"
+        )
     batch = choices.batch_size or min(_BATCH, few, folder.images)
     steps = max(folder.images // batch, 1)
     epochs = choices.epochs or min(max(math.ceil(_STEPS / steps), _FEWEST), _MOST)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from forked import Done
 
+from fbt_plugins import FBTError
 from fbt_plugins.engine.evaluation import ClassFigures, Confusion
 from fbt_plugins.engine.evaluation import Tested as Found
+from fbt_plugins.engine.metrics import Retrieval
 from fbt_plugins.engine.runner import DistillRunner
 
 
@@ -78,12 +80,26 @@ def test_mistakes_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "end"),
+    [("student", r": training diverged; lower the learning rate \(fbt distill --lr\)$"), ("teacher", "$")],
+)
+def test_features_that_are_not_finite_say_why(name: str, end: str) -> None:
+    metric = Retrieval()
+    metric.process(
+        None, [{"labels": torch.zeros(2), "index": torch.arange(2), f"features/{name}": torch.ones(2, 2) / 0}]
+    )
+    with pytest.raises(FBTError, match=f"Retrieval: features of the {name} are not finite{end}"):
+        metric.compute_metrics(metric.results)
+
+
+@pytest.mark.parametrize(
     ("typed", "line"),
     [
         (["{empty}"], "run '{empty}': no config.py in it: it is no run's folder"),
         (["{unended}"], "run '{unended}': no run has ended there; train first, or name weights with --checkpoint"),
         (["{run}", "--checkpoint", "x.pth"], "checkpoint 'x.pth': no such file"),
         (["{run}", "--out", "{empty}"], "--out {empty}: it exists; remove it, or write to another folder"),
+        (["{run}", "--out", "/proc/out"], "--out /proc/out: it cannot be written (/proc: "),
         (["{run}", "--split", "train"], "argument --split: invalid choice: 'train'"),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import fbt_plugins
 import fbt_plugins.distill.edge
@@ -29,6 +30,7 @@ from fbt_plugins.engine.one_line.folder import read_folder
 from fbt_plugins.engine.one_line.models import fitted, named, own_size
 from fbt_plugins.engine.one_line.recipe import Choices, method
 from fbt_plugins.engine.plan import Plan
+from fbt_plugins.models.weights import METADATA_KEY
 from fbt_plugins.registry.registries import ARCHITECTURES
 
 CLASSES = ("cat", "dog", "emu")
@@ -332,6 +334,8 @@ def test_one_line_with_labels_and_again(fill: Fill, network: str, tmp_path: Path
         ("photos/out", "it lies in --data"),
         ("file", "it is a file"),
         ("photos", "it lies in --data"),
+        ("file/out", r"--out file/out: it cannot be written \(.*/file: Not a directory\)"),
+        ("/proc/out", r"--out /proc/out: it cannot be written \(/proc: "),
         (".", r"--out \.: it exists, and file is in it; name an empty folder, or a new one"),
     ],
 )
@@ -342,6 +346,37 @@ def test_an_out_that_cannot_be(
     Path("file").touch()
     with pytest.raises(FBTError, match=line):
         distill(data=fill({"": 8}), teacher=VIT, student=network, out=out)
+
+
+def test_a_run_that_is_not_there_cannot_go_on(fill: Fill, network: str, tmp_path: Path) -> None:
+    """Said with what this command has, which is less than fbt train."""
+    line = (
+        r"--resume: no checkpoint in --out .*; to start from the beginning, leave out --resume and name an empty folder"
+    )
+    with pytest.raises(FBTError, match=line) as found:
+        distill(data=fill({"": 8}), teacher=VIT, student=network, out=tmp_path / "out", resume=True)
+    assert "auto" not in str(found.value)
+
+
+def test_a_batch_of_more_images_than_there_are_fails_the_check(fill: Fill, network: str, tmp_path: Path) -> None:
+    line: dict[str, Any] = dict(data=fill({"": 12}), teacher=VIT, student=network, out=tmp_path / "out", check=True)
+    with pytest.raises(ConfigError, match=r"--batch-size 1,000: 9 images make no batch of so many; say 9 or less"):
+        distill(**line, img_size=16, batch_size=1000, workers=0, device="cpu")
+
+
+def test_a_method_in_other_letters_is_suggested() -> None:
+    with pytest.raises(ConfigError, match=r"--method FBT: there is no such method; did you mean 'fbt'\?$"):
+        method("FBT", labels=True, logits=True)
+
+
+def test_a_teachers_file_that_says_what_cannot_be(tmp_path: Path) -> None:
+    save_file(
+        {"x": torch.zeros(1)},
+        tmp_path / "t.safetensors",
+        {METADATA_KEY: '{"name": "a", "arguments": {}, "classes": 7}'},
+    )
+    with pytest.raises(FBTError, match=r"t\.safetensors: .*'classes' is a list of names, not int 7"):
+        named("teacher", "timm:resnet18", str(tmp_path / "t.safetensors"), True)
 
 
 def test_weights_that_cannot_be_downloaded_say_the_ways_out(

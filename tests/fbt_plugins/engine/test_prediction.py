@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,14 @@ import pytest
 import torch
 from forked import Done
 from PIL import Image
+from safetensors.torch import save_file
 
-from fbt_plugins import load_student
+from fbt_plugins import FBTError, load_student
 from fbt_plugins.data import FashionMNISTMini
+from fbt_plugins.engine.prediction import Predictions, predict, write_predictions
 from fbt_plugins.engine.runner import DistillRunner
+from fbt_plugins.engine.student import read_student
+from fbt_plugins.models.weights import METADATA_KEY, read_weights
 
 GIVEN = 4
 
@@ -92,6 +97,10 @@ def test_embeddings_as_an_array(
         (["{folder}/notes.txt"], "none of 1 files can be used; {folder}/notes.txt: is no readable image"),
         (["{folder}", "--out", "{there}"], "--out {there}: it exists; remove it, or write to another file"),
         (["{nothing}"], "{nothing}: no image there"),
+        (
+            ["{folder}", "--out", "{there}/x.csv"],
+            "--out {there}/x.csv: it cannot be written ({there}: Not a directory)",
+        ),
         (["{folder}", "--top", "0"], "--top is 1 or more"),
     ],
 )
@@ -104,3 +113,65 @@ def test_what_is_wrong_is_one_line(
     code, out, err = tool("predict", whole.work_dir, *(word.format(**places) for word in typed))
     assert code == 2 and not out and err.count("\n") == 1, err
     assert err.startswith(f"error: {line.format(**places)}")
+
+
+def test_a_name_that_is_no_text_comes_back_as_its_bytes(tmp_path: Path) -> None:
+    """Linux' names are any bytes but NUL; Python has those that are no UTF-8 as lone surrogates."""
+    name = os.fsdecode(b"caf\xff\xc3\xa9.png")
+    for classes in (["cat"], []):
+        found = Predictions(classes, [name], np.ones((1, 1), np.float32))
+        (path,) = write_predictions(found, tmp_path / f"{len(classes)}.csv", 1)
+        assert path.read_bytes().splitlines()[1].startswith(os.fsencode(name) + b",")
+    _, names = write_predictions(found, tmp_path / "x.npy", 1)
+    assert json.loads(names.read_text(encoding="utf-8"))["files"] == [name]
+
+
+def test_images_of_such_names_are_answered_and_named(
+    whole: DistillRunner, pictures: Path, tmp_path: Path, tool: Callable[..., Done]
+) -> None:
+    good, bad = (tmp_path / os.fsdecode(name) for name in (b"good\xff.png", b"bad\xff.png"))
+    (pictures / "1.png").rename(good)
+    bad.touch()
+    out = tmp_path / os.fsdecode(b"out\xff.csv")
+    done = tool("predict", whole.work_dir, good, bad, "--out", out)
+    assert done.code == 0 and rf"{tmp_path}/bad\xff.png: is no readable image" in done.out, done.err
+    assert out.read_bytes().splitlines()[1].startswith(os.fsencode(good) + b",")
+
+
+def damaged(run: DistillRunner, folder: Path, **about: object) -> Path:
+    """The student's file of a run that says something else about it, without a signature."""
+    source, changed = Path(run.work_dir) / "student.safetensors", folder / "changed.safetensors"
+    tensors, said = read_weights(str(source))
+    said = {key: value for key, value in {**said, **about}.items() if value != "missing"}
+    save_file(tensors, changed, metadata={METADATA_KEY: json.dumps(said)})
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("about", "line"),
+    [
+        ({"classes": 7}, r"'classes' is a list of names, not int 7"),
+        ({"image_size": "big"}, r"'image_size' is \[height, width\], not str 'big'"),
+        ({"transforms": ["x"]}, r"'transforms' is a list of objects, not list \['x'\]"),
+        ({"config": 3}, r"'config' is an object, not int 3"),
+        ({"name": 3}, r"'name' is text, not int 3"),
+        ({"config": "missing", "arguments": "missing"}, r"'arguments' is an object, and it is missing"),
+    ],
+)
+def test_a_file_that_says_what_cannot_be(
+    whole: DistillRunner, tmp_path: Path, about: dict[str, object], line: str
+) -> None:
+    path = damaged(whole, tmp_path, **about)
+    with pytest.raises(FBTError, match=rf"changed\.safetensors: what it says about its model is damaged: {line}"):
+        read_student(path)
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_outputs_that_are_not_finite_are_no_answer(
+    whole: DistillRunner, pictures: Path, tmp_path: Path, embeddings: bool
+) -> None:
+    student = read_student(damaged(whole, tmp_path))
+    for weights in student.model.net.parameters():
+        weights.data.fill_(float("nan"))
+    with pytest.raises(FBTError, match=r"the student's (outputs|features) are not finite \(.*1\.png\)"):
+        predict(student, [str(pictures / "1.png")], embeddings)
