@@ -22,7 +22,7 @@ from .blame import blaming
 from .build import FUSION, Config, build, family_given, specs_given
 from .edge import STUDENT, TEACHER, Edge
 from .fusion import FusionModel
-from .images import check_images, check_one_normalisation
+from .images import check_images, check_labels, check_one_normalisation
 from .loss_contract import StepLosses
 from .needs import Step, asked_of_teacher, needed_stages, single_splices, spliced, start_of
 from .splice import in_words
@@ -240,20 +240,19 @@ class Distiller(BaseModel):
             inputs: images (N, C, H, W) in [0, 1], or normalised if :meth:`from_models` was told so.
             labels: (N,) or (N, classes), as in :class:`Batch`; None where no loss takes any.
             index: (N,) positions in the data set, for losses that remember them.
-            mode: mmengine says "loss". None is anybody else's call, whose first images are looked at.
+            mode: mmengine says "loss". None is anybody else's call, whose first images and labels are looked at.
             view: (N,) which view of its image each input is, where the data set has fixed ones; only passed through.
             teacher_features, teacher_logits: (N, D) and (N, C) (None of an encoder), what the teacher knows about these
                 very inputs; losses then take them, in float32, and the teacher is not run on the images.
             teacher_stages: with them, outputs of the teacher's stages by number, all of :meth:`asked_of_teacher`.
 
         Raises:
-            ConfigError: if the first images are no such images.
+            ConfigError: if the first images are no such images, or the labels no such labels.
         """
         if mode not in (None, "loss"):
             raise ValueError(f"mode is 'loss', or None, not {mode!r}; predict() gives logits")
         if mode is None and not self._images_seen and not torch.compiler.is_compiling():
-            fixed = self.fusions or any(any(edge.needs.values()) for edge in self.edges.values())
-            check_images(inputs, self.image_size if fixed else None, self._normalised)
+            self._look_at(inputs, labels)
             self._images_seen = True
         given = None
         if teacher_features is not None:
@@ -261,6 +260,15 @@ class Distiller(BaseModel):
             logits = None if teacher_logits is None else teacher_logits.float()
             given = Knowledge(teacher_features.float(), logits, stages)
         return self.losses(inputs, Batch(labels, index), given)
+
+    def _look_at(self, images: Any, labels: Any) -> None:
+        edges = self.edges.values()
+        fixed = self.fusions or any(any(edge.needs.values()) for edge in edges)
+        channels = {model.in_chans for model in self.models.values()}
+        check_images(images, channels, self.image_size if fixed else None, self._normalised)
+        if labels is not None:
+            compared = any(edge.compares for edge in edges)
+            check_labels(labels, len(images), self.student.num_classes if compared else None)
 
     def prepare(self, images: Tensor, role: str) -> Tensor:
         """Images in [0, 1] as a model wants them: resized where it says so, normalised with its own mean and std."""

@@ -119,6 +119,15 @@ def test_a_step_can_be_planned(images: torch.Tensor, labels: torch.Tensor) -> No
             lambda x: nn.functional.interpolate(x, (48, 64)),
             r"48x64 pixels.* 32x32: say image_size=\(48, 64\)",
         ),
+        "with NaN": (lambda x: x.where(x > x.min(), torch.nan), "NaN or infinite"),
+        "none": (lambda x: x[:0], "the batch is empty"),
+        "channels last": (
+            lambda x: x.permute(0, 2, 3, 1),
+            r"models take 3; the channels are last: give images.permute",
+        ),
+        "four channels": (lambda x: x[:, [0, 1, 2, 0]], r"4 channels, and the models take 3; give \(N, C, H, W\)"),
+        "a list": (list, "the images are a list; give one tensor"),
+        "one image": (lambda x: x[0], r"of shape \(3, 32, 32\); give one tensor \(N, C, H, W\)"),
     }.values(),
 )
 def test_the_first_images_are_looked_at(wrong: Any, line: str, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -127,6 +136,34 @@ def test_the_first_images_are_looked_at(wrong: Any, line: str, images: torch.Ten
         distiller(wrong(images), labels)
     distiller(images + 0.04, labels)
     distiller(images * 3, labels)  # a loop does not wait for a look at every batch
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    {
+        "floats": (lambda y: y.float(), r"are torch.float32 of shape \(\d+,\); give \(\d+,\) class numbers"),
+        "int32": (lambda y: y.int(), "are torch.int32"),
+        "too large": (lambda y: y + 10, "have class number 1[0-9]; give numbers from 0 to 9, -1 for an image without"),
+        "below -1": (lambda y: y.clamp(max=0) - 2, "class number -2"),
+        "too few": (lambda y: y[1:], "are torch.int64 of shape"),
+        "other classes": (lambda y: torch.eye(7)[y % 7], r"7\); give .*, 10\) floating-point soft labels"),
+        "soft NaN": (lambda y: torch.eye(10)[y] * torch.nan, "NaN or infinite"),
+        "a list": (lambda y: y.tolist(), "the labels are a list; give a tensor"),
+    }.values(),
+)
+def test_the_first_labels_are_looked_at(wrong: Any, line: str, images: torch.Tensor, labels: torch.Tensor) -> None:
+    distiller = of_nets()
+    with pytest.raises(ConfigError, match=line) as error:
+        distiller(images, wrong(labels))
+    assert "\n" not in str(error.value)
+    distiller(images, torch.where(labels == labels[0], -1, labels))
+
+
+def test_soft_labels_are_fine_and_numbers_of_any_class_where_no_logits_are_compared(
+    images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    of_nets()(images, torch.eye(10)[labels])
+    of_nets(**FEATURES)(images, labels + 90)
 
 
 def test_other_sizes_are_fine_where_nothing_is_built_for_one(images: torch.Tensor, labels: torch.Tensor) -> None:
