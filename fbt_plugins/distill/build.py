@@ -16,7 +16,7 @@ from .blame import blaming
 from .edge import SLOTS, STUDENT, TASK, TEACHER, Edge, parse_edges, split_name
 from .edge_schedule import TIMES, Schedule, checked_weight, gap
 from .fusion import BORROWED, TAILS, FusionModel, NoJunctionsError
-from .given import check_dict
+from .given import check_data_info, check_dict
 from .loss_contract import ModelInfo
 from .splice import AUTO, more_local, parse_all
 
@@ -78,6 +78,7 @@ def build(
         ConfigError: with everything that does not fit, one line each.
     """
     problems: list[str] = []
+    _collect(problems, "", check_data_info, data_info)
     models = {STUDENT: _collect(problems, f"model.{STUDENT}", _model, student, image_size)}
     if teacher:
         models[TEACHER] = _collect(problems, f"model.{TEACHER}", _model, teacher, image_size)

@@ -11,10 +11,10 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..errors import nearest
+from ..errors import ConfigError, nearest
 from ..models.knowledge import Batch, Knowledge
 from ..models.net_part import Unowned
-from ..models.staged import StagedModel, StageSpec, pixels, resized
+from ..models.staged import StagedModel, StageSpec, resized
 from ..randomness import derive_seed
 from ..registry.loading import load_plugins
 from ..registry.registries import ARCHITECTURES
@@ -22,6 +22,7 @@ from .blame import blaming
 from .build import FUSION, Config, build, family_given, specs_given
 from .edge import STUDENT, TEACHER, Edge
 from .fusion import FusionModel
+from .given import checked_size
 from .images import check_images, check_labels, check_one_normalisation
 from .loss_contract import StepLosses
 from .needs import Step, asked_of_teacher, needed_stages, single_splices, spliced, start_of
@@ -85,7 +86,9 @@ class Distiller(BaseModel):
         super().__init__(data_preprocessor=data_preprocessor)
         load_plugins()
         defaults = {"feature": feature_loss, "logit": logit_loss, "stage": stage_loss}
-        parts = build(student, teacher, fusion, edges, defaults, task_loss, image_size, data_info or {})
+        parts = build(
+            student, teacher, fusion, edges, defaults, task_loss, image_size, {} if data_info is None else data_info
+        )
         self.image_size, self.types = parts.image_size, parts.types
         self.student = parts.models[STUDENT]
         self._teacher = Unowned(parts.models.get(TEACHER))  # no optimizer, checkpoint, EMA or DDP sees its weights
@@ -134,7 +137,9 @@ class Distiller(BaseModel):
         Raises:
             ConfigError: with everything that does not fit, one line each.
         """
-        size = None if image_size is None else pixels(image_size)
+        if not isinstance(normalised, bool):
+            raise ConfigError(f"normalised: expected True or False, got {normalised!r}")
+        size = checked_size(image_size)
         losses = feature_loss, logit_loss, stage_loss, task_loss
         distiller = cls(student, teacher, fusion, edges, *losses, image_size=size, data_info=data_info).train()
         if normalised:

@@ -106,6 +106,30 @@ def test_a_step_can_be_planned(images: torch.Tensor, labels: torch.Tensor) -> No
     torch.testing.assert_close(half["fusion_to_student/logit"], whole["fusion_to_student/logit"] / 2)
 
 
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        *(
+            (dict(image_size=size), [f"image_size: expected a number of pixels, or (height, width), got {size!r}"])
+            for size in ("64", 64.5, 0, -64, (3, 64, 64), True, ("64", "64"))
+        ),
+        (dict(data_info=5), ["data_info: expected a dict such as dict(num_classes=10), got 5"]),
+        (
+            dict(data_info=dict(num_clases=4, num_samples=2.5)),
+            [
+                "data_info: no key 'num_clases'; did you mean 'num_classes' or 'num_samples' or 'num_labelled'?",
+                "data_info: num_samples must be a whole number from 0, not 2.5",
+            ],
+        ),
+        (dict(normalised="no"), ["normalised: expected True or False, got 'no'"]),
+    ],
+)
+def test_what_is_said_about_the_images_is_looked_at(options: dict[str, Any], lines: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        Distiller.from_models(None, nn.Linear(2, 2), **options)
+    assert [line for line in error.value.problems if not line.startswith("model.student")] == lines
+
+
 # ---- images --------------------------------------------------------------------------------------------------------
 
 
