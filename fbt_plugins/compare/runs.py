@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from optuna.trial import FrozenTrial
 
+from ..config.matrix import is_seed
 from ..console import say
-from ..errors import FBTError
+from ..errors import ConfigError, FBTError
 from ..files import append_line, is_finished
 from ..jobs.study import Claim, Run, SharedStudy
 from ..jobs.workers import Process, Workers, last_line
@@ -44,6 +45,9 @@ class Runs(Workers[Run]):
 
     Attributes:
         done: finished runs, whoever has done them.
+
+    Raises:
+        ConfigError: if one of them has a seed that no run can have.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class Runs(Workers[Run]):
         results: Path,
         workers: int = 1,
     ) -> None:
+        if wrong := [run.seed for run in wanted if not is_seed(run.seed)]:  # before they are in the study
+            raise ConfigError(f"a seed is a whole number from 0 to 2**32 - 1, not {wrong[0]}")
         super().__init__(study, wanted, workers)
         self.command, self.folder, self.results = command, folder, results
         self.done: dict[Run, Trial] = {}

@@ -58,7 +58,7 @@ class Matrix:
                 problems.append(f"{key}: {wrong[0]!r} cannot be a folder's name, which each of them is")
         seeds = config.get("seeds", (0,))
         if not _are_seeds(seeds):
-            problems.append(f"seeds: expected a list of whole numbers, got {seeds!r}")
+            problems.append(f"seeds: expected a list of whole numbers from 0 to 2**32 - 1, got {seeds!r}")
         controls = config.get("controls", {})
         if not isinstance(controls, Mapping) or not all(isinstance(about, str) for about in controls.values()):
             problems.append(f"controls: expected a dict of words by method, got {controls!r}")
@@ -189,7 +189,7 @@ def _problems_of(method: str, overrides: Mapping[str, Any], known: Mapping[str, 
     seeds, by_seed = overrides.get("seeds", (0,)), overrides.get("best_of", {})
     problems = []
     if not _are_seeds(seeds):
-        problems.append(f"methods.{method}.seeds: expected a list of whole numbers, got {seeds!r}")
+        problems.append(f"methods.{method}.seeds: expected a list of whole numbers from 0 to 2**32 - 1, got {seeds!r}")
     if not isinstance(by_seed, Mapping) or not all(
         type(k) is int and isinstance(v, list | tuple) for k, v in by_seed.items()
     ):
@@ -202,8 +202,13 @@ def _problems_of(method: str, overrides: Mapping[str, Any], known: Mapping[str, 
     ]
 
 
+def is_seed(value: Any) -> bool:
+    """Whether a run can have it: numpy takes whole numbers of 32 bits."""
+    return type(value) is int and 0 <= value < 2**32
+
+
 def _are_seeds(seeds: Any) -> bool:
-    return isinstance(seeds, list | tuple) and bool(seeds) and all(type(seed) is int for seed in seeds)
+    return isinstance(seeds, list | tuple) and bool(seeds) and all(map(is_seed, seeds))
 
 
 def _near(name: str, known: Collection[str]) -> str:

@@ -12,6 +12,8 @@ from typing import Any, Final
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from ..errors import ConfigError, is_number
+
 DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
     "step_seed": {"type": "StepSeedHook"},
     "sampler_seed": {"type": "DistSamplerSeedHook"},
@@ -30,6 +32,10 @@ ABSENT: Final = object()
 """Default of an option that is in a config only where somebody has put it there."""
 
 
+def _in_percent(value: float) -> bool:
+    return is_number(value) and 0 <= value <= 100
+
+
 @dataclass(frozen=True)
 class Reference:
     """A published figure, which a run is compared with.
@@ -37,10 +43,17 @@ class Reference:
     Attributes:
         top1: the figure, in percent.
         source: where it was published.
+
+    Raises:
+        ConfigError: if the figure is no percentage.
     """
 
     top1: float
     source: str
+
+    def __post_init__(self) -> None:
+        if not _in_percent(self.top1):
+            raise ConfigError(f"reference: top1 is in percent, from 0 to 100, not {self.top1!r}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,9 @@ class WithoutTeacher:
         seeds: how many runs.
         training: their :func:`~fbt_plugins.config.hashing.training_hash`. A run of another training does not show it.
         command: what repeats them.
+
+    Raises:
+        ConfigError: if a figure cannot be what it is said to be.
     """
 
     top1: float
@@ -60,6 +76,17 @@ class WithoutTeacher:
     seeds: int
     training: str
     command: str
+
+    def __post_init__(self) -> None:
+        wrong = []
+        if not _in_percent(self.top1):
+            wrong.append(f"top1 is in percent, from 0 to 100, not {self.top1!r}")
+        if not is_number(self.std) or self.std < 0:
+            wrong.append(f"std is a number from 0, not {self.std!r}")
+        if type(self.seeds) is not int or self.seeds < 1:
+            wrong.append(f"seeds is how many runs, a whole number from 1, not {self.seeds!r}")
+        if wrong:
+            raise ConfigError([f"without_teacher: {line}" for line in wrong])
 
 
 @dataclass(frozen=True)

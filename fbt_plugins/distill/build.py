@@ -16,6 +16,7 @@ from .blame import blaming
 from .edge import SLOTS, STUDENT, TASK, TEACHER, Edge, parse_edges, split_name
 from .edge_schedule import TIMES, Schedule, checked_weight, gap
 from .fusion import BORROWED, TAILS, FusionModel, NoJunctionsError
+from .given import check_data_info, check_dict
 from .loss_contract import ModelInfo
 from .splice import AUTO, more_local, parse_all
 
@@ -77,6 +78,7 @@ def build(
         ConfigError: with everything that does not fit, one line each.
     """
     problems: list[str] = []
+    _collect(problems, "", check_data_info, data_info)
     models = {STUDENT: _collect(problems, f"model.{STUDENT}", _model, student, image_size)}
     if teacher:
         models[TEACHER] = _collect(problems, f"model.{TEACHER}", _model, teacher, image_size)
@@ -232,8 +234,7 @@ class _Builder:
 def _task_options(config: Config) -> dict[str, Any]:
     """The task loss as an edge: its arguments, as :func:`parse_edges` gives those of the others."""
     place = f"model.{TASK}_loss"
-    if not isinstance(config, Mapping):
-        raise ConfigError(f"{place}: loss: expected a dict with a 'type', got {config!r}")
+    check_dict(config, TASK, place)
     problems: list[str] = []
     _collect(problems, "", checked_weight, config.get("weight", 1.0), place)
     times = {key: config[key] for key in TIMES if key in config}
@@ -275,10 +276,11 @@ def named_fusions(fusion: Config | None) -> dict[str, Config]:
     """A config's fusions by name; one that has none is called "fusion".
 
     Raises:
-        ConfigError: if one of them is no strategy.
+        ConfigError: if it, or one of them, is no strategy.
     """
     if not fusion:
         return {}
+    check_dict(fusion, FUSION, f"model.{FUSION}")
     if "type" in fusion:
         return {FUSION: fusion}
     wrong = [n for n, c in fusion.items() if not isinstance(c, Mapping)]

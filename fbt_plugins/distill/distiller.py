@@ -11,10 +11,10 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..errors import nearest
+from ..errors import ConfigError, nearest
 from ..models.knowledge import Batch, Knowledge
 from ..models.net_part import Unowned
-from ..models.staged import StagedModel, StageSpec, pixels, resized
+from ..models.staged import StagedModel, StageSpec, resized
 from ..randomness import derive_seed
 from ..registry.loading import load_plugins
 from ..registry.registries import ARCHITECTURES
@@ -22,7 +22,8 @@ from .blame import blaming
 from .build import FUSION, Config, build, family_given, specs_given
 from .edge import STUDENT, TEACHER, Edge
 from .fusion import FusionModel
-from .images import check_images, check_one_normalisation
+from .given import checked_size
+from .images import check_images, check_labels, check_one_normalisation
 from .loss_contract import StepLosses
 from .needs import Step, asked_of_teacher, needed_stages, single_splices, spliced, start_of
 from .splice import in_words
@@ -85,7 +86,9 @@ class Distiller(BaseModel):
         super().__init__(data_preprocessor=data_preprocessor)
         load_plugins()
         defaults = {"feature": feature_loss, "logit": logit_loss, "stage": stage_loss}
-        parts = build(student, teacher, fusion, edges, defaults, task_loss, image_size, data_info or {})
+        parts = build(
+            student, teacher, fusion, edges, defaults, task_loss, image_size, {} if data_info is None else data_info
+        )
         self.image_size, self.types = parts.image_size, parts.types
         self.student = parts.models[STUDENT]
         self._teacher = Unowned(parts.models.get(TEACHER))  # no optimizer, checkpoint, EMA or DDP sees its weights
@@ -134,7 +137,9 @@ class Distiller(BaseModel):
         Raises:
             ConfigError: with everything that does not fit, one line each.
         """
-        size = None if image_size is None else pixels(image_size)
+        if not isinstance(normalised, bool):
+            raise ConfigError(f"normalised: expected True or False, got {normalised!r}")
+        size = checked_size(image_size)
         losses = feature_loss, logit_loss, stage_loss, task_loss
         distiller = cls(student, teacher, fusion, edges, *losses, image_size=size, data_info=data_info).train()
         if normalised:
@@ -240,20 +245,19 @@ class Distiller(BaseModel):
             inputs: images (N, C, H, W) in [0, 1], or normalised if :meth:`from_models` was told so.
             labels: (N,) or (N, classes), as in :class:`Batch`; None where no loss takes any.
             index: (N,) positions in the data set, for losses that remember them.
-            mode: mmengine says "loss". None is anybody else's call, whose first images are looked at.
+            mode: mmengine says "loss". None is anybody else's call, whose first images and labels are looked at.
             view: (N,) which view of its image each input is, where the data set has fixed ones; only passed through.
             teacher_features, teacher_logits: (N, D) and (N, C) (None of an encoder), what the teacher knows about these
                 very inputs; losses then take them, in float32, and the teacher is not run on the images.
             teacher_stages: with them, outputs of the teacher's stages by number, all of :meth:`asked_of_teacher`.
 
         Raises:
-            ConfigError: if the first images are no such images.
+            ConfigError: if the first images are no such images, or the labels no such labels.
         """
         if mode not in (None, "loss"):
             raise ValueError(f"mode is 'loss', or None, not {mode!r}; predict() gives logits")
         if mode is None and not self._images_seen and not torch.compiler.is_compiling():
-            fixed = self.fusions or any(any(edge.needs.values()) for edge in self.edges.values())
-            check_images(inputs, self.image_size if fixed else None, self._normalised)
+            self._look_at(inputs, labels)
             self._images_seen = True
         given = None
         if teacher_features is not None:
@@ -261,6 +265,15 @@ class Distiller(BaseModel):
             logits = None if teacher_logits is None else teacher_logits.float()
             given = Knowledge(teacher_features.float(), logits, stages)
         return self.losses(inputs, Batch(labels, index), given)
+
+    def _look_at(self, images: Any, labels: Any) -> None:
+        edges = self.edges.values()
+        fixed = self.fusions or any(any(edge.needs.values()) for edge in edges)
+        channels = {model.in_chans for model in self.models.values()}
+        check_images(images, channels, self.image_size if fixed else None, self._normalised)
+        if labels is not None:
+            compared = any(edge.compares for edge in edges)
+            check_labels(labels, len(images), self.student.num_classes if compared else None)
 
     def prepare(self, images: Tensor, role: str) -> Tensor:
         """Images in [0, 1] as a model wants them: resized where it says so, normalised with its own mean and std."""

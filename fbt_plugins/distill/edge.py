@@ -13,6 +13,7 @@ from ..registry.registries import LOSSES
 from .blame import blaming_loss
 from .edge_gates import GATES
 from .edge_schedule import TIMES, Schedule, checked_weight
+from .given import check_dict
 from .loss_contract import (
     ModelInfo,
     check_extra,
@@ -100,6 +101,7 @@ class Edge(nn.Module):
         for slot, config in losses.items():
             if config is None:
                 continue
+            check_dict(config, slot, places[slot])
             options = dict(config)
             self.weights[slot] = checked_weight(options.pop("weight", 1.0), places[slot])
             try:

@@ -241,6 +241,7 @@ def test_a_database_that_goes_away_is_one_line(compare: Callable, monkeypatch: p
         (("grid.py", "--methods", "fbtt"), "no method 'fbtt'; did you mean 'fbt'"),
         (("grid.py", "--workers", "0"), "--workers is 1 or more"),
         (("grid.py", "--seeds", "x"), "invalid int value"),
+        (("grid.py", "--seeds", "0", "-1"), "error: a seed is a whole number from 0 to 2**32 - 1, not -1"),
         (
             ("grid.py", "--results", "trials"),
             "trials: no finished runs; expected is a trials.jsonl, or a folder that has",

@@ -12,7 +12,7 @@ from fbt_plugins.config import locating
 from fbt_plugins.config.loading import Arguments, load_config, run_config
 from fbt_plugins.config.locating import config_folder, find_config, shipped_configs, typed_config
 from fbt_plugins.config.merging import merge, merge_options
-from fbt_plugins.config.options import DEFAULTS, as_file
+from fbt_plugins.config.options import DEFAULTS, Reference, WithoutTeacher, as_file
 from fbt_plugins.engine.teacher_run import TeacherRun
 from fbt_plugins.errors import ConfigError, user_path
 
@@ -305,3 +305,17 @@ def test_a_key_that_is_there_twice_is_refused(file: str, text: str, says: str, t
 def test_yaml_may_merge_mappings_that_share_keys(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("one: &one {a: 1, b: 2}\ntwo: {<<: *one, b: 3}\n")
     assert load_config(tmp_path / "c.yaml").two == dict(a=1, b=3)
+
+
+def test_figures_to_compare_with_are_figures() -> None:
+    shipped = WithoutTeacher(top1=80.5, std=0, seeds=1, training="c0ffee", command="fbt train")
+    for name, wrong in dict(top1=(800, -1, math.nan), std=(-1, math.nan, math.inf), seeds=(0, -2, 2.5, True)).items():
+        for value in wrong:
+            with pytest.raises(ConfigError, match=f"^without_teacher: {name} is .*, not {value!r}$"):
+                replace(shipped, **{name: value})
+    with pytest.raises(ConfigError) as error:
+        replace(shipped, top1=800, std=-1, seeds=0)
+    assert len(error.value.problems) == 3
+    for top1 in (800, -1, math.nan):
+        with pytest.raises(ConfigError, match=f"^reference: top1 is in percent, from 0 to 100, not {top1!r}$"):
+            Reference(top1, "a table")

@@ -112,8 +112,9 @@ def test_a_plain_config_has_no_cells(path: Path) -> None:
         (dict(pairs={"a": {}}, methods={"kd": {}}, controls=["kd"]), r"controls: expected a dict of words by method"),
         (
             dict(pairs={"a": {}}, methods={"m": dict(seeds=3)}),
-            "methods.m.seeds: expected a list of whole numbers, got 3",
+            "methods.m.seeds: expected a list of whole numbers from 0 to .*, got 3",
         ),
+        (dict(pairs={"a": {}}, methods={"m": {}}, seeds=[0, -1]), r"seeds: expected .* from 0 to .*, got \[0, -1\]"),
         (
             dict(pairs={"a": {}}, methods={"m": dict(best_of=["n"])}),
             "m.best_of: expected a dict of lists of methods by",

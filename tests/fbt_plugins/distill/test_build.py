@@ -99,6 +99,37 @@ def test_says_everything_that_does_not_fit(make: Make, options: dict, reasons: l
     assert all(any(r in line for line in error.value.problems) for r in reasons), error.value.problems
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (dict(logit_loss="KDLoss"), "model.logit_loss: expected a dict such as dict(type='KDLoss'), got 'KDLoss'"),
+        (dict(logit_loss="OFALoss"), "model.logit_loss: expected a dict such as dict(type='OFALoss'), got 'OFALoss'"),
+        (dict(feature_loss=5), "model.feature_loss: expected a dict such as dict(type='InfoNCELoss'), got 5"),
+        (
+            dict(stage_loss=["FitNetLoss"]),
+            "model.stage_loss: expected a dict such as dict(type='FitNetLoss'), got ['FitNetLoss']",
+        ),
+        (
+            dict(logit_loss=nn.MSELoss()),
+            "model.logit_loss: expected a dict such as dict(type='KDLoss'), got MSELoss",
+        ),
+        (
+            dict(task_loss="CrossEntropyLoss"),
+            "model.task_loss: expected a dict such as dict(type='CrossEntropyLoss'), got 'CrossEntropyLoss'",
+        ),
+        (dict(fusion="L2GFusion"), "model.fusion: expected a dict such as dict(type='L2GFusion'), got 'L2GFusion'"),
+        (
+            dict(edges=[*EDGES[1:], dict(name=EDGES[0], logit_loss="KDLoss")]),
+            f"model.edges.{EDGES[0]}.logit_loss: expected a dict such as dict(type='KDLoss'), got 'KDLoss'",
+        ),
+    ],
+)
+def test_a_name_in_the_place_of_a_dict_is_one_line(make: Make, options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make(**options)
+    assert error.value.problems == [line]
+
+
 def test_a_loss_gets_the_stages_it_needs_and_is_set_up_once(
     make: Make,
     images: torch.Tensor,

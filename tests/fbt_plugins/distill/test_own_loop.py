@@ -106,6 +106,30 @@ def test_a_step_can_be_planned(images: torch.Tensor, labels: torch.Tensor) -> No
     torch.testing.assert_close(half["fusion_to_student/logit"], whole["fusion_to_student/logit"] / 2)
 
 
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        *(
+            (dict(image_size=size), [f"image_size: expected a number of pixels, or (height, width), got {size!r}"])
+            for size in ("64", 64.5, 0, -64, (3, 64, 64), True, ("64", "64"))
+        ),
+        (dict(data_info=5), ["data_info: expected a dict such as dict(num_classes=10), got 5"]),
+        (
+            dict(data_info=dict(num_clases=4, num_samples=2.5)),
+            [
+                "data_info: no key 'num_clases'; did you mean 'num_classes' or 'num_samples' or 'num_labelled'?",
+                "data_info: num_samples must be a whole number from 0, not 2.5",
+            ],
+        ),
+        (dict(normalised="no"), ["normalised: expected True or False, got 'no'"]),
+    ],
+)
+def test_what_is_said_about_the_images_is_looked_at(options: dict[str, Any], lines: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        Distiller.from_models(None, nn.Linear(2, 2), **options)
+    assert [line for line in error.value.problems if not line.startswith("model.student")] == lines
+
+
 # ---- images --------------------------------------------------------------------------------------------------------
 
 
@@ -119,6 +143,15 @@ def test_a_step_can_be_planned(images: torch.Tensor, labels: torch.Tensor) -> No
             lambda x: nn.functional.interpolate(x, (48, 64)),
             r"48x64 pixels.* 32x32: say image_size=\(48, 64\)",
         ),
+        "with NaN": (lambda x: x.where(x > x.min(), torch.nan), "NaN or infinite"),
+        "none": (lambda x: x[:0], "the batch is empty"),
+        "channels last": (
+            lambda x: x.permute(0, 2, 3, 1),
+            r"models take 3; the channels are last: give images.permute",
+        ),
+        "four channels": (lambda x: x[:, [0, 1, 2, 0]], r"4 channels, and the models take 3; give \(N, C, H, W\)"),
+        "a list": (list, "the images are a list; give one tensor"),
+        "one image": (lambda x: x[0], r"of shape \(3, 32, 32\); give one tensor \(N, C, H, W\)"),
     }.values(),
 )
 def test_the_first_images_are_looked_at(wrong: Any, line: str, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -127,6 +160,34 @@ def test_the_first_images_are_looked_at(wrong: Any, line: str, images: torch.Ten
         distiller(wrong(images), labels)
     distiller(images + 0.04, labels)
     distiller(images * 3, labels)  # a loop does not wait for a look at every batch
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    {
+        "floats": (lambda y: y.float(), r"are torch.float32 of shape \(\d+,\); give \(\d+,\) class numbers"),
+        "int32": (lambda y: y.int(), "are torch.int32"),
+        "too large": (lambda y: y + 10, "have class number 1[0-9]; give numbers from 0 to 9, -1 for an image without"),
+        "below -1": (lambda y: y.clamp(max=0) - 2, "class number -2"),
+        "too few": (lambda y: y[1:], "are torch.int64 of shape"),
+        "other classes": (lambda y: torch.eye(7)[y % 7], r"7\); give .*, 10\) floating-point soft labels"),
+        "soft NaN": (lambda y: torch.eye(10)[y] * torch.nan, "NaN or infinite"),
+        "a list": (lambda y: y.tolist(), "the labels are a list; give a tensor"),
+    }.values(),
+)
+def test_the_first_labels_are_looked_at(wrong: Any, line: str, images: torch.Tensor, labels: torch.Tensor) -> None:
+    distiller = of_nets()
+    with pytest.raises(ConfigError, match=line) as error:
+        distiller(images, wrong(labels))
+    assert "\n" not in str(error.value)
+    distiller(images, torch.where(labels == labels[0], -1, labels))
+
+
+def test_soft_labels_are_fine_and_numbers_of_any_class_where_no_logits_are_compared(
+    images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    of_nets()(images, torch.eye(10)[labels])
+    of_nets(**FEATURES)(images, labels + 90)
 
 
 def test_other_sizes_are_fine_where_nothing_is_built_for_one(images: torch.Tensor, labels: torch.Tensor) -> None:
