@@ -189,9 +189,9 @@ def here(folder: Path, whole: Any) -> Path:
     shutil.copytree(whole.work_dir, folder / "work_dirs" / FLAGSHIP)
     images = FashionMNISTMini("train")
     for photos in (folder / "photos", folder / "more_photos"):
-        for index in range(24):
-            (photos / str(index % 2)).mkdir(parents=True, exist_ok=True)
-            to_pil_image(images.image(index)).save(photos / str(index % 2) / f"{index}.png")
+        for index in range(200):  # ten classes, as the quickstart makes them
+            (photos / str(index % 10)).mkdir(parents=True, exist_ok=True)
+            to_pil_image(images.image(index)).save(photos / str(index % 10) / f"{index}.png")
     shutil.copy(folder / "photos" / "0" / "0.png", folder / "photo.jpg")
     return folder
 
