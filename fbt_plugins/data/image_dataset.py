@@ -169,14 +169,16 @@ class ImageDataset(Dataset[dict[str, Any]]):
         epoch, position = key if isinstance(key, tuple) else (0, key)
         view = self.view(epoch)
         position = range(len(self))[position]  # IndexError beyond the end; -1 gets the seed of the last
-        image = self.image(position)
-        if self._augments:
-            with seeded(derive_seed(self.seed, view, position)):
-                image = self._transform(image)
-        else:
-            image = self._transform(image)
-        sample = {"inputs": image, "labels": self.labels[position], "index": position}
+        sample = {"inputs": self.shown(view, position), "labels": self.labels[position], "index": position}
         return sample if self.views is None else {**sample, "view": view}
+
+    def shown(self, view: int, position: int) -> Tensor:
+        """A view of an image: what it is after the transforms, a tensor (3, H, W) that may be changed."""
+        image = self.image(position)
+        if not self._augments:
+            return self._transform(image)
+        with seeded(derive_seed(self.seed, view, position)):
+            return self._transform(image)
 
 
 _ANY_SIZES = ((1201, 809), (907, 1103))
@@ -191,8 +193,12 @@ def fixed_size(transform: Callable[[Tensor], Tensor], sizes: Iterable[tuple[int,
     return (height, width) if height else None
 
 
+_MOST_KEPT = 256 * 2**20
+"""Bytes of fixed views that an `InMemoryDataset` keeps at most."""
+
+
 class InMemoryDataset(ImageDataset):
-    """Images held as one uint8 tensor.
+    """Images held as one uint8 tensor. Fixed views are kept too, where all of them take 256 MiB at most.
 
     Args:
         images: (N, H, W) grey or (N, 3, H, W).
@@ -221,6 +227,7 @@ class InMemoryDataset(ImageDataset):
                 raise ConfigError(f"{type(self).__name__}: labelled is 0 to {len(numbers)} here, not {labelled!r}")
             kept = set(stratified_order(numbers)[:labelled])
             numbers = [label if position in kept else NO_LABEL for position, label in enumerate(numbers)]
+        self._kept: dict[tuple[int, int], Tensor] = {}
         super().__init__(classes if labelled != 0 else (), numbers, transforms, seed)
 
     @classmethod
@@ -236,3 +243,21 @@ class InMemoryDataset(ImageDataset):
 
     def image(self, position: int) -> Tensor:
         return self.images[position].expand(3, -1, -1).clone()
+
+    def fix_views(self, views: int, seed: int) -> None:
+        super().fix_views(views, seed)
+        self._kept = {}
+
+    def shown(self, view: int, position: int) -> Tensor:
+        if self.views is None:
+            return super().shown(view, position)
+        image = self._kept.get((view, position))
+        if image is None:
+            image = super().shown(view, position)
+            if image.nbytes * self.views * len(self) > _MOST_KEPT:
+                return image
+            self._kept[view, position] = image
+        return image.clone()  # whoever takes it may change it
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}  # a worker that is sent so many tensors runs out of file descriptors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import DataLoader
 
-from fbt_plugins.data import EpochSampler, FashionMNISTMini, SeededSampler, sampler
+from fbt_plugins.data import EpochSampler, FashionMNISTMini, SeededSampler, image_dataset, sampler
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import FBTError
 
@@ -154,6 +155,28 @@ def test_fixed_views_come_round_again(transforms: list[dict[str, object]]) -> No
         assert torch.equal(sample["inputs"], free[epoch, 7]["inputs"])
     assert not torch.equal(data[0, 7]["inputs"], data[1, 7]["inputs"])
     assert not torch.equal(data[3, 7]["inputs"], free[3, 7]["inputs"])
+
+
+def test_fixed_views_of_images_in_memory_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    original = FashionMNISTMini.image
+    monkeypatch.setattr(FashionMNISTMini, "image", lambda self, n: (made.append(n), original(self, n))[1])
+    data = FashionMNISTMini("val", CROP)
+    data.fix_views(2, seed=5)
+    made.clear()
+    first = data[0, 7]["inputs"]
+    kept = first.clone()
+    first.zero_()  # a sample is the taker's own
+    assert torch.equal(data[2, 7]["inputs"], kept) and torch.equal(data[4, 7]["inputs"], kept) and made == [7]
+    assert not torch.equal(data[1, 7]["inputs"], kept) and made == [7, 7]
+    assert not pickle.loads(pickle.dumps(data))._kept  # workers begin with none
+    data.fix_views(2, seed=6)
+    assert not torch.equal(data[0, 7]["inputs"], kept)  # other views are other images
+
+    monkeypatch.setattr(image_dataset, "_MOST_KEPT", 2 * 1000 * kept.nbytes - 1)
+    data.fix_views(2, seed=5)
+    made.clear()
+    assert torch.equal(data[0, 7]["inputs"], kept) and torch.equal(data[2, 7]["inputs"], kept) and made == [7, 7]
 
 
 def test_order_of_access_does_not_matter() -> None:
