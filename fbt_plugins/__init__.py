@@ -22,7 +22,7 @@ _HOMES = {
     "PluginError": "errors",
     "Registries": "registry.registries",
     "Splice": "distill.splice",
-    "StageSpec": "models.staged",
+    "StageSpec": "models.shapes",
     "StagedModel": "models.staged",
     "ToMap": "models.maps",
     "UnknownNameError": "errors",
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from .models.knowledge import Knowledge as Knowledge
     from .models.maps import FromMap as FromMap
     from .models.maps import ToMap as ToMap
+    from .models.shapes import StageSpec as StageSpec
     from .models.staged import StagedModel as StagedModel
-    from .models.staged import StageSpec as StageSpec
     from .models.weights import load_weights as load_weights
     from .registry.hookspecs import API_VERSION as API_VERSION
     from .registry.hookspecs import hookimpl as hookimpl

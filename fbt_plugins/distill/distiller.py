@@ -12,9 +12,11 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import ConfigError, nearest
+from ..models.image_sizes import resized
 from ..models.knowledge import Batch, Knowledge
 from ..models.net_part import Unowned
-from ..models.staged import StagedModel, StageSpec, resized
+from ..models.shapes import StageSpec
+from ..models.staged import StagedModel
 from ..randomness import derive_seed
 from ..registry.loading import load_plugins
 from ..registry.registries import ARCHITECTURES

@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 from ..config.loading import load_plugins_of
 from ..data.transforms import build_transforms
 from ..errors import FBTError, one_line, short, user_path
-from ..models.staged import StagedModel, resized
+from ..models.image_sizes import resized
+from ..models.staged import StagedModel
 from ..models.weights import read_weights
 from ..registry.loading import load_plugins
 from ..registry.registries import ARCHITECTURES
