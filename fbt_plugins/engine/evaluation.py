@@ -21,8 +21,8 @@ from ..errors import ConfigError, FBTError, user_path
 from ..models.weights import SUFFIX, load_weights, misfit
 from ..randomness import seeded
 from .check import check_config
+from .checkpoints.files import best_checkpoints, read_checkpoint
 from .device import resolve_device
-from .hooks.checkpoints import best_checkpoints, read_checkpoint
 from .hooks.topk import evaluate
 from .loaders import build_loader, loader_problems, open_banks
 from .student import STUDENT_FILE

@@ -30,15 +30,15 @@ from ..errors import ConfigError, FBTError, one_line
 from ..files import remove_halves, write_atomic
 from ..models.weights import misfit
 from . import loops, optim  # noqa: F401 - they register themselves, as all of .hooks does
+from .checkpoints.files import SECONDS, find_resume, read_checkpoint, set_aside, training_checkpoints
+from .checkpoints.identity import refuse_another, taking_up
+from .checkpoints.memories import MEMORIES, restore_memories
 from .device import keep_freed_memory, resolve_device
 from .faults import in_one_line
-from .hooks import checkpoints
 from .hooks.batchnorm import scatter_statistics
-from .hooks.checkpoint_identity import refuse_another, taking_up
-from .hooks.checkpoints import SECONDS, find_resume, read_checkpoint
+from .hooks.checkpoints import AtomicCheckpointHook
 from .hooks.ema import TRAINED, EMAHook
 from .hooks.loss_guard import LossGuard
-from .hooks.loss_memories import MEMORIES, restore_memories
 from .hooks.progress import ProgressHook
 from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
@@ -302,9 +302,9 @@ class DistillRunner(PatchedRunner):
         return next((hook for hook in self.hooks if isinstance(hook, kind)), None)
 
     @property
-    def checkpoints(self) -> checkpoints.AtomicCheckpointHook:
+    def checkpoints(self) -> AtomicCheckpointHook:
         """The hook that saves."""
-        found = self.hook(checkpoints.AtomicCheckpointHook)
+        found = self.hook(AtomicCheckpointHook)
         if found is None:
             raise FBTError("default_hooks.checkpoint is None: there is nothing that could save this run")
         return found
@@ -353,7 +353,7 @@ class DistillRunner(PatchedRunner):
             return
         folder, source = Path(self.work_dir), self.cfg.get("resume", False)
         if source == "auto":
-            source = bool(checkpoints.training_checkpoints(folder, len(self.train_dataloader)))
+            source = bool(training_checkpoints(folder, len(self.train_dataloader)))
             if not source:
                 say(f"--resume auto: no checkpoint in {relative(folder)}, so from the beginning")
         if source:
@@ -361,7 +361,7 @@ class DistillRunner(PatchedRunner):
             if not isinstance(source, str):
                 self._tell_damaged(folder, path)
             self.resume(str(path))
-            saving = self.hook(checkpoints.AtomicCheckpointHook)
+            saving = self.hook(AtomicCheckpointHook)
             best = None if saving is None else saving.best_so_far(self, path)
             say(f"resume  {relative(path)} ({self.iter:,} of {self.max_iters:,} iterations done)")
             barrier()  # nothing is moved before all processes have read it
@@ -386,7 +386,7 @@ class DistillRunner(PatchedRunner):
 
     def _tell_damaged(self, folder: Path, path: Path) -> None:
         """Says which checkpoints are newer than the one that is taken, for then they are damaged."""
-        found = [other for _, other in checkpoints.training_checkpoints(folder, len(self.train_dataloader))]
+        found = [other for _, other in training_checkpoints(folder, len(self.train_dataloader))]
         for other in found[found.index(path) + 1 :]:
             say(f"damaged {relative(other)} is left out")
 
@@ -459,7 +459,7 @@ class DistillRunner(PatchedRunner):
     def _begin_folder(self, newer_than: int) -> None:
         """Sets aside what another run left, and writes ``config.py``, complete and re-runnable."""
         remove_halves(Path(self.work_dir))
-        earlier = checkpoints.set_aside(Path(self.work_dir), len(self.train_dataloader), newer_than)
+        earlier = set_aside(Path(self.work_dir), len(self.train_dataloader), newer_than)
         if earlier is not None:
             say(f"earlier {relative(earlier)} has what another run left in this folder")
         write_atomic(Path(self.work_dir) / "config.py", as_file(self.cfg))

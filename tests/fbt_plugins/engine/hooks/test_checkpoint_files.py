@@ -17,15 +17,9 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 from fbt_plugins.data import FashionMNISTMini
-from fbt_plugins.engine.hooks.checkpoint_identity import identity, refuse_another, taking_up
-from fbt_plugins.engine.hooks.checkpoints import (
-    AtomicCheckpointHook,
-    PlainCheckpointHook,
-    find_resume,
-    read_checkpoint,
-    set_aside,
-    training_checkpoints,
-)
+from fbt_plugins.engine.checkpoints.files import find_resume, read_checkpoint, set_aside, training_checkpoints
+from fbt_plugins.engine.checkpoints.identity import identity, refuse_another, taking_up
+from fbt_plugins.engine.hooks.checkpoints import AtomicCheckpointHook, PlainCheckpointHook
 from fbt_plugins.engine.hooks.topk import TopK
 from fbt_plugins.errors import ConfigError, FBTError
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from runs import Build, assert_equal, assert_same, run, run_until
 
-from fbt_plugins.engine.hooks.checkpoints import find_resume, plain, read_checkpoint, training_checkpoints
-from fbt_plugins.engine.hooks.loss_memories import memories, restore_memories
+from fbt_plugins.engine.checkpoints.files import find_resume, read_checkpoint, training_checkpoints
+from fbt_plugins.engine.checkpoints.memories import memories, restore_memories
+from fbt_plugins.engine.hooks.checkpoints import plain
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import FBTError
 from fbt_plugins.models.weights import save_plain

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fbt_plugins.config.hashing import training_hash
+from fbt_plugins.engine.checkpoints.files import read_checkpoint
 from fbt_plugins.engine.hooks import step_seed as seeding
 from fbt_plugins.engine.hooks.batchnorm import statistics
-from fbt_plugins.engine.hooks.checkpoints import read_checkpoint
 from fbt_plugins.engine.hooks.ema import TRAINED
 from fbt_plugins.engine.hooks.loss_guard import LossWindow
 from fbt_plugins.engine.hooks.progress import ProgressHook
