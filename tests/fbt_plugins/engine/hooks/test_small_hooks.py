@@ -110,7 +110,7 @@ def test_it_is_what_the_formula_says_and_what_validation_and_the_student_have(co
 
 
 def test_a_run_goes_on_with_an_average_only_where_it_had_one(config: Build) -> None:
-    """That it goes on exactly is seen in test_checkpoints.py."""
+    """That it goes on exactly is seen in test_resuming.py."""
     run_until(config("cut", **{"ema.decay": 0.9}), 5)
     with pytest.raises(FBTError, match="it is of a run with an average of its weights; set ema as it was"):
         run(config("cut", resume=True))
