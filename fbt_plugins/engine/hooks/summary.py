@@ -25,9 +25,9 @@ from ...distill.distiller import Distiller
 from ...errors import one_line
 from ...files import UNFINISHED, write_atomic
 from ..checkpoints.files import read_checkpoint
+from ..finished.student import about_student, save_student
 from ..metrics import measures
 from ..provenance import git_state, versions
-from ..student import about_student, save_student
 from ..training_run import TrainingRun
 from .checkpoints import AtomicCheckpointHook
 from .publish_teacher import publish

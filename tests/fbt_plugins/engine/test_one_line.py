@@ -24,12 +24,12 @@ from fbt_plugins.commands.distill import command_line
 from fbt_plugins.config.loading import load_config, shipped_methods
 from fbt_plugins.data.image_files import class_folders
 from fbt_plugins.data.label_files import folder_classes, has_unlabelled
+from fbt_plugins.engine.finished.student import save_student
 from fbt_plugins.engine.one_line import distill
 from fbt_plugins.engine.one_line.folder import read_folder
 from fbt_plugins.engine.one_line.models import fitted, named, own_size
 from fbt_plugins.engine.one_line.recipe import Choices, method
 from fbt_plugins.engine.plan import Plan
-from fbt_plugins.engine.student import save_student
 from fbt_plugins.models.weights import METADATA_KEY
 from fbt_plugins.registry.registries import ARCHITECTURES
 

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from fbt_plugins import ARCHITECTURES
 from fbt_plugins.config.loading import default_work_dir, load_config
 from fbt_plugins.engine.check import check_config
+from fbt_plugins.engine.finished.student import save_student
 from fbt_plugins.engine.hooks.publish_teacher import embed, publish
 from fbt_plugins.engine.plan import Plan
 from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.engine.student import save_student
 from fbt_plugins.engine.teacher_run import TeacherRun
 from fbt_plugins.errors import ConfigError, FBTError, Interrupted
 from fbt_plugins.files import locked

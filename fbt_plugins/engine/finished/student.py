@@ -14,15 +14,15 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ..config.loading import load_plugins_of
-from ..data.transforms import build_transforms
-from ..errors import FBTError, one_line, short, user_path
-from ..files import write_atomic
-from ..models.image_sizes import resized
-from ..models.staged import StagedModel
-from ..models.weights import METADATA_KEY, SIGNATURE_KEY, read_weights, signature_of
-from ..registry.loading import load_plugins
-from ..registry.registries import ARCHITECTURES
+from ...config.loading import load_plugins_of
+from ...data.transforms import build_transforms
+from ...errors import FBTError, one_line, short, user_path
+from ...files import write_atomic
+from ...models.image_sizes import resized
+from ...models.staged import StagedModel
+from ...models.weights import METADATA_KEY, SIGNATURE_KEY, read_weights, signature_of
+from ...registry.loading import load_plugins
+from ...registry.registries import ARCHITECTURES
 
 STUDENT_FILE = "student.safetensors"
 """A run's student, in the run's folder."""
