@@ -22,7 +22,7 @@ _HOMES = {
     "PluginError": "errors",
     "Registries": "registry.registries",
     "Splice": "distill.splice",
-    "StageSpec": "models.staged",
+    "StageSpec": "models.shapes",
     "StagedModel": "models.staged",
     "ToMap": "models.maps",
     "UnknownNameError": "errors",
@@ -31,7 +31,7 @@ _HOMES = {
     "hookimpl": "registry.hookspecs",
     "isotropic": "models.declaration",
     "load_plugins": "registry.loading",
-    "load_student": "engine.student",
+    "load_student": "engine.finished.student",
     "load_weights": "models.weights",
     "nearest": "errors",
 }
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from .distill.fusion import FusionStrategy as FusionStrategy
     from .distill.splice import Junction as Junction
     from .distill.splice import Splice as Splice
+    from .engine.finished.student import load_student as load_student
     from .engine.one_line import distill as distill
-    from .engine.student import load_student as load_student
     from .errors import ConfigError as ConfigError
     from .errors import FBTError as FBTError
     from .errors import PluginError as PluginError
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from .models.knowledge import Knowledge as Knowledge
     from .models.maps import FromMap as FromMap
     from .models.maps import ToMap as ToMap
+    from .models.shapes import StageSpec as StageSpec
     from .models.staged import StagedModel as StagedModel
-    from .models.staged import StageSpec as StageSpec
     from .models.weights import load_weights as load_weights
     from .registry.hookspecs import API_VERSION as API_VERSION
     from .registry.hookspecs import hookimpl as hookimpl

@@ -18,10 +18,10 @@ For all: ``argument_problems`` holds arguments against a signature. ``one_line``
 from .distill.fusion import ends
 from .errors import PartError, one_line
 from .models.declaration import Catalogue, isotropic_ends, split_steps
+from .models.image_sizes import pixels, proportional
 from .models.in_hand import InHand
 from .models.logits import features_of, give_features, give_logits, logits_of
 from .models.net_part import NetPart
-from .models.staged import pixels, proportional
 from .models.token_order import TokenGrid, find_tokens
 from .models.weightless import Shortened, meta_copy
 from .registry.signatures import argument_problems

@@ -219,7 +219,7 @@ def _built(index: int, size: Size, num_classes: int) -> StagedModel:
     own = (ROWS + LARGE)[index]
     model = ARCHITECTURES.build(own.config(size, num_classes))
     if not own.ordered:
-        model._raster, model._order = False, None
+        model._told.raster, model._told.order = False, None
     model.specs_at(model.input_size or size)  # copies know them, too
     return model
 

@@ -13,7 +13,7 @@ from conftest import CONVNEXT, RESMLP
 from mmengine.config import Config
 
 from fbt_plugins.config.loading import load_config
-from fbt_plugins.engine.hooks.checkpoints import read_checkpoint
+from fbt_plugins.engine.checkpoints.files import read_checkpoint
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.files import write_atomic
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse().parse_args(argv)
     # Imported late: --help and usage errors must not wait for the engine.
     from ..console import relative, say
-    from ..engine.exporting import export_student
+    from ..engine.finished.exporting import export_student
 
     if args.format == "onnx":
         with extras("export"):

@@ -63,8 +63,8 @@ def main(argv: Sequence[str]) -> None:
     from ..console import console, relative, say
     from ..data.image_files import printable
     from ..engine.device import resolve_device
-    from ..engine.prediction import find_images, predict, write_predictions
-    from ..engine.student import open_student
+    from ..engine.finished.prediction import find_images, predict, write_predictions
+    from ..engine.finished.student import open_student
     from ..files import check_out
 
     check_out(args.out)

@@ -11,7 +11,7 @@ from ..errors import FBTError, user_path
 from .arguments import Parser
 
 if TYPE_CHECKING:
-    from ..engine.evaluation import ClassFigures, Tested
+    from ..engine.finished.evaluation import ClassFigures, Tested
 
 SHOWN = 5
 """Classes and mistakes shown on the terminal."""
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         raise FBTError(f"--out {args.out}: it exists; remove it, or write to another folder")
     # Imported late: --help and usage errors must not wait for the engine.
     from ..console import console, relative, say
-    from ..engine.evaluation import find_split, find_trained, read_run, test_run
+    from ..engine.finished.evaluation import find_split, find_trained, read_run, test_run
     from ..files import check_out, write_atomic
 
     config, folder = read_run(args.run, args.cfg_options, args.pair, args.method, args.device)

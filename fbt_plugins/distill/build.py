@@ -10,7 +10,8 @@ from torch import nn
 
 from ..errors import ConfigError, FBTError, nearest
 from ..models.census import of_model
-from ..models.staged import StagedModel, StageSpec
+from ..models.shapes import StageSpec
+from ..models.staged import StagedModel
 from ..registry.registries import ARCHITECTURES, FUSIONS, LOSSES
 from .blame import blaming
 from .edge import SLOTS, STUDENT, TASK, TEACHER, Edge, parse_edges, split_name

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError
 from ..models.knowledge import Batch, Knowledge
-from ..models.net_part import Unowned
-from ..models.staged import StagedModel, StageSpec, resized
+from ..models.staged import StagedModel
 from ..randomness import derive_seed
 from ..registry.loading import load_plugins
-from ..registry.registries import ARCHITECTURES
-from .blame import blaming
-from .build import FUSION, Config, build, family_given, specs_given
-from .edge import STUDENT, TEACHER, Edge
-from .fusion import FusionModel
+from .build import Config, build
+from .edge import Edge
 from .given import checked_size
-from .images import check_images, check_labels, check_one_normalisation
+from .images import check_images, check_labels
 from .loss_contract import StepLosses
-from .needs import Step, asked_of_teacher, needed_stages, single_splices, spliced, start_of
-from .splice import in_words
+from .model_group import ModelGroup
+from .needs import Step
 from .unreached import check_values, freeze_unreached
 
 
 @MODELS.register_module()
-class Distiller(BaseModel):
+class Distiller(ModelGroup):
     """Transfers knowledge along edges between a frozen teacher, fusion models and a student.
 
     Without a teacher it is plain training of the student, which is how teachers are made.
@@ -65,8 +59,6 @@ class Distiller(BaseModel):
         ConfigError: with everything that does not fit, one line each.
     """
 
-    student_mean: Tensor
-    fusions: dict[str, FusionModel]  # an nn.ModuleDict
     edges: dict[str, Edge]  # an nn.ModuleDict
 
     def __init__(
@@ -83,26 +75,15 @@ class Distiller(BaseModel):
         data_info: Mapping[str, int] | None = None,
         data_preprocessor: Config | nn.Module | None = None,
     ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor)
         load_plugins()
         defaults = {"feature": feature_loss, "logit": logit_loss, "stage": stage_loss}
         parts = build(
             student, teacher, fusion, edges, defaults, task_loss, image_size, {} if data_info is None else data_info
         )
-        self.image_size, self.types = parts.image_size, parts.types
-        self.student = parts.models[STUDENT]
-        self._teacher = Unowned(parts.models.get(TEACHER))  # no optimizer, checkpoint, EMA or DDP sees its weights
-        self.fusions = nn.ModuleDict(parts.fusions)  # type: ignore[assignment]
+        super().__init__(parts, data_preprocessor)
         self.edges = nn.ModuleDict(parts.edges)  # type: ignore[assignment]
-        self._needed: dict[tuple[frozenset[str], tuple[int, ...]], dict[str, set[int]]] = {}
         self._steps_seen: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
-        self._normalised = self._images_seen = False
-        for role, model in self.models.items():
-            channels = (1, model.in_chans, 1, 1)
-            for what, values in (("mean", model.mean), ("std", model.std)):
-                self.register_buffer(
-                    f"{role}_{what}", torch.tensor(values).reshape(1, -1, 1, 1).expand(channels), False
-                )
+        self._images_seen = False
         self.step = self.plan()
 
     @classmethod
@@ -143,69 +124,8 @@ class Distiller(BaseModel):
         losses = feature_loss, logit_loss, stage_loss, task_loss
         distiller = cls(student, teacher, fusion, edges, *losses, image_size=size, data_info=data_info).train()
         if normalised:
-            check_one_normalisation(distiller.models)
-            for role in distiller.models:
-                getattr(distiller, f"{role}_mean").zero_()
-                getattr(distiller, f"{role}_std").fill_(1)
-            distiller._normalised = True
+            distiller._take_normalised()
         return distiller
-
-    # ---- its models ------------------------------------------------------------------------------------------------
-
-    @property
-    def teacher(self) -> StagedModel | None:
-        """The frozen teacher, if there is one; it is moved with this module but is not part of its tree."""
-        return self._teacher.value
-
-    @property
-    def models(self) -> dict[str, StagedModel]:
-        """Student and teacher by role."""
-        return {STUDENT: self.student} | ({TEACHER: self.teacher} if self.teacher is not None else {})
-
-    @property
-    def names(self) -> list[str]:
-        """All models: student, teacher, fusions; of a fusion with several splices its name means the first.
-
-        Each splice can be evaluated under a name of its own besides, "fusion@S1-3+T4".
-        """
-        return [*self.models, *self.fusions]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
-        if self.teacher is not None:
-            self.teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
-
-    def init_weights(self) -> None:
-        """Nothing: models come initialised. mmengine's own would re-initialise pretrained timm models."""
-
-    def specs(self, role: str) -> list[StageSpec]:
-        """Stage outputs of student or teacher for the images that it is given."""
-        return specs_given(self.models[role], self.image_size)
-
-    @property
-    def families(self) -> dict[str, str]:
-        """ "cnn", "attention", "mlp" or "hybrid", of each role's stages for the images that it is given."""
-        return {role: family_given(model, self.image_size) for role, model in self.models.items()}
-
-    @property
-    def splices(self) -> dict[str, list[str]]:
-        """Those of each fusion model, by owner, whatever way the config writes them."""
-        return {name: list(map(str, fusion.splices)) for name, fusion in self.fusions.items()}
-
-    def splices_in_words(self) -> list[str]:
-        """What each fusion model's splices are with these models, for people to read: "auto is T1-3+S4: ..."."""
-        families, alone = self.families, list(self.fusions) == [FUSION]
-        return [
-            ("" if alone else f"{name}: ") + in_words(fusion.splices, families) for name, fusion in self.fusions.items()
-        ]
-
-    def train(self, mode: bool = True) -> Distiller:
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
-
-    # ---- one step --------------------------------------------------------------------------------------------------
 
     def plan(self, seed: int | None = None, progress: float | None = None) -> Step:
         """What a training step runs: one splice of each fusion model, and the losses that are on.
@@ -275,11 +195,6 @@ class Distiller(BaseModel):
             compared = any(edge.compares for edge in edges)
             check_labels(labels, len(images), self.student.num_classes if compared else None)
 
-    def prepare(self, images: Tensor, role: str) -> Tensor:
-        """Images in [0, 1] as a model wants them: resized where it says so, normalised with its own mean and std."""
-        images = resized(images, self.models[role].input_size, bounded=not self._normalised)
-        return (images - getattr(self, f"{role}_mean")) / getattr(self, f"{role}_std")
-
     def losses(self, images: Tensor, batch: Batch, teacher: Knowledge | None = None) -> dict[str, Tensor]:
         """All losses of one batch in this step, named "task" or "edge/slot", each with its weights.
 
@@ -316,91 +231,6 @@ class Distiller(BaseModel):
         for name, edge in self.edges.items():
             values |= edge(known, batch) if name in on else dict.fromkeys(edge.types, zero)
         return values
-
-    def know(
-        self,
-        images: Tensor,
-        wanted: Set[str],
-        teacher: Knowledge | None = None,
-        splices: tuple[int, ...] | None = None,
-    ) -> dict[str, Knowledge]:
-        """Knowledge of the wanted models; each stage runs at most once in its own model.
-
-        Args:
-            images: (N, C, H, W) in [0, 1].
-            wanted: names of models, or of single splices.
-            teacher: what the teacher knows about these images, where that is known already: it is not run on them.
-                It has the outputs of the stages that losses take and splices start from.
-            splices: number of the splice that each fusion model runs; None is the first of each.
-
-        Raises:
-            PluginError: for what a plugin's model or junction raises.
-        """
-        known: dict[str, Knowledge] = {TEACHER: teacher} if teacher else {}
-        starts: dict[str, Mapping[int, Tensor]] = {TEACHER: teacher.stages} if teacher else {}
-        splices = splices or (0,) * len(self.fusions)
-        needs = self.needs(frozenset(wanted), splices)
-        for role, model in self.models.items():
-            if role in known or role not in needs:
-                continue
-            with torch.no_grad() if role == TEACHER else nullcontext(), blaming(ARCHITECTURES, self.types[role]):
-                inputs = self.prepare(images, role)
-                if role in wanted:
-                    known[role] = model.knowledge(inputs, needs[role])
-                    starts[role] = known[role].stages
-                else:
-                    starts[role] = model.stage_outputs(inputs, needs[role])
-        for name, fusion, number in spliced(self.fusions, wanted, splices):
-            role, last = start_of(fusion, number)
-            known[name] = fusion(starts[role][last], number)
-        return known
-
-    def asked_of_teacher(self) -> set[int]:
-        """Numbers of the teacher's stages that some step needs: those that losses take, and that splices start from."""
-        return asked_of_teacher(self.edges, self.fusions)
-
-    @torch.no_grad()
-    def ask_teacher(self, images: Tensor, stages: Collection[int] = ()) -> Knowledge:
-        """What the teacher knows about images (N, C, H, W) in [0, 1], with the outputs of some stages, by number.
-
-        Raises:
-            PluginError: for what a plugin's model raises.
-        """
-        assert self.teacher is not None
-        with blaming(ARCHITECTURES, self.types[TEACHER]):
-            return self.teacher.knowledge(self.prepare(images, TEACHER), stages)
-
-    def needs(self, wanted: frozenset[str], splices: tuple[int, ...]) -> dict[str, set[int]]:
-        """The models to run, and which of their stages' outputs are needed, for the knowledge of the wanted models.
-
-        Args:
-            wanted: names of models, or of single splices.
-            splices: number of the splice that each fusion model runs.
-        """
-        key = wanted, splices
-        if key not in self._needed:
-            running = spliced(self.fusions, wanted, splices)
-            needs = needed_stages(self.models, self.edges, wanted, running)
-            for role in needs:
-                _ = self.models[role].writes  # found out now: a compiled graph would stop for it
-            self._needed[key] = needs
-        return self._needed[key]
-
-    @torch.no_grad()
-    def predict(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Logits (N, classes), or an encoder's features, of the named models or single splices ("fusion@S1-3+T4").
-
-        Raises:
-            KeyError: for a name that is no model here.
-        """
-        return {name: known.output for name, known in self._of(images, names).items()}
-
-    def _of(self, images: Tensor, names: Sequence[str]) -> dict[str, Knowledge]:
-        for name in names:
-            if name not in (known := [*self.names, *single_splices(self.fusions)]):
-                raise KeyError(f"no model {name!r}{nearest(name, known)}")
-        knowledge = self.know(images, set(names))
-        return {name: knowledge[name] for name in names}
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, StepLosses]:  # type: ignore[override]
         """The sum to descend, and all named losses as they are on the device, unread.

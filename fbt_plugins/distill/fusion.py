@@ -13,7 +13,8 @@ from torch.func import functional_call
 from ..errors import ConfigError, one_line, short
 from ..models.knowledge import Knowledge
 from ..models.net_part import NetPart, Unowned
-from ..models.staged import StagedModel, StageSpec, partial_copy
+from ..models.shapes import StageSpec
+from ..models.staged import StagedModel, partial_copy
 from ..models.weightless import Shortened, meta_copy, raised_on_meta
 from ..models.writes import places_of_buffers
 from ..registry.registries import ARCHITECTURES, FUSIONS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, nearest, short
-from ..models.staged import StageSpec
+from ..models.shapes import StageSpec
 from ..registry.registries import LOSSES
 
 NEEDS = ("same_width", "stages", "student_stages", "student_extra", "min_batch", "labels", "logits")

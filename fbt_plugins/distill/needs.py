@@ -49,28 +49,30 @@ def spliced(fusions: Mapping[str, FusionModel], wanted: Set[str], splices: Seque
     return current + [(name, *single) for name, single in single_splices(fusions).items() if name in wanted]
 
 
+def kept_stages(edges: Mapping[str, Edge]) -> dict[str, set[int]]:
+    """Numbers of the stages whose outputs the losses of any edge take, of student and teacher."""
+    return {role: set().union(*(edge.needs.get(role, ()) for edge in edges.values())) for role in (STUDENT, TEACHER)}
+
+
 def needed_stages(
-    roles: Iterable[str], edges: Mapping[str, Edge], wanted: Set[str], running: Iterable[Running]
+    roles: Iterable[str], kept: Mapping[str, Set[int]], wanted: Set[str], running: Iterable[Running]
 ) -> dict[str, set[int]]:
     """The models to run, and which of their stages' outputs are needed, for the knowledge of the wanted models.
 
     Args:
         roles: student, and teacher where there is one.
-        edges: of which any may take stages.
+        kept: stages that losses take, of :func:`kept_stages`.
         wanted: names of models, or of single splices.
         running: the wanted of the fusion models.
     """
-    needs: dict[str, set[int]] = {role: set() for role in roles if role in wanted}
-    for role in needs:
-        needs[role].update(*(edge.needs.get(role, ()) for edge in edges.values()))
+    needs = {role: set(kept[role]) for role in roles if role in wanted}
     for _, fusion, number in running:
         role, last = start_of(fusion, number)
         needs.setdefault(role, set()).add(last)
     return needs
 
 
-def asked_of_teacher(edges: Mapping[str, Edge], fusions: Mapping[str, FusionModel]) -> set[int]:
+def asked_of_teacher(kept: Mapping[str, Set[int]], fusions: Mapping[str, FusionModel]) -> set[int]:
     """Numbers of the teacher's stages that some step needs: those that losses take, and that splices start from."""
-    asked = set().union(*(edge.needs.get(TEACHER, ()) for edge in edges.values()))
     starts = (start_of(fusion, i) for fusion in fusions.values() for i in range(len(fusion.splices)))
-    return asked | {last for role, last in starts if role == TEACHER}
+    return {*kept[TEACHER]} | {last for role, last in starts if role == TEACHER}

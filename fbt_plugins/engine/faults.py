@@ -13,7 +13,8 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from ..console import relative
 from ..errors import ConfigError, FBTError, Interrupted, PluginError, Told, one_line, text_of
-from .hooks.checkpoints import AtomicCheckpointHook, not_finite, read_checkpoint
+from .checkpoints.files import read_checkpoint
+from .hooks.checkpoints import AtomicCheckpointHook, not_finite
 from .hooks.loss_guard import NotFinite
 from .loaders import ADD_RESIZE
 from .optim.wrapper import AlwaysOverflows

@@ -13,7 +13,7 @@ from mmengine.runner.base_loop import BaseLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 
 from ..distill.build import TEACHER
-from ..errors import FBTError, text_of
+from ..errors import ConfigError, FBTError, text_of
 from .data_workers import begin
 from .loaders import sampler_of
 from .metrics import fill_banks, wants
@@ -34,6 +34,19 @@ def no_batches(where: str, images: int, batch_size: int | None, drop_last: bool)
             "set a smaller batch_size, or drop_last=False"
         )
     return f"{where}: it has no batch at all ({images:,} images)"
+
+
+def with_batches(loop: Any, where: str) -> Any:
+    """A loop whose loader has something to give.
+
+    Raises:
+        ConfigError: if it has no batch: the loop would do nothing, and call that done.
+    """
+    loader = getattr(loop, "dataloader", None)
+    if loader is not None and len(loader) == 0:
+        images = len(loader.sampler) if loader.batch_size is not None else 0
+        raise ConfigError(no_batches(where, images, loader.batch_size, loader.drop_last))
+    return loop
 
 
 class _Seeking:

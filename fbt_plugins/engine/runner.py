@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import barrier, get_dist_info, is_distributed, master_only
+from mmengine.dist import get_dist_info, is_distributed
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, VISUALIZERS
 from mmengine.runner import EpochBasedTrainLoop
@@ -20,34 +20,28 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..config.merging import merge
-from ..config.options import DEFAULT_HOOKS, OPTIONS, as_file
-from ..console import relative, say
+from ..config.options import DEFAULT_HOOKS, OPTIONS
+from ..console import say
 from ..data import InMemoryLoader
 from ..data.mixing import ImagePreprocessor
 from ..distill.build import TEACHER
 from ..distill.distiller import Distiller
 from ..errors import ConfigError, FBTError, one_line
-from ..files import remove_halves, write_atomic
-from ..models.weights import misfit
 from . import loops, optim  # noqa: F401 - they register themselves, as all of .hooks does
+from .checkpoints.resuming import begin, load, take_up
 from .device import keep_freed_memory, resolve_device
 from .faults import in_one_line
-from .hooks import checkpoints
-from .hooks.batchnorm import scatter_statistics
-from .hooks.checkpoint_identity import refuse_another, taking_up
-from .hooks.checkpoints import SECONDS, find_resume, read_checkpoint
-from .hooks.ema import TRAINED, EMAHook
+from .hooks.checkpoints import AtomicCheckpointHook
 from .hooks.loss_guard import LossGuard
-from .hooks.loss_memories import MEMORIES, restore_memories
 from .hooks.progress import ProgressHook
 from .hooks.stop import StopHook
 from .hooks.teacher_cache import TeacherCacheHook
 from .hooks.topk import evaluate
 from .hooks.unreadable_images import UnreadableImagesHook
 from .loaders import SPLITS, build_loader, data_info, label_problems, loader_problems, mixing_for, open_banks
-from .loops import no_batches
+from .loops import with_batches
 from .metrics import unmeasurable
-from .mmengine_patches import PatchedRunner, set_position
+from .mmengine_patches import PatchedRunner
 from .optim.schedules import as_list, in_iterations, scaled
 from .processes import find_processes, join_processes, one_run, wrap
 from .training_mode import last_batch_problems
@@ -224,15 +218,15 @@ class DistillRunner(PatchedRunner):
             options = dict(loop)
             by_epoch = options.pop("by_epoch", True)
             loop = {"type": "EpochLoop" if by_epoch else "IterLoop", **options}
-        return _with_batches(super().build_train_loop(loop), "train_dataloader")
+        return with_batches(super().build_train_loop(loop), "train_dataloader")
 
     def build_val_loop(self, loop: Any) -> Any:
         """Builds a :class:`ValidationLoop`, where the config names no other."""
         loop = {"type": "ValidationLoop", **loop} if isinstance(loop, Mapping) else loop
-        return _with_batches(super().build_val_loop(loop), "val_dataloader")
+        return with_batches(super().build_val_loop(loop), "val_dataloader")
 
     def build_test_loop(self, loop: Any) -> Any:
-        return _with_batches(super().build_test_loop(loop), "test_dataloader")
+        return with_batches(super().build_test_loop(loop), "test_dataloader")
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: Mapping[str, Any] | None = None) -> None:
         """Multiplies the rate, as ``auto_scale_lr`` says, by what the images of one update are of its base_batch_size.
@@ -302,9 +296,9 @@ class DistillRunner(PatchedRunner):
         return next((hook for hook in self.hooks if isinstance(hook, kind)), None)
 
     @property
-    def checkpoints(self) -> checkpoints.AtomicCheckpointHook:
+    def checkpoints(self) -> AtomicCheckpointHook:
         """The hook that saves."""
-        found = self.hook(checkpoints.AtomicCheckpointHook)
+        found = self.hook(AtomicCheckpointHook)
         if found is None:
             raise FBTError("default_hooks.checkpoint is None: there is nothing that could save this run")
         return found
@@ -349,31 +343,9 @@ class DistillRunner(PatchedRunner):
 
     def load_or_resume(self) -> None:
         """Goes on from a checkpoint if asked to, and never silently starts over."""
-        if self._loaded:
-            return
-        folder, source = Path(self.work_dir), self.cfg.get("resume", False)
-        if source == "auto":
-            source = bool(checkpoints.training_checkpoints(folder, len(self.train_dataloader)))
-            if not source:
-                say(f"--resume auto: no checkpoint in {relative(folder)}, so from the beginning")
-        if source:
-            path = Path(source) if isinstance(source, str) else find_resume(folder, len(self.train_dataloader))[0]
-            if not isinstance(source, str):
-                self._tell_damaged(folder, path)
-            self.resume(str(path))
-            saving = self.hook(checkpoints.AtomicCheckpointHook)
-            best = None if saving is None else saving.best_so_far(self, path)
-            say(f"resume  {relative(path)} ({self.iter:,} of {self.max_iters:,} iterations done)")
-            barrier()  # nothing is moved before all processes have read it
-            self._begin_folder(self.iter if path.resolve().parent == folder.resolve() else -1)
-            if saving is not None:
-                saving.go_on(self, path, best)
-        else:
-            if weights := self.cfg.get("load_from"):
-                self.load_checkpoint(weights)
-            barrier()
-            self._begin_folder(-1)
-        self._loaded = True
+        if not self._loaded:
+            begin(self)
+            self._loaded = True
 
     @property
     def seconds(self) -> float:
@@ -383,12 +355,6 @@ class DistillRunner(PatchedRunner):
     def start_clock(self) -> None:
         """Begins to count seconds; a training loop calls it before its first step."""
         self._began = time.perf_counter()
-
-    def _tell_damaged(self, folder: Path, path: Path) -> None:
-        """Says which checkpoints are newer than the one that is taken, for then they are damaged."""
-        found = [other for _, other in checkpoints.training_checkpoints(folder, len(self.train_dataloader))]
-        for other in found[found.index(path) + 1 :]:
-            say(f"damaged {relative(other)} is left out")
 
     def resume(
         self,
@@ -404,24 +370,7 @@ class DistillRunner(PatchedRunner):
                 data set or number of processes.
         """
         self.resuming = True
-        checkpoint = self.load_checkpoint(filename)
-        if TRAINED in checkpoint and self.hook(EMAHook) is None:
-            raise FBTError(f"--resume {filename}: it is of a run with an average of its weights; set ema as it was")
-        refuse_another(self, checkpoint, filename)
-        set_position(self.train_loop, checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"])
-        with taking_up(filename, "message_hub"):
-            self.message_hub.load_state_dict(checkpoint["message_hub"])
-            self._seconds_before = float(self.message_hub.runtime_info.get(SECONDS, 0.0))
-        if resume_optimizer:
-            with taking_up(filename, "optimizer"):
-                self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
-        if resume_param_scheduler:
-            with taking_up(filename, "schedules"):
-                for own, state in zip(self.param_schedulers or [], checkpoint.get("param_schedulers", ()), strict=True):
-                    own.load_state_dict(state)
-        with taking_up(filename, "statistics and memories"):
-            scatter_statistics(self.model, checkpoint.get("rank_statistics", []))
-            restore_memories(self.distiller, checkpoint.get(MEMORIES, {}))
+        self._seconds_before = take_up(self, filename, resume_optimizer, resume_param_scheduler)
 
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = True, revise_keys: Any = None
@@ -431,21 +380,7 @@ class DistillRunner(PatchedRunner):
         Raises:
             FBTError: if it is missing, damaged, or another model's.
         """
-        checkpoint = read_checkpoint(filename)
-        try:
-            own = self.distiller.state_dict()
-            for state in (checkpoint["state_dict"], checkpoint.get(TRAINED) or {}):
-                if own.keys() == state.keys() and (problem := misfit(own, state)):
-                    raise FBTError(f"checkpoint {filename!r} is not of this config's model: {problem}")
-            self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-            self.distiller.load_state_dict(checkpoint["state_dict"], strict=strict)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split(":", 1)[-1].split())
-            raise FBTError(f"checkpoint {filename!r} is not of this config's model: {reason[:300]}") from error
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise FBTError(
-                f"checkpoint {filename!r}: it was changed, or is damaged ({one_line(error)[:200]})"
-            ) from error
+        checkpoint = load(self, filename, strict)
         self._loaded = True
         return checkpoint
 
@@ -454,15 +389,6 @@ class DistillRunner(PatchedRunner):
 
         :meth:`load_or_resume` writes ``config.py``, once those are set aside.
         """
-
-    @master_only
-    def _begin_folder(self, newer_than: int) -> None:
-        """Sets aside what another run left, and writes ``config.py``, complete and re-runnable."""
-        remove_halves(Path(self.work_dir))
-        earlier = checkpoints.set_aside(Path(self.work_dir), len(self.train_dataloader), newer_than)
-        if earlier is not None:
-            say(f"earlier {relative(earlier)} has what another run left in this folder")
-        write_atomic(Path(self.work_dir) / "config.py", as_file(self.cfg))
 
     def log_start(self) -> None:
         """Device, seed and config, for the log file."""
@@ -475,19 +401,6 @@ class DistillRunner(PatchedRunner):
 def _acts(hook: Hook, stage: str) -> bool:
     """Whether a hook's class defines a stage itself."""
     return stage in hook.get_triggered_stages() if stage in Hook.stages else hasattr(hook, stage)
-
-
-def _with_batches(loop: Any, where: str) -> Any:
-    """A loop whose loader has something to give.
-
-    Raises:
-        ConfigError: if it has no batch: the loop would do nothing, and call that done.
-    """
-    loader = getattr(loop, "dataloader", None)
-    if loader is not None and len(loader) == 0:
-        images = len(loader.sampler) if loader.batch_size is not None else 0
-        raise ConfigError(no_batches(where, images, loader.batch_size, loader.drop_last))
-    return loop
 
 
 _NOT_FOR_USERS = ("FileClient", "HardDiskBackend", "save_param_scheduler")

@@ -135,6 +135,12 @@ class TrainingRun(Protocol):
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None: ...
 
+    def load_checkpoint(self, filename: str) -> dict[str, Any]:
+        """Loads a checkpoint of ours; its names and shapes must fit."""
+
+    def resume(self, filename: str) -> None:
+        """Takes up a run at the iteration of a checkpoint."""
+
 
 def unwrapped(model: nn.Module) -> Any:
     """The distiller itself, whatever wraps it."""

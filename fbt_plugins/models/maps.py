@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .staged import StageSpec
+from .shapes import StageSpec
 
 
 class ToMap(nn.Module):

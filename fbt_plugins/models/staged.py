@@ -1,72 +1,22 @@
-"""A model as a row of stages and a head, the shapes between them, and the proof that the row is the model."""
+"""A model as a row of stages and a head, and the proof that the row is the model."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import FBTError, PartError, nearest, text_of
-from .census import FAMILIES, of_model, of_stages, take_census
+from .census import of_model
+from .image_sizes import pixels
 from .in_hand import cut_in_hand
 from .knowledge import Knowledge
 from .net_part import Unowned
 from .proof import CLASSIFIER, SplitProof, prove
+from .shapes import Shapes, StageSpec, Told, measure
 from .weightless import meta_copy, whole_copy
 from .writes import Writes, find_writes
-
-LAYOUTS = ("NCHW", "NHWC", "NLC")
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """The output of one stage.
-
-    Attributes:
-        layout: "NCHW", "NHWC" or "NLC" (tokens, prefix tokens first).
-        channels: width.
-        grid: (height, width) in positions.
-        prefix_tokens: class, distillation and register tokens before the grid's; 0 in maps.
-        family: "cnn", "attention", "mlp" or "hybrid".
-        raster: whether the grid's positions come row by row; where they don't, nothing may reshape them to a map.
-        order: (h * w,), which of the grid's tokens stands at each position, row by row; None where ``raster`` says all.
-        prefix: (prefix_tokens, channels), the model's own start values for these tokens, if it has any.
-    """
-
-    layout: str
-    channels: int
-    grid: tuple[int, int]
-    prefix_tokens: int = 0
-    family: str = "cnn"
-    raster: bool = True
-    prefix: Tensor | None = field(default=None, compare=False, repr=False)
-    order: Tensor | None = field(default=None, compare=False, repr=False)
-
-    def sizes(self, batch: int) -> tuple[int, ...]:
-        """Sizes of the output for a batch of images."""
-        h, w = self.grid
-        if self.layout == "NLC":
-            return batch, self.prefix_tokens + h * w, self.channels
-        return (batch, self.channels, h, w) if self.layout == "NCHW" else (batch, h, w, self.channels)
-
-    def __str__(self) -> str:
-        prefix = f" + {self.prefix_tokens} prefix tokens" if self.prefix_tokens else ""
-        order = "" if self.raster else ", not row by row"
-        return f"{self.layout} {self.channels} x {self.grid[0]}x{self.grid[1]}{prefix}{order}"
-
-
-class _Shapes(NamedTuple):
-    """What a model makes of images of one size; see the properties of :class:`StagedModel`."""
-
-    specs: list[StageSpec]
-    features: int
-    classes: int
-    macs: list[int]
-    extra: frozenset[str]
 
 
 class StagedModel(nn.Module):
@@ -124,16 +74,8 @@ class StagedModel(nn.Module):
         self.net = net
         self._split = Unowned((nn.ModuleList(stages), head))  # every weight is in the module tree once, as ``net``'s
         count = len(self.stages)
-        self.layouts = (layout,) * count if isinstance(layout, str) else tuple(layout)
-        self.prefix_tokens = (prefix_tokens,) * count if isinstance(prefix_tokens, int) else tuple(prefix_tokens)
-        if len(self.layouts) != count or set(self.layouts) - set(LAYOUTS):
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, or {count} of them, not {layout!r}")
-        if len(self.prefix_tokens) != count or not all(isinstance(n, int) and n >= 0 for n in self.prefix_tokens):
-            raise ValueError(f"prefix_tokens must be a number of tokens, or {count} of them, not {prefix_tokens!r}")
-        self._prefix = None if prefix is None else prefix.detach().clone()
-        if family not in (None, *FAMILIES):
-            raise ValueError(f"family {family!r}{nearest(family, FAMILIES)}")
-        self._family, self._raster, self._order = family, raster is not False, order
+        self._told = Told(count, layout, prefix_tokens, prefix, family, raster is not False, order)
+        self.layouts, self.prefix_tokens = self._told.layouts, self._told.prefix_tokens
         self.guessed = raster is None
         self.name = name or type(net).__name__
         self.input_size = None if input_size is None else pixels(input_size)
@@ -141,7 +83,7 @@ class StagedModel(nn.Module):
         self.in_chans = in_chans
         self.mean, self.std = self._per_channel("mean", mean), self._per_channel("std", std)
         self.arguments, self.feature, self.way = dict(arguments or {}), feature, way
-        self._shapes: dict[tuple[int, int], _Shapes] = {}
+        self._shapes: dict[tuple[int, int], Shapes] = {}
         self._writes: Writes | None = None
 
     @classmethod
@@ -248,7 +190,7 @@ class StagedModel(nn.Module):
     @property
     def family(self) -> str:
         """ "cnn", "attention", "mlp" or "hybrid": what it was declared to be, or that of its stages."""
-        return self._family or of_model(spec.family for spec in self.specs)
+        return self._told.family or of_model(spec.family for spec in self.specs)
 
     @property
     def num_features(self) -> int:
@@ -266,7 +208,7 @@ class StagedModel(nn.Module):
         return self._widths.extra
 
     @property
-    def _widths(self) -> _Shapes:
+    def _widths(self) -> Shapes:
         """Shapes for a size that was asked for already, since features and logits have one width at all of them."""
         return next(iter(self._shapes.values()), None) or self._shapes_at(self.image_size)
 
@@ -274,93 +216,11 @@ class StagedModel(nn.Module):
         """Multiply-accumulate operations for one image: of each stage, then of the head."""
         return self._shapes_at(image_size).macs
 
-    def _shapes_at(self, image_size: tuple[int, int]) -> _Shapes:
-        """Shapes by running a weightless copy on the meta device."""
+    def _shapes_at(self, image_size: tuple[int, int]) -> Shapes:
         size = (int(image_size[0]), int(image_size[1]))
         if size not in self._shapes:
-            shadow = meta_copy(self, self._shapes).eval()
-            x: Any = torch.empty(1, self.in_chans, *size, device="meta")
-            outputs, counted = [], []
-            for i, part in enumerate((*shadow.stages, shadow.head), 1):
-                if not isinstance(x, Tensor):
-                    what = f"has a stage {i - 1} that gives a {type(x).__name__}, not one tensor: cut where one passes"
-                    raise PartError(self.name, what)
-                try:
-                    x, census = take_census(part, x, shadow.parameters())
-                except Exception as error:
-                    where = "its head" if part is shadow.head else f"its stage {i}"
-                    raise FBTError(self._refusal(size, where, error)) from error
-                outputs.append(x)
-                counted.append(census)
-            *maps, known = outputs
-            if not isinstance(known, Knowledge):
-                what = f"has a head that gives a {type(known).__name__}, not Knowledge(features, logits)"
-                raise PartError(self.name, what)
-            if known.features.ndim != 2 or known.output.ndim != 2:
-                logits = "no logits" if known.logits is None else f"logits {tuple(known.logits.shape)}"
-                given = f"features {tuple(known.features.shape)} and {logits} for one image"
-                raise PartError(self.name, f"has a head that gives {given}, not (N, D) and (N, classes)")
-            families = of_stages([census.family for census in counted[:-1]])
-            specs = [self._spec(i, x, families[i], size) for i, x in enumerate(maps)]
-            self._check_prefix(specs)
-            macs = [census.macs for census in counted]
-            classes = 0 if known.logits is None else known.logits.shape[1]
-            self._shapes[size] = _Shapes(specs, known.features.shape[1], classes, macs, frozenset(known.extra))
+            self._shapes[size] = measure(self, self._told, size, meta_copy(self, self._shapes).eval())
         return self._shapes[size]
-
-    def _refusal(self, size: tuple[int, int], where: str, error: Exception) -> str:
-        reason = f"{where}: {text_of(error) or type(error).__name__}"
-        line = f"{self.name} cannot take images of {size[0]}x{size[1]} pixels ({reason})"
-        if size == self.image_size:  # no other size would help
-            return f"{line}, which is the size that it is said to be made for"
-        return f"{line}; set input_size to resize them, or the model's own image size where it has such an argument"
-
-    def _spec(self, i: int, output: Tensor, family: str, size: tuple[int, int]) -> StageSpec:
-        layout, prefix_tokens, shape = self.layouts[i], self.prefix_tokens[i], tuple(output.shape)
-        if len(shape) != len(layout):
-            raise PartError(
-                self.name, f"has a stage {i + 1} that gives a tensor of shape {shape}, which is not {layout}"
-            )
-        if layout == "NLC":
-            grid, channels = self._grid(i, shape[1], size), shape[2]
-        elif layout == "NHWC":
-            grid, channels = (shape[1], shape[2]), shape[3]
-        else:
-            grid, channels = (shape[2], shape[3]), shape[1]
-        other = {"NCHW": shape[1:3], "NHWC": shape[2:4]}.get(layout)
-        if other and not proportional(grid, size) and proportional(other, size):
-            correct = "NHWC" if layout == "NCHW" else "NCHW"
-            what = f"has a stage {i + 1} of {_by(shape[1:])} per image: as {layout} a grid of {_by(grid)}"
-            raise PartError(
-                self.name, f"{what} of {_by(size)} pixels, as {correct} {_by(other)}; set layout to {correct!r}"
-            )
-        own = self._prefix
-        prefix = own if own is not None and tuple(own.shape) == (prefix_tokens, channels) else None
-        raster = self._raster or layout != "NLC"
-        order = None if raster or self._order is None else self._order(self.net, grid)
-        if order is not None and tuple(order.shape) != (grid[0] * grid[1],):
-            raise PartError(self.name, f"has an order of {tuple(order.shape)} token numbers for a grid of {_by(grid)}")
-        return StageSpec(layout, channels, grid, prefix_tokens, self._family or family, raster, prefix, order)
-
-    def _grid(self, i: int, tokens: int, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of a stage's tokens, which has the image's proportions."""
-        if grid := grid_of(tokens - self.prefix_tokens[i], size):
-            return grid
-        prefix = self.prefix_tokens[i]
-        what = f"has a stage {i + 1} of {tokens} tokens, which without {prefix} prefix tokens make no grid of the "
-        what += f"proportions of {_by(size)} pixels"
-        for count in range(min(tokens, 17)):
-            if grid := grid_of(tokens - count, size):
-                what += f"; prefix_tokens={count} would leave {_by(grid)}"
-                break
-        raise PartError(self.name, what)
-
-    def _check_prefix(self, specs: Sequence[StageSpec]) -> None:
-        """Start values that fit none of the stages would be missed by nobody."""
-        with_tokens = [spec for spec in specs if spec.prefix_tokens]
-        if self._prefix is not None and with_tokens and all(spec.prefix is None for spec in with_tokens):
-            wanted = " or ".join(sorted({str((spec.prefix_tokens, spec.channels)) for spec in with_tokens}))
-            raise PartError(self.name, f"has a prefix of shape {tuple(self._prefix.shape)}, not {wanted}")
 
     def verify(self, image_size: int | tuple[int, int] | None = None, seed: int = 0) -> SplitProof:
         """Proves on perturbed copies that stages and head are the model, and that what it tells of them is so.
@@ -393,43 +253,3 @@ def partial_copy(model: StagedModel, numbers: Iterable[int]) -> StagedModel:
     own = {id(tensor) for part in parts for tensor in (*part.parameters(), *part.buffers())}
     shared = {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in own}
     return whole_copy(model, shared)
-
-
-def _by(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))
-
-
-def pixels(size: int | Sequence[int]) -> tuple[int, int]:
-    """An image size as (height, width); one number is a square.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"an image size is a number of pixels or (height, width), not {size!r}")
-    return pair
-
-
-def resized(images: Tensor, size: tuple[int, int] | None, bounded: bool = True) -> Tensor:
-    """Images (N, C, H, W) in [0, 1] (or not ``bounded``) at a model's ``input_size``; None leaves them as they are."""
-    if size is None or images.shape[2:] == size:
-        return images
-    images = nn.functional.interpolate(images, size, mode="bicubic", antialias=True)
-    return images.clamp(0, 1) if bounded else images
-
-
-def proportional(grid: Sequence[int], image_size: tuple[int, int]) -> bool:
-    """Whether a grid has an image's proportions, up to rounding where the image is not square."""
-    (h, w), (height, width) = grid, image_size
-    if h > height or w > width:
-        return False
-    return h == w if height == width else abs(h * width - w * height) <= max(height, width)
-
-
-def grid_of(tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
-    """The factors (h, w) of a token count whose ratio is nearest to the image's; None if none are proportional."""
-    ratio = math.log(image_size[0] / image_size[1])
-    pairs = [(h, tokens // h) for h in range(1, tokens + 1) if tokens % h == 0]
-    fitting = [pair for pair in pairs if proportional(pair, image_size)]
-    return min(fitting, key=lambda p: abs(math.log(p[0] / p[1]) - ratio), default=None)

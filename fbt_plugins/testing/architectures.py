@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ..distill.fusion import FusionModel
 from ..distill.splice import Splice
 from ..errors import short
-from ..models.staged import StagedModel, StageSpec, pixels
+from ..models.image_sizes import pixels
+from ..models.shapes import StageSpec
+from ..models.staged import StagedModel
 from ..models.weightless import on_meta, whole_copy
 from ..registry.registries import ARCHITECTURES
 from .asserting import CLOSE, built, check_device, check_registered, refused, that

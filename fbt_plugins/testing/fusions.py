@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..distill.fusion import FusionStrategy, ends, junction_problem
 from ..distill.splice import Junction, Splice
 from ..errors import ConfigError, one_line, short
-from ..models.staged import LAYOUTS, StageSpec
+from ..models.shapes import LAYOUTS, StageSpec
 from ..models.weightless import on_meta, whole_copy
 from ..registry.registries import FUSIONS
 from .asserting import CLOSE, built, check_device, check_gradients, check_registered, refused, that

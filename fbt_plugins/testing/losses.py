@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..distill.loss_contract import ModelInfo, check_extra, check_stages, loss_needs, set_up, value_fault, wanted_stages
 from ..errors import FBTError, described, short
 from ..models.knowledge import Batch, Knowledge
-from ..models.staged import StageSpec
+from ..models.shapes import StageSpec
 from ..models.weightless import on_meta, whole_copy
 from ..randomness import seeded
 from ..registry.registries import LOSSES

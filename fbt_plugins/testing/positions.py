@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..models.staged import StageSpec
+from ..models.shapes import StageSpec
 
 CLOSER = 0.75
 """Another reading is right where what is seen is, on average, that much closer to it."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models.knowledge import Knowledge
-from ..models.staged import StageSpec
+from ..models.shapes import StageSpec
 
 SPLICES = ("S1-3+T4", "T1-3+S4", "S1-2+T3-4", "S1+T2+S3-4", "S1-4+Thead")
 CLASSES = 5

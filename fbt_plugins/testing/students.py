@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.knowledge import Batch, Knowledge
-from ..models.staged import StageSpec
+from ..models.shapes import StageSpec
 from .samples import CLASSES, EXTRA, mapped, random_tensors, tensors
 
 BOUND = 5.0

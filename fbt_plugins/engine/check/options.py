@@ -11,8 +11,8 @@ from mmengine.registry import OPTIM_WRAPPERS
 from ...config.options import OPTIONS
 from ...errors import nearest
 from ...models.weights import SUFFIX, check_torch_file
+from ..checkpoints.files import find_resume
 from ..device import resolve_device
-from ..hooks.checkpoints import find_resume
 from ..runner import DistillRunner
 from .findings import Findings
 

@@ -1,9 +1,7 @@
-"""Checkpoints of a run: plain, whole, found again, and the student as a file for everyone."""
+"""When a run saves checkpoints, which it keeps, and what goes into them."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,24 +11,19 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
-from safetensors.torch import save as safetensors_bytes
 
 from ...errors import ConfigError, FBTError, is_number, nearest
 from ...files import write_atomic
-from ...models.staged import StagedModel
-from ...models.weights import METADATA_KEY, SIGNATURE_KEY, is_state, load_plain, save_plain, signature_of
+from ...models.weights import save_plain
+from ..checkpoints.files import SECONDS, best_checkpoints, iteration_of, name_of, read_checkpoint, training_checkpoints
+from ..checkpoints.identity import identity
+from ..checkpoints.memories import MEMORIES, memories
 from ..metrics import measures
 from ..training_run import TrainingRun
 from .batchnorm import gather_statistics
-from .checkpoint_identity import identity
-from .loss_memories import MEMORIES, memories
 from .topk import TopK
 
 _PATHS = ("best_ckpt", "last_ckpt")
-_NAME = re.compile(r"(?:best_.+_)?(?:epoch_(?P<epoch>\d+)|(?:epoch_\d+_)?iter_(?P<iter>\d+))\.pth")
-SECONDS = "seconds"
-"""Where a checkpoint keeps how long its run has trained, among the message hub's values."""
-
 _HOOK = "default_hooks.checkpoint"
 AUTO = "auto"
 _ATOMIC = {"backend": "atomic"}
@@ -153,7 +146,7 @@ class AtomicCheckpointHook(Hook):
             iteration: iterations that were made.
         """
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        self.write(runner, _name(epoch if by_epoch else None, iteration), {"epoch": epoch, "iter": iteration})
+        self.write(runner, name_of(epoch if by_epoch else None, iteration), {"epoch": epoch, "iter": iteration})
 
     def write(self, runner: TrainingRun, name: str, meta: dict[str, int]) -> None:
         """Writes a checkpoint, then removes those before it that are too many; all processes of a job call it.
@@ -213,12 +206,14 @@ class AtomicCheckpointHook(Hook):
         self._choose(runner)
         info, length = runner.message_hub.runtime_info, len(runner.train_dataloader)
         name = Path(info.get("best_ckpt", "")).name
-        if not name.startswith(self._prefix) or not (match := _NAME.fullmatch(name)):  # none, or by another metric
+        if (
+            not name.startswith(self._prefix) or (at := iteration_of(name, length)) is None
+        ):  # none, or by another metric
             info.pop("best_ckpt", None), info.pop("best_score", None)
             return None
         if not is_number(info.get("best_score")):
             raise FBTError(f"--resume {path}: it does not say how good the best weights so far are")
-        same = [file for at, file in training_checkpoints(path.parent, length) if at == _iteration(match, length)]
+        same = [file for other, file in training_checkpoints(path.parent, length) if other == at]
         found = next((file for file in (path.with_name(name), *same) if file.is_file()), None)
         if found is None:
             raise FBTError(
@@ -235,9 +230,9 @@ class AtomicCheckpointHook(Hook):
             path: the checkpoint.
             best: from :meth:`best_so_far`.
         """
-        folder = Path(runner.work_dir)
+        folder, length = Path(runner.work_dir), len(runner.train_dataloader)
         epoch = runner.epoch if isinstance(runner.train_loop, EpochBasedTrainLoop) else None
-        own = folder / (path.name if _NAME.fullmatch(path.name) else _name(epoch, runner.iter))
+        own = folder / (name_of(epoch, runner.iter) if iteration_of(path.name, length) is None else path.name)
         self.saved, self.last_ckpt = runner.iter, str(own)
         if not is_main_process():
             return
@@ -295,120 +290,3 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item"):  # a numpy number
         return value.item()
     return str(value)
-
-
-def training_checkpoints(work_dir: Path, epoch_length: int) -> list[tuple[int, Path]]:
-    """The checkpoints of a run's folder but the best, oldest first, each with the iterations that it has behind it.
-
-    Args:
-        work_dir: the folder.
-        epoch_length: iterations per epoch, for names that tell epochs only.
-    """
-    return [(at, path) for at, path in _checkpoints(work_dir, epoch_length) if not path.name.startswith("best_")]
-
-
-def best_checkpoints(work_dir: Path, epoch_length: int, prefix: str = "best_") -> list[tuple[int, Path]]:
-    """The best weights in a run's folder, oldest first, each with its iteration."""
-    return [(at, path) for at, path in _checkpoints(work_dir, epoch_length) if path.name.startswith(prefix)]
-
-
-def _checkpoints(work_dir: Path, epoch_length: int) -> list[tuple[int, Path]]:
-    matches = [(path, _NAME.fullmatch(path.name)) for path in work_dir.glob("*.pth")]
-    return sorted((_iteration(match, epoch_length), path) for path, match in matches if match)
-
-
-def _iteration(match: re.Match[str], epoch_length: int) -> int:
-    return int(match["epoch"]) * epoch_length if match["iter"] is None else int(match["iter"])
-
-
-def _name(epoch: int | None, iteration: int) -> str:
-    return f"iter_{iteration}.pth" if epoch is None else f"epoch_{epoch}_iter_{iteration}.pth"
-
-
-def find_resume(work_dir: Path, epoch_length: int) -> tuple[Path, dict[str, Any]]:
-    """The newest whole checkpoint of a run's folder, and what is in it.
-
-    Raises:
-        FBTError: if there is none; a run never starts over where it was asked to go on.
-    """
-    found = training_checkpoints(work_dir, epoch_length)
-    for _, path in reversed(found):
-        try:
-            return path, read_checkpoint(path)
-        except FBTError:
-            continue  # damaged: the one before it may be whole
-    if found:
-        raise FBTError(
-            f"--resume: all {len(found)} checkpoints in {work_dir} are damaged; bring back a copy of one, "
-            "or leave out --resume to start from the beginning"
-        )
-    raise FBTError(
-        f"--resume: no checkpoint in {work_dir}; leave out --resume to start from the beginning, "
-        "or write --resume auto to do that where there is none"
-    )
-
-
-def set_aside(work_dir: Path, epoch_length: int, newer_than: int = -1) -> Path | None:
-    """Moves what another run left in a folder into a folder of its own, so that nothing is mixed up, or lost.
-
-    Args:
-        work_dir: of the run that begins.
-        epoch_length: iterations per epoch.
-        newer_than: the iteration that it goes on from; older checkpoints stay. -1 for a run that is another.
-
-    Returns:
-        The folder, or None where there was nothing.
-    """
-    stale = [path for at, path in training_checkpoints(work_dir, epoch_length) if at > newer_than]
-    if newer_than < 0:
-        names = ("best_*.pth", "metrics.jsonl", "summary.json", "student.safetensors", "config.py", "curves.png")
-        stale += [path for name in names for path in work_dir.glob(name)]
-    elif stale:
-        stale += [path for at, path in best_checkpoints(work_dir, epoch_length) if at > newer_than]
-    if not any(path.suffix in (".pth", ".safetensors", ".jsonl") for path in stale):
-        return None
-    number = 1
-    while (folder := work_dir / f"earlier_{number}").exists():
-        number += 1
-    folder.mkdir()
-    for path in stale:
-        path.replace(folder / path.name)
-    return folder
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A training checkpoint of ours.
-
-    Raises:
-        FBTError: if the file is missing, truncated or something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FBTError(f"checkpoint {str(path)!r}: no such file")
-    checkpoint = load_plain(path)
-    if not isinstance(checkpoint, dict) or not {"meta", "state_dict", "message_hub"} <= checkpoint.keys():
-        raise FBTError(f"checkpoint {str(path)!r}: not a training checkpoint (it has no meta, state_dict, message_hub)")
-    kinds = [isinstance(checkpoint[key], dict) for key in ("meta", "message_hub")]
-    if not all(kinds) or not is_state(checkpoint["state_dict"]):
-        raise FBTError(f"checkpoint {str(path)!r}: not a training checkpoint (its state_dict is no dict of tensors)")
-    return checkpoint
-
-
-def save_student(model: StagedModel, path: Path, about: Mapping[str, Any]) -> None:
-    """Writes a model as safetensors under its own (timm's) names, with what is needed to build it as metadata.
-
-    Args:
-        model: the student.
-        path: the file.
-        about: further metadata, such as classes and accuracy.
-    """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}
-    first = {t.untyped_storage()._cdata: name for name, t in reversed(tensors.items())}
-    for name, tensor in tensors.items():
-        if first[tensor.untyped_storage()._cdata] != name:  # tied weights: the file has them under each of their names
-            tensors[name] = tensor.clone()
-    metadata: dict[str, Any] = {"name": model.name, "arguments": model.arguments, "mean": model.mean, "std": model.std}
-    metadata |= {"input_size": model.input_size, **about}
-    text = json.dumps(metadata, default=str)
-    about_file = {METADATA_KEY: text, SIGNATURE_KEY: signature_of(tensors, text)}
-    write_atomic(path, safetensors_bytes(tensors, metadata=about_file))

@@ -24,11 +24,12 @@ from ...console import console, count, relative, say
 from ...distill.distiller import Distiller
 from ...errors import one_line
 from ...files import UNFINISHED, write_atomic
+from ..checkpoints.files import read_checkpoint
+from ..finished.student import about_student, save_student
 from ..metrics import measures
 from ..provenance import git_state, versions
-from ..student import about_student
 from ..training_run import TrainingRun
-from .checkpoints import AtomicCheckpointHook, read_checkpoint, save_student
+from .checkpoints import AtomicCheckpointHook
 from .publish_teacher import publish
 from .run_tables import result_table
 from .topk import evaluate

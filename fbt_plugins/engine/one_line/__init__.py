@@ -16,7 +16,7 @@ from ...errors import ConfigError, FBTError, one_line, typed, user_path
 from ...files import check_out
 from ...registry.loading import load_plugins
 from ...registry.registries import ARCHITECTURES
-from ..hooks.checkpoints import training_checkpoints
+from ..checkpoints.files import training_checkpoints
 from ..plan import Plan
 from .folder import AUTO, Folder, read_folder
 from .models import ShortName, fitted, named, own_size

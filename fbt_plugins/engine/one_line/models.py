@@ -13,7 +13,7 @@ from ...errors import ConfigError, FBTError, nearest, one_line, short, user_path
 from ...models.staged import StagedModel
 from ...models.weights import read_weights
 from ...registry.registries import ARCHITECTURES
-from ..student import check_about
+from ..finished.student import check_about
 
 _LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "hf": "huggingface"}
 FORMS = "timm:NAME, torchvision:NAME, hf:NAME, FILE.py:FACTORY or package.module:FACTORY"

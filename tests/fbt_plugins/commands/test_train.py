@@ -21,7 +21,7 @@ from conftest import CONVNEXT
 from runs import TINY, assert_equal
 from safetensors.torch import load_file
 
-from fbt_plugins.engine.hooks.checkpoints import read_checkpoint, training_checkpoints
+from fbt_plugins.engine.checkpoints.files import read_checkpoint, training_checkpoints
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, str(ROOT / "tools" / "train.py"), str(ROOT / "configs" / "fbt_convnext_resmlp.py")]

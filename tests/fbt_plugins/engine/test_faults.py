@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, Knowledge
 from fbt_plugins.engine.check import check_config
+from fbt_plugins.engine.checkpoints.files import find_resume, read_checkpoint
 from fbt_plugins.engine.faults import _known, in_one_line
-from fbt_plugins.engine.hooks.checkpoints import AtomicCheckpointHook, find_resume, read_checkpoint
+from fbt_plugins.engine.hooks.checkpoints import AtomicCheckpointHook
 from fbt_plugins.engine.hooks.loss_guard import LossGuard, NotFinite
 from fbt_plugins.engine.optim.wrapper import AlwaysOverflows
 from fbt_plugins.engine.processes import allow_open_files

@@ -21,10 +21,10 @@ from runs import Build, assert_equal, assert_same, records, run
 from torch import distributed as dist
 from two_processes import BATCH_NORM, DRAWN, SCHEDULED, accuracy, build, figures_of_features, gradients
 
+from fbt_plugins.engine.checkpoints.files import find_resume, read_checkpoint
 from fbt_plugins.engine.data_workers import worker_context
 from fbt_plugins.engine.device import resolve_device, slowdown
 from fbt_plugins.engine.hooks import run_tables as screen
-from fbt_plugins.engine.hooks.checkpoints import find_resume, read_checkpoint
 from fbt_plugins.engine.processes import LOCK, find_processes, freeze_unreached, leave_processes, one_run
 from fbt_plugins.engine.runner import DistillRunner
 from fbt_plugins.errors import SIGNALS, ConfigError, FBTError, Interrupted

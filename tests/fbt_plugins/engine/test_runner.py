@@ -24,10 +24,10 @@ from fbt_plugins.config.loading import Arguments, load_config
 from fbt_plugins.data import FashionMNISTMini
 from fbt_plugins.engine import benchmark
 from fbt_plugins.engine.benchmark import PARTS, BareLoop
-from fbt_plugins.engine.hooks.checkpoints import find_resume, save_student
+from fbt_plugins.engine.checkpoints.files import find_resume
+from fbt_plugins.engine.finished.student import about_student, save_student
 from fbt_plugins.engine.plan import Plan
 from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.engine.student import about_student
 from fbt_plugins.errors import ConfigError
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from fbt_plugins import ARCHITECTURES
 from fbt_plugins.config.loading import default_work_dir, load_config
 from fbt_plugins.engine.check import check_config
-from fbt_plugins.engine.hooks.checkpoints import save_student
+from fbt_plugins.engine.finished.student import save_student
 from fbt_plugins.engine.hooks.publish_teacher import embed, publish
 from fbt_plugins.engine.plan import Plan
 from fbt_plugins.engine.runner import DistillRunner

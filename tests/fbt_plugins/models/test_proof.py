@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fbt_plugins import ARCHITECTURES, ConfigError, Declaration, Knowledge, StagedModel, load_weights
 from fbt_plugins.distill.distiller import Distiller
-from fbt_plugins.engine.hooks.checkpoints import save_student
+from fbt_plugins.engine.finished.student import save_student
 from fbt_plugins.engine.hooks.ema import TRAINED, EMAHook
 from fbt_plugins.models.knowledge import Batch
 from fbt_plugins.models.proof import SplitError

@@ -12,7 +12,8 @@ from fbt_plugins import ARCHITECTURES, Knowledge
 from fbt_plugins.errors import ConfigError, FBTError
 from fbt_plugins.models.declaration import Declaration
 from fbt_plugins.models.proof import SplitError, _each_once
-from fbt_plugins.models.staged import StagedModel, StageSpec
+from fbt_plugins.models.shapes import StageSpec
+from fbt_plugins.models.staged import StagedModel
 
 
 class Toy(nn.Module):
@@ -152,7 +153,7 @@ def test_sizes_and_normalisation_may_be_one_number() -> None:
 def test_start_values_of_prefix_tokens_are_a_copy() -> None:
     net = Tokens()
     model = StagedModel(net, [nn.Identity(), nn.Identity()], nn.Identity(), prefix=net.cls[0])
-    assert copy.deepcopy(model)._prefix is not net.cls and not model._prefix.requires_grad
+    assert copy.deepcopy(model)._told.prefix is not net.cls and not model._told.prefix.requires_grad
 
 
 def test_an_order_has_a_number_for_each_position() -> None:

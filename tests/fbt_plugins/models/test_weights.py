@@ -12,7 +12,7 @@ from conftest import RESMLP
 from safetensors.torch import save_file
 
 from fbt_plugins import ARCHITECTURES
-from fbt_plugins.engine.hooks.checkpoints import save_student
+from fbt_plugins.engine.finished.student import save_student
 from fbt_plugins.errors import FBTError
 from fbt_plugins.files import AtomicBackend
 from fbt_plugins.models.weights import embedded_manifest, find_weights, load_plain, load_weights, read_weights

@@ -13,7 +13,7 @@ from conftest import CNN, DEIT, SWIN
 from torch import nn
 
 from fbt_plugins import ARCHITECTURES
-from fbt_plugins.engine.hooks.checkpoints import save_student
+from fbt_plugins.engine.finished.student import save_student
 from fbt_plugins.errors import ConfigError, FBTError, UnknownNameError
 from fbt_plugins.models.weightless import on_meta
 

@@ -15,7 +15,7 @@ from fbt_plugins import FUSIONS, FromMap, ToMap
 from fbt_plugins.distill.fusion import build_junctions
 from fbt_plugins.distill.splice import Splice
 from fbt_plugins.errors import ConfigError
-from fbt_plugins.models.staged import StageSpec
+from fbt_plugins.models.shapes import StageSpec
 from fbt_plugins.testing.checks import SPLICES, check_fusion
 
 BLOCKS = {

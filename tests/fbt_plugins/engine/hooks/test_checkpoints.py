@@ -1,227 +1,212 @@
-"""Checkpoints: a run that was stopped anywhere and resumed ends with the bits of one that never stopped."""
+"""When checkpoints are saved, which files stay, and what the best weights are."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from runs import Build, assert_equal, assert_same, run, run_until
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch import nn
 
-from fbt_plugins.engine.hooks.checkpoints import find_resume, plain, read_checkpoint, training_checkpoints
-from fbt_plugins.engine.hooks.loss_memories import memories, restore_memories
-from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.errors import FBTError
-from fbt_plugins.models.weights import save_plain
+from fbt_plugins.engine.checkpoints.files import find_resume, read_checkpoint, set_aside, training_checkpoints
+from fbt_plugins.engine.hooks.checkpoints import AtomicCheckpointHook, plain
+from fbt_plugins.engine.hooks.topk import TopK
+from fbt_plugins.errors import ConfigError, FBTError
 
-MIDDLE = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}
-ITERATIONS = {
-    "train_cfg": dict(by_epoch=False, max_iters=12, val_interval=5),
-    "param_scheduler": [dict(type="LinearLR", start_factor=0.1, by_epoch=False, end=10)],
-    "default_hooks.checkpoint.interval": 3,
-}
-BANKS = {"model.feature_loss": dict(type="CRDLoss", dim=4, negatives=16), "ema": dict(decay=0.9)}
-_WAITING = dict(begin=0.3)
-SCHEDULES = {
-    "model.edges": [
-        dict(name="teacher_to_student", end=0.8, **_WAITING),
-        "teacher_to_fusion",
-        dict(name="fusion_to_student", gate="agreement", ramp=0.5, **_WAITING),
-    ],
-    "model.task_loss.begin": 0.3,
-}
+LENGTH, EPOCHS = 7, 6
 
 
-BF16 = {"optim_wrapper.precision": "bf16"}
+class Run:
+    """What the hook sees of a run. Its weight is its iteration; its score is a function of that."""
+
+    def __init__(self, folder: Path, epochs: bool = True, **options: Any) -> None:
+        self.work_dir, self.iter, self.epoch = str(folder), 0, 0
+        self.max_iters, self.max_epochs = LENGTH * EPOCHS, EPOCHS
+        self.train_loop = object.__new__(EpochBasedTrainLoop if epochs else IterBasedTrainLoop)
+        self.train_loop.val_interval = 5
+        self.val_loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=[TopK()]))
+        self.train_dataloader = range(LENGTH)
+        self.model = self.distiller = nn.Linear(1, 1)
+        self.distiller.names = ["student"]
+        info: dict[str, Any] = {}
+        self.message_hub = SimpleNamespace(runtime_info=info, update_info=info.__setitem__)
+        self.optim_wrapper = SimpleNamespace(should_update=lambda: True)
+        self.check_losses = self.call_hook = lambda *_: None
+        self.hook = AtomicCheckpointHook(**options)
+
+    def begin(self, path: Path | None = None) -> Run:
+        """Goes on from a checkpoint as the runner does."""
+        folder, best = Path(self.work_dir), None
+        if path is not None:
+            checkpoint = read_checkpoint(path)
+            self.iter, self.epoch = checkpoint["meta"]["iter"], checkpoint["meta"]["epoch"]
+            info = checkpoint["message_hub"]["runtime_info"]
+            for key in ("best_ckpt", "last_ckpt"):
+                info |= {key: str(folder / Path(info[key]).name)} if key in info else {}
+            self.message_hub.runtime_info.update(info)
+            best = self.hook.best_so_far(self, path)  # type: ignore[arg-type]
+        set_aside(folder, LENGTH, self.iter if path is not None and path.parent == folder else -1)
+        if path is not None:
+            self.hook.go_on(self, path, best)  # type: ignore[arg-type]
+        self.hook.before_train(self)  # type: ignore[arg-type]
+        self._end_epoch()
+        return self
+
+    def save_checkpoint(self, folder: str, name: str, meta: dict[str, int], backend_args: Any, **parts: bool) -> None:
+        info = dict(self.message_hub.runtime_info)
+        content: dict[str, Any] = dict(
+            meta=meta, state_dict={"at": torch.tensor(self.iter)}, message_hub=dict(runtime_info=info)
+        )
+        torch.save(content | (dict(optimizer={}) if not parts else {}), Path(folder) / name)
+
+    def step(self) -> None:
+        self.hook.after_train_iter(self, 0)  # type: ignore[arg-type]
+        self.iter += 1
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        if isinstance(self.train_loop, EpochBasedTrainLoop) and self.iter == (self.epoch + 1) * LENGTH:
+            self.hook.after_train_epoch(self)  # type: ignore[arg-type]
+            self.epoch += 1
+
+    def signal(self) -> None:
+        self.hook.save_now(self, self.epoch, self.iter)  # type: ignore[arg-type]
+
+    def validate(self) -> None:
+        if isinstance(self.train_loop, EpochBasedTrainLoop) and self.iter % LENGTH:
+            return  # such a loop does not do that
+        score = float(self.iter * 37 % 41)
+        self.hook.after_val_epoch(self, {"student_top1": score})  # type: ignore[arg-type]
 
 
-MIXUP = {"data_preprocessor": dict(mixup_alpha=0.8, cutmix_alpha=1.0)}
-CASES: dict[str, dict[str, Any]] = {
-    "epochs": {},
-    "middle of an epoch, bf16, mixup, memory banks, averaged": {**MIDDLE, **BF16, **MIXUP, **BANKS},
-    "accumulated iterations, edges that begin, rise and end": {
-        **ITERATIONS,
-        **SCHEDULES,
-        "optim_wrapper.accumulative_counts": 4,  # the first validation, a new best, is in the middle of a group
-    },
-    "a splice drawn in each step, from a tail of its own, averaged": {
-        **MIDDLE,
-        "model.fusion": dict(type="ConvL2G", splice=["S1-3+T4", "S1-2+T3-4", "S1+T2-4"], tail="copied"),
-        "ema.decay": 0.9,
-    },
-}
-ALONE: dict[str, dict[str, Any]] = {  # what of these it is, should one fail, and what takes long
-    "middle of an epoch": MIDDLE,
-    "iterations": ITERATIONS,
-    "two workers": {**MIDDLE, "train_dataloader.num_workers": 2},
-    "persistent workers": {
-        **MIDDLE,
-        "train_dataloader.num_workers": 2,
-        "train_dataloader.persistent_workers": True,
-    },
-    "accumulation": {**MIDDLE, "optim_wrapper.accumulative_counts": 3, "default_hooks.checkpoint.interval": 2},
-    "accumulated iterations": {**ITERATIONS, "optim_wrapper.accumulative_counts": 5},
-    "bf16": {**MIDDLE, **BF16},
-    "fp16": {**MIDDLE, "optim_wrapper.precision": "fp16"},
-    "BatchNorm": {**MIDDLE, "model.student.name": "resnet18", "model.student.num_classes": 10},
-    "mixup": {**MIDDLE, **MIXUP},
-    "memory banks": {**MIDDLE, **BANKS},
-    "edges that begin, rise and end": {**MIDDLE, **SCHEDULES, "optim_wrapper.accumulative_counts": 2},
-    "the same in iterations": {**ITERATIONS, **SCHEDULES},
-    "clipping, and a loss interval that does not divide": {**MIDDLE, "default_hooks.progress.interval": 5},
-}
+def check(run: Run, kept: int) -> None:
+    """What is saved is there, is what a resume takes, and has its best weights beside it."""
+    folder, found = Path(run.work_dir), training_checkpoints(Path(run.work_dir), LENGTH)
+    assert len(found) <= kept
+    if run.hook.saved < 0:
+        return
+    assert Path(str(run.hook.last_ckpt)).is_file()
+    path, checkpoint = find_resume(folder, LENGTH)
+    assert checkpoint["meta"]["iter"] == run.hook.saved == found[-1][0], (path, found)
+    info = checkpoint["message_hub"]["runtime_info"]
+    if "best_ckpt" in info:
+        best = read_checkpoint(folder / Path(info["best_ckpt"]).name)
+        assert float(best["state_dict"]["at"] * 37 % 41) == info["best_score"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        *(pytest.param(options, id=name) for name, options in CASES.items()),
-        *(pytest.param(options, id=name, marks=pytest.mark.slow) for name, options in ALONE.items()),
-    ],
-)
-def test_resumed_is_uninterrupted(
-    config: Build, tmp_path: Path, options: dict[str, Any], request: pytest.FixtureRequest
-) -> None:
-    """Killed twice, each time resumed from a folder that was moved."""
-    whole = run(config("whole", **options)) if options else request.getfixturevalue("whole")
-    run_until(config("first", **options), 6)
-    (tmp_path / "first").rename(tmp_path / "second")
-    run_until(config("second", resume=True, **options), 11)
-    (tmp_path / "second").rename(tmp_path / "third")
-    resumed = run(config("third", resume=True, **options))
-    last = "iter_12.pth" if "default_hooks.checkpoint.interval" in options else "epoch_3.pth"
-    assert_same(whole, resumed, last)
-    assert len(list((tmp_path / "third").glob("best_*.pth"))) == 1
-    assert len(training_checkpoints(tmp_path / "third", 4)) == 1
+@pytest.mark.parametrize("seed", range(20))
+def test_no_order_of_signals_kills_epochs_and_iterations_loses_a_checkpoint(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    epochs, kept = draw.random() < 0.7, draw.choice((1, 1, 2, 3))
+
+    def options() -> dict[str, Any]:  # may change between two starts
+        by_epoch = draw.choice((None, False)) if epochs else None
+        return dict(by_epoch=by_epoch, interval=draw.choice((1, 3, 5)), max_keep_ckpts=kept)
+
+    run = Run(tmp_path, epochs, **options()).begin()
+    for _ in range(60):
+        if run.iter == run.max_iters:
+            break
+        act = draw.choice(("step", "step", "step", "signal", "kill", "validate"))
+        if act in ("step", "validate"):
+            getattr(run, act)()
+        else:
+            if act == "signal" and run.iter % LENGTH:
+                run.signal()
+                check(run, kept)
+            newest = run.hook.saved
+            last = find_resume(tmp_path, LENGTH)[0] if newest >= 0 else None
+            run = Run(tmp_path, epochs, **options()).begin(last)
+            assert run.iter == max(newest, 0)  # nothing that was saved is lost
+            if draw.random() < 0.5:
+                run.validate()
+        check(run, kept)
+    assert not list(tmp_path.glob("earlier_*/[ei]*.pth"))  # but best weights, where nothing to go on from was saved
 
 
-def test_only_checkpoints_to_resume_from_have_what_losses_remember(config: Build, tmp_path: Path) -> None:
-    runner = run(config("run", **BANKS, **{"train_cfg.max_epochs": 1}))
-    banks = memories(runner.model)
-    assert {name.rsplit(".", 1)[1] for name in banks} == {"bank_student", "bank_teacher", "estimated", "log_mean"}
-    last, best = (read_checkpoint(next((tmp_path / "run").glob(name))) for name in ("epoch_1.pth", "best_*.pth"))
-    assert_equal(last["memories"], banks, "memories")
-    assert "memories" not in best
-    assert not any("bank" in name for name in (*best["state_dict"], *last["state_dict"], *last["trained_weights"]))
-    banks.popitem()
-    with pytest.raises(FBTError, match=r"another run's: .* is None in the checkpoint"):
-        restore_memories(runner.model, banks)
+def test_what_was_just_written_stays(tmp_path: Path) -> None:
+    """A signal in the second epoch, then saves by iteration: once they counted as of an epoch before it."""
+    run = Run(tmp_path, by_epoch=False, interval=3).begin()
+    for _ in range(8):
+        run.step()
+    run.signal()
+    run = Run(tmp_path, by_epoch=False, interval=3).begin(tmp_path / "epoch_1_iter_8.pth")
+    run.step()
+    assert [path.name for _, path in training_checkpoints(tmp_path, LENGTH)] == ["iter_9.pth"]
+    (tmp_path / "epoch_1.pth").write_bytes((tmp_path / "iter_9.pth").read_bytes())
+    assert find_resume(tmp_path, LENGTH)[0].name == "iter_9.pth"
 
 
-def test_a_validation_that_was_cut_off_is_made_again(config: Build, whole: DistillRunner) -> None:
-    broken = DistillRunner.from_cfg(config("broken"))
-    broken.model.val_step = lambda *data: 1 / 0
-    with pytest.raises(ZeroDivisionError):
-        broken.train()
-    path = Path(broken.work_dir) / "epoch_1.pth"
-    checkpoint = read_checkpoint(path)
-    checkpoint["message_hub"]["runtime_info"]["seconds"] += 1000
-    save_plain(path, checkpoint)
-    assert_same(whole, run(config("broken", resume=True)), "epoch_3.pth")
-    summary = json.loads((path.parent / "summary.json").read_text())
-    assert 1000 < summary["seconds"] < 2000  # of all sessions
+def finished(folder: Path) -> Run:
+    """Five epochs, the best of which is not the last: scores 13, 26, 39, 11, 24."""
+    folder.mkdir()
+    run = Run(folder).begin()
+    for _ in range(5 * LENGTH):
+        run.step()
+        if run.iter % LENGTH == 0:
+            run.validate()
+    assert {path.name for path in folder.iterdir()} == {"epoch_5.pth", "best_student_top1_epoch_3.pth"}
+    return run
 
 
-def test_the_first_batch_that_is_not_read_again(config: Build, tmp_path: Path) -> None:
-    """Going on in the middle of an epoch reads none of the images that were trained on."""
-    run_until(config("run", **MIDDLE), 7)
-    resumed = DistillRunner.from_cfg(config("run", resume=True, **MIDDLE))
-    seen: list[int] = []
-    step = resumed.model.train_step
-    resumed.model.train_step = lambda data, **kwargs: (seen.extend(data["index"].tolist()), step(data, **kwargs))[1]
-    resumed.train()
-    assert len(seen) == (12 - 6) * 8
+@pytest.mark.parametrize("name", ["epoch_5.pth", "mine.pth"])
+def test_best_weights_are_carried_over_from_another_folder(tmp_path: Path, name: str) -> None:
+    finished(tmp_path / "old")
+    (tmp_path / "old" / "epoch_5.pth").rename(tmp_path / "old" / name)
+    (tmp_path / "new").mkdir()
+    run = Run(tmp_path / "new").begin(tmp_path / "old" / name)
+    check(run, 1)
+    info = run.message_hub.runtime_info
+    assert read_checkpoint(info["best_ckpt"])["state_dict"] == {"at": 3 * LENGTH} and info["best_score"] == 39
 
 
-def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path) -> None:
-    whole = dict(meta=dict(epoch=1), state_dict={}, message_hub={})
-    torch.save(whole, tmp_path / "epoch_1.pth")
-    torch.save(whole, tmp_path / "epoch_2.pth")
-    data = (tmp_path / "epoch_2.pth").read_bytes()
-    (tmp_path / "epoch_10.pth").write_bytes(data[: len(data) // 2])
-    assert find_resume(tmp_path, 4)[0].name == "epoch_2.pth"
-    for name in ("epoch_1.pth", "epoch_2.pth"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(FBTError, match=r"all 3 checkpoints in .* are damaged; .* leave out --resume"):
-        find_resume(tmp_path, 4)
-
-
-def test_nothing_to_resume_is_said_and_auto_begins(
-    config: Build,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(FBTError, match=r"--resume: no checkpoint in .*--resume auto"):
-        run(config("none", resume=True))
-    run(config("none", resume="auto", **{"train_cfg.max_epochs": 1}))
-    assert "no checkpoint in" in capsys.readouterr().out
-    again = run(config("none", resume="auto", **{"train_cfg.max_epochs": 2}))
-    assert again.iter == 8 and "resume " in capsys.readouterr().out
-
-
-def test_another_run_in_the_folder_is_set_aside(config: Build, whole: DistillRunner, tmp_path: Path) -> None:
-    shutil.copytree(whole.work_dir, tmp_path / "run")
-    before = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("[!.]*.*") if p.is_file()}
-    run_until(config("run", **{"randomness.seed": 4}), 6)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "run" / "earlier_1").iterdir()} == before
-    assert find_resume(tmp_path / "run", 4)[0].name == "epoch_1.pth"  # not the earlier run's third
-
-
-def test_a_validation_after_the_run_leaves_its_files_where_they_are(config: Build, tmp_path: Path) -> None:
-    runner = run(config("run", **{"train_cfg.max_epochs": 1}))
-    before = {p.name for p in (tmp_path / "run").iterdir()}
-    assert runner.val()["student_top1"] >= 0
-    assert {p.name for p in (tmp_path / "run").iterdir()} == before
-
-
-def test_going_on_in_another_folder_ends_with_the_same_result(
-    config: Build, whole: DistillRunner, tmp_path: Path
-) -> None:
-    """The best weights and their score come along: the last validation is not the best one."""
-    last = read_checkpoint(Path(whole.work_dir) / "epoch_3.pth")
-    info = last["message_hub"]["runtime_info"]
-    summary = json.loads((Path(whole.work_dir) / "summary.json").read_text())
-    assert info["best_score"] == summary["best_validation_student_top1"]
-    run(config("other", resume=str(Path(whole.work_dir) / "epoch_3.pth")))
-    again = json.loads((tmp_path / "other" / "summary.json").read_text())
-    same = ("student_top1", "best_epoch", "best_iteration", "best_validation_student_top1")
-    assert [again[key] for key in same] == [summary[key] for key in same]
-    assert {p.name for p in (tmp_path / "other").glob("*.pth")} == {p.name for p in Path(whole.work_dir).glob("*.pth")}
-
-
-def test_what_does_not_fit_the_checkpoint_is_refused(config: Build, tmp_path: Path) -> None:
-    run_until(config("run"), 6)
-    for options, reason in (
-        ({"randomness.seed": 4}, "seed: 3 in the checkpoint, 4 here"),
-        ({"train_dataloader.num_batch_per_epoch": 5}, "iterations per epoch: 4 in the checkpoint, 5 here"),
-        ({"model.student.embed_dim": 24}, "not of this config's model"),
+def test_best_weights_that_are_gone_are_refused_or_found_in_a_checkpoint(tmp_path: Path) -> None:
+    finished(tmp_path / "run")
+    last, best = tmp_path / "run" / "epoch_5.pth", tmp_path / "run" / "best_student_top1_epoch_3.pth"
+    content = read_checkpoint(best)
+    best.unlink()
+    with pytest.raises(
+        FBTError, match=r"the best weights so far, best_student_top1_epoch_3.pth, are gone; .*save_best"
     ):
-        with pytest.raises(FBTError, match=reason):
-            run(config("run", resume=True, **options))
-    best = next((tmp_path / "run").glob("best_*.pth"))
-    with pytest.raises(FBTError, match="weights but no optimizer"):
-        run(config("run", resume=str(best)))
+        Run(tmp_path / "run").begin(last)
+    torch.save(content | dict(optimizer={}), tmp_path / "run" / "epoch_0_iter_21.pth")  # the same iteration
+    Run(tmp_path / "run").begin(last)
+    assert b"fbt sha256:" in best.read_bytes()  # signed, as whatever else a run writes
+    assert "optimizer" not in read_checkpoint(best) and read_checkpoint(best)["state_dict"] == {"at": 3 * LENGTH}
+    for other in (dict(save_best=None), dict(save_best="student_top5")):  # another best is looked for from here on
+        assert "best_score" not in Run(tmp_path / "run", **other).begin(last).message_hub.runtime_info
+    content = read_checkpoint(last)
+    content["message_hub"]["runtime_info"]["best_score"] = "39"
+    torch.save(content, last)
+    with pytest.raises(FBTError, match="does not say how good the best weights so far are"):
+        Run(tmp_path / "run").begin(last)
 
 
-def test_going_on_from_an_older_checkpoint(config: Build, whole: DistillRunner, tmp_path: Path) -> None:
-    """Newer ones would be taken for the newest next time."""
-    keep = {"default_hooks.checkpoint.max_keep_ckpts": -1}
-    run(config("run", **keep))
-    again = run(config("run", resume=str(tmp_path / "run" / "epoch_1.pth"), **keep))
-    assert {p.name for p in (tmp_path / "run" / "earlier_1").iterdir()} == {"epoch_2.pth", "epoch_3.pth"}
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, again.model.state_dict()[name])
+def test_what_cannot_be_the_best_is_refused(tmp_path: Path) -> None:
+    for options, says in (
+        (dict(save_best=["student_top1", "student_top5"]), r"save_best: one metric's name or None, not \['student_"),
+        (dict(save_best="student_top2"), "save_best: 'student_top2': no metric of the validation; did you mean"),
+        (dict(rule="higher"), "rule: 'greater' or 'less', not 'higher'"),
+        (dict(by_epoch=True, epochs=False), "by_epoch: this run counts iterations"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            Run(tmp_path, **options).begin()  # type: ignore[arg-type]
 
 
-def test_a_run_removes_what_a_killed_one_had_begun_to_write(config: Build) -> None:
-    runner = DistillRunner.from_cfg(config("run"))
-    half, other = (Path(runner.work_dir) / name for name in (".epoch_1.pth.abc.tmp", "notes.tmp"))
-    half.write_bytes(b"half"), other.write_bytes(b"mine")
-    runner.load_or_resume()
-    assert not half.exists() and other.exists()
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    run = Run(tmp_path).begin()
+    nn.init.constant_(run.distiller.bias, float("inf"))
+    with pytest.raises(FBTError, match="bias is not finite after iteration 0; lower the learning rate"):
+        run.signal()
+    assert not list(tmp_path.iterdir())
+
+
+# ---- checkpoint identity --------------------------------------------------------------------------------------------
 
 
 def test_plain_types_survive_weights_only(tmp_path: Path) -> None:

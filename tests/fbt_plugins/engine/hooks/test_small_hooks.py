@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fbt_plugins.config.hashing import training_hash
+from fbt_plugins.engine.checkpoints.files import read_checkpoint
 from fbt_plugins.engine.hooks import step_seed as seeding
 from fbt_plugins.engine.hooks.batchnorm import statistics
-from fbt_plugins.engine.hooks.checkpoints import read_checkpoint
 from fbt_plugins.engine.hooks.ema import TRAINED
 from fbt_plugins.engine.hooks.loss_guard import LossWindow
 from fbt_plugins.engine.hooks.progress import ProgressHook
@@ -110,7 +110,7 @@ def test_it_is_what_the_formula_says_and_what_validation_and_the_student_have(co
 
 
 def test_a_run_goes_on_with_an_average_only_where_it_had_one(config: Build) -> None:
-    """That it goes on exactly is seen in test_checkpoints.py."""
+    """That it goes on exactly is seen in test_resuming.py."""
     run_until(config("cut", **{"ema.decay": 0.9}), 5)
     with pytest.raises(FBTError, match="it is of a run with an average of its weights; set ema as it was"):
         run(config("cut", resume=True))

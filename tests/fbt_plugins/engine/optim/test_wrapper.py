@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from fbt_plugins.distill.distiller import Distiller
 from fbt_plugins.engine.check import check_config
-from fbt_plugins.engine.hooks.checkpoint_identity import refuse_another
+from fbt_plugins.engine.checkpoints.identity import refuse_another
 from fbt_plugins.engine.optim.param_groups import MergedGroupConstructor
 from fbt_plugins.engine.optim.schedules import in_iterations, scaled, unlike_training
 from fbt_plugins.engine.optim.wrapper import MOST_SKIPPED, AlwaysOverflows, AutocastOptimWrapper

@@ -16,10 +16,9 @@ from forked import Done
 from safetensors import safe_open
 
 from fbt_plugins import ARCHITECTURES, FBTError, load_student
-from fbt_plugins.engine import exporting
-from fbt_plugins.engine.exporting import FORMATS, TOLERANCES, export_student, sample_images
-from fbt_plugins.engine.hooks.checkpoints import save_student
-from fbt_plugins.engine.student import about_student, open_student, read_student
+from fbt_plugins.engine.finished import exporting
+from fbt_plugins.engine.finished.exporting import FORMATS, TOLERANCES, export_student, sample_images
+from fbt_plugins.engine.finished.student import about_student, open_student, read_student, save_student
 
 CLASSES = [f"class {number}" for number in range(10)]
 PAD = [dict(type="Pad", padding=2)]

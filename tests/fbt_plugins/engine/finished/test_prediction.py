@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from fbt_plugins import FBTError, load_student
 from fbt_plugins.data import FashionMNISTMini
-from fbt_plugins.engine.prediction import Predictions, predict, write_predictions
+from fbt_plugins.engine.finished.prediction import Predictions, predict, write_predictions
+from fbt_plugins.engine.finished.student import read_student
 from fbt_plugins.engine.runner import DistillRunner
-from fbt_plugins.engine.student import read_student
 from fbt_plugins.models.weights import METADATA_KEY, read_weights
 
 GIVEN = 4

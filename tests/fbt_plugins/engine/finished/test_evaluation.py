@@ -11,8 +11,8 @@ import torch
 from forked import Done
 
 from fbt_plugins import FBTError
-from fbt_plugins.engine.evaluation import ClassFigures, Confusion
-from fbt_plugins.engine.evaluation import Tested as Found
+from fbt_plugins.engine.finished.evaluation import ClassFigures, Confusion
+from fbt_plugins.engine.finished.evaluation import Tested as Found
 from fbt_plugins.engine.metrics import Retrieval
 from fbt_plugins.engine.runner import DistillRunner
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.image_files import list_images, printable, read_image
-from ..errors import FBTError, one_line, user_path
-from ..files import write_atomic
-from .loaders import worker_context
+from ...data.image_files import list_images, printable, read_image
+from ...errors import FBTError, one_line, user_path
+from ...files import write_atomic
+from ..loaders import worker_context
 from .student import Student
 
 

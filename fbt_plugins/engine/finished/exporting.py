@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from ..errors import FBTError, one_line
-from ..files import own_folder, write_atomic
-from ..models.weights import METADATA_KEY, SIGNATURE_KEY, signature_of
+from ...errors import FBTError, one_line
+from ...files import own_folder, write_atomic
+from ...models.weights import METADATA_KEY, SIGNATURE_KEY, signature_of
 from .student import Student, open_student, read_student
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "pt2": ".pt2", "torchscript": ".pt"}

@@ -13,18 +13,18 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from ..config.loading import Arguments, run_config
-from ..data.mixing import ImagePreprocessor
-from ..distill.distiller import Distiller
-from ..distill.edge import STUDENT, TEACHER
-from ..errors import ConfigError, FBTError, user_path
-from ..models.weights import SUFFIX, load_weights, misfit
-from ..randomness import seeded
-from .check import check_config
-from .device import resolve_device
-from .hooks.checkpoints import best_checkpoints, read_checkpoint
-from .hooks.topk import evaluate
-from .loaders import build_loader, loader_problems, open_banks
+from ...config.loading import Arguments, run_config
+from ...data.mixing import ImagePreprocessor
+from ...distill.distiller import Distiller
+from ...distill.edge import STUDENT, TEACHER
+from ...errors import ConfigError, FBTError, user_path
+from ...models.weights import SUFFIX, load_weights, misfit
+from ...randomness import seeded
+from ..check import check_config
+from ..checkpoints.files import best_checkpoints, read_checkpoint
+from ..device import resolve_device
+from ..hooks.topk import evaluate
+from ..loaders import build_loader, loader_problems, open_banks
 from .student import STUDENT_FILE
 
 TESTED = ("test", "val")

@@ -1,7 +1,8 @@
-"""A run's student as others use it: built again from its file, with the transform that its images need."""
+"""A run's student as a file for everyone: written, and built again with the transform that its images need."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,19 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ..config.loading import load_plugins_of
-from ..data.transforms import build_transforms
-from ..errors import FBTError, one_line, short, user_path
-from ..models.staged import StagedModel, resized
-from ..models.weights import read_weights
-from ..registry.loading import load_plugins
-from ..registry.registries import ARCHITECTURES
+from ...config.loading import load_plugins_of
+from ...data.transforms import build_transforms
+from ...errors import FBTError, one_line, short, user_path
+from ...files import write_atomic
+from ...models.image_sizes import resized
+from ...models.staged import StagedModel
+from ...models.weights import METADATA_KEY, SIGNATURE_KEY, read_weights, signature_of
+from ...registry.loading import load_plugins
+from ...registry.registries import ARCHITECTURES
 
 STUDENT_FILE = "student.safetensors"
 """A run's student, in the run's folder."""
@@ -76,6 +80,26 @@ def about_student(config: Any, dataset: Any, model: StagedModel | None = None) -
     if (transforms := getattr(dataset, "transforms", None)) is not None:
         about["transforms"] = list(transforms)
     return about
+
+
+def save_student(model: StagedModel, path: Path, about: Mapping[str, Any]) -> None:
+    """Writes a model as safetensors under its own (timm's) names, with what is needed to build it as metadata.
+
+    Args:
+        model: the student.
+        path: the file.
+        about: further metadata, such as classes and accuracy.
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}
+    first = {t.untyped_storage()._cdata: name for name, t in reversed(tensors.items())}
+    for name, tensor in tensors.items():
+        if first[tensor.untyped_storage()._cdata] != name:  # tied weights: the file has them under each of their names
+            tensors[name] = tensor.clone()
+    metadata: dict[str, Any] = {"name": model.name, "arguments": model.arguments, "mean": model.mean, "std": model.std}
+    metadata |= {"input_size": model.input_size, **about}
+    text = json.dumps(metadata, default=str)
+    about_file = {METADATA_KEY: text, SIGNATURE_KEY: signature_of(tensors, text)}
+    write_atomic(path, safetensors_bytes(tensors, metadata=about_file))
 
 
 def find_student(run: str | Path) -> Path:
