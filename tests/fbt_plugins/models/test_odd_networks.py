@@ -1,0 +1,53 @@
+"""Networks that do what few do: a proof must neither be fooled by them nor fail at them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fbt_architectures.traced_cut import cut_by_trace
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fbt_plugins import StagedModel
+from fbt_plugins.models.proof import SplitError
+
+
+class Net(nn.Module):
+    """Four strided convolutions, each with a norm, and a classifier; subclasses change one thing each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3 if i == 0 else 8, 8, 3, 2, 1), nn.BatchNorm2d(8)) for i in range(4)
+        )
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def traced(net: nn.Module, **about: Any) -> StagedModel:
+    torch.manual_seed(0)
+    return cut_by_trace(net, name="net", image_size=(32, 32), **about)
+
+
+class Again(nn.Module):
+    """A layer whose activations are computed again in the backward pass, as ``use_checkpoint=True`` of many does."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.layer, x, use_reentrant=True)
+
+
+def test_a_head_may_compute_its_layers_again() -> None:
+    net = Net()
+    net.fc = nn.Sequential(Again(nn.Linear(8, 8)), net.fc)  # type: ignore[assignment]
+    proof = traced(net).verify()
+    assert proof.features and proof.gradients == proof.parameters
