@@ -186,20 +186,23 @@ def _eval_mode(net: Split, parts: Split, image_size: tuple[int, int], seed: int)
 
 
 def _each_alone(parts: Split, images: Tensor, others: Tensor) -> Tensor:
-    """The output of the last stage; each stage must give the same when other images have been there in between.
+    """The output of the last stage; each part must give the same when other images have been there in between.
 
     Raises:
         SplitError: if one takes more from those before it than the tensor that it is given.
     """
     count = len(parts.stages)
     kept = parts.stage_outputs(images.clone(), range(1, count + 1))
-    parts.stage_outputs(others, (count,))
-    for number in range(2, count + 1):
-        again = parts.stages[number - 1](kept[number - 1].clone())
-        if not torch.allclose(kept[number], again, 0, 0, equal_nan=True):
-            what = f"stage {number} gives something else for the same input once other images were in the stages before"
+    rest = [*((f"stage {n}", parts.stages[n - 1], kept[n - 1], kept[n]) for n in range(2, count + 1))]
+    rest.append(("the head", parts.head, kept[count], parts.head(kept[count].clone()).output))
+    for name, part, given, expected in rest:
+        parts.stage_outputs(others.clone(), (count,))
+        again = part(given.clone())
+        again = again.output if isinstance(again, Knowledge) else again
+        if not torch.allclose(expected, again, 0, 0, equal_nan=True):
+            what = f"{name} gives something else for the same input once other images were in the stages before it"
             reason = "it looks at something that these have left in an attribute, and a stage is given one tensor only"
-            raise SplitError(f"{parts.name}: {what} it: {reason}")
+            raise SplitError(f"{parts.name}: {what}: {reason}")
     return kept[count]
 
 

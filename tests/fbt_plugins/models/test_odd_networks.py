@@ -51,3 +51,36 @@ def test_a_head_may_compute_its_layers_again() -> None:
     net.fc = nn.Sequential(Again(nn.Linear(8, 8)), net.fc)  # type: ignore[assignment]
     proof = traced(net).verify()
     assert proof.features and proof.gradients == proof.parameters
+
+
+class Store(nn.Module):
+    """Leaves what it is given where another layer looks."""
+
+    kept: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = x
+        return x
+
+
+class Looks(nn.Module):
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.store = [store]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.store[0].kept.mean()
+
+
+@pytest.mark.parametrize(
+    ("store", "look", "who"), [(1, 3, "stage 4"), (1, "head", "the head"), (3, "head", "the head")]
+)
+def test_a_part_may_look_at_nothing_that_another_has_left(store: int, look: int | str, who: str) -> None:
+    net = Net()
+    net.blocks[store].insert(0, left := Store())
+    if look == "head":
+        net.fc = nn.Sequential(Looks(left), net.fc)  # type: ignore[assignment]
+    else:
+        net.blocks[int(look)].insert(0, Looks(left))
+    with pytest.raises(SplitError, match=f"{who} gives something else for the same input once other images"):
+        traced(net).verify()
