@@ -179,10 +179,17 @@ def _eval_mode(net: Split, parts: Split, image_size: tuple[int, int], seed: int)
     with torch.no_grad():
         if parts.head(x.clone()).logits is None:  # its features are what was compared
             return True
+    if all(logits.shape[1] > 1 and _are_probabilities(logits) for logits in expected):
+        what = "its outputs in eval mode are probabilities, which add up to 1, and losses take logits"
+        raise SplitError(f"{parts.name}: {what}: leave out the softmax at the end of its forward")
     held, problem = features_problem(parts.head, x)
     if problem:
         raise SplitError(f"{parts.name}: {problem}")
     return held
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    return bool((outputs >= 0).all() and (outputs.double().sum(1) - 1).abs().max() < 1e-3)
 
 
 def _each_alone(parts: Split, images: Tensor, others: Tensor) -> Tensor:
@@ -286,7 +293,7 @@ def _perturbed_twins(model: Split, image_size: tuple[int, int], seed: int) -> tu
                 if buffer.is_floating_point():  # scaled, so that variances stay positive
                     buffer.mul_(1 + 0.1 * torch.rand(buffer.shape, generator=generator).to(buffer))
             images = torch.randn(2, model.in_chans, *image_size, generator=generator).to(device)
-            if of_net(model, images).isfinite().all():
+            if of_net(whole_copy(model), images).isfinite().all():  # parts find nothing that the network has left
                 return model, whole_copy(model)
     raise SplitError(f"{model.name}: its outputs are not finite, so nothing can be compared")
 

@@ -84,3 +84,38 @@ def test_a_part_may_look_at_nothing_that_another_has_left(store: int, look: int 
         net.blocks[int(look)].insert(0, Looks(left))
     with pytest.raises(SplitError, match=f"{who} gives something else for the same input once other images"):
         traced(net).verify()
+
+
+class Scaled(nn.Sequential):
+    """A block with a number that its network sets each time."""
+
+    scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
+def test_what_a_network_leaves_in_its_layers_is_not_there_for_its_stages() -> None:
+    class Sets(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Scaled(*block) for block in self.blocks)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                block.scale = x.shape[2] / 16
+            return super().forward(x)
+
+    with pytest.raises(SplitError, match="logits in eval mode differ"):
+        traced(Sets()).verify()
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_probabilities_are_no_logits(always: bool) -> None:
+    class Softmax(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            return logits.softmax(1) if always or not self.training else logits
+
+    with pytest.raises(SplitError, match="its outputs in eval mode are probabilities, .* leave out the softmax"):
+        traced(Softmax()).verify()
