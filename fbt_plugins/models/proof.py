@@ -15,6 +15,7 @@ from ..errors import FBTError, one_line
 from ..randomness import seeded
 from .classifier_input import features_problem
 from .knowledge import Knowledge
+from .map_order import probe_maps
 from .token_order import probe_tokens
 from .weightless import whole_copy
 
@@ -26,6 +27,7 @@ class Split(Protocol):
     net: nn.Module
     in_chans: int
     feature: str
+    guessed: bool
 
     @property
     def stages(self) -> nn.ModuleList: ...
@@ -121,9 +123,10 @@ def prove(model: Split, image_size: tuple[int, int], seed: int = 0) -> SplitProo
             raise
         fixed = {n for n, buffer in net.net.named_buffers() if n in buffers and torch.equal(buffer, buffers[n])}
         parameters = _each_once(parts, fixed)
-        tokens, problem = probe_tokens(model, model.specs_at(image_size), image_size)
-    if problem:
-        raise SplitError(f"{model.name}: {problem}")
+        specs = model.specs_at(image_size)
+        tokens, problem = probe_tokens(model, specs, image_size)
+        if problem := problem or (probe_maps(model, specs, image_size) if model.guessed else ""):
+            raise SplitError(f"{model.name}: {problem}")
     stages = len(model.stages)
     return SplitProof(
         model.name, image_size, _BATCHES, gradients, len(buffers), parameters, _STEPS, stages, features, tokens

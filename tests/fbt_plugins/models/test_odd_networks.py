@@ -117,5 +117,57 @@ def test_probabilities_are_no_logits(always: bool) -> None:
             logits = super().forward(x)
             return logits.softmax(1) if always or not self.training else logits
 
-    with pytest.raises(SplitError, match="its outputs in eval mode are probabilities, .* leave out the softmax"):
+    with pytest.raises(SplitError, match=r"its outputs in eval mode are probabilities, .* leave out the softmax"):
         traced(Softmax()).verify()
+
+
+class Transposed(Net):
+    """Channels last by ``transpose(1, 3)``, which swaps rows and columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, mix in zip(self.blocks, self.mix, strict=True):
+            x = mix(block(x).transpose(1, 3)).relu().transpose(1, 3)
+        return self.fc(x.mean((2, 3)))
+
+
+class Turned(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(2, 3))
+
+
+class Heads(nn.Module):
+    """(N, heads, tokens, width) with as many tokens as channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.fc = nn.Conv2d(3, 64, 8, 8), nn.Linear(64, 5)
+        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2).unflatten(2, (4, 16)).transpose(1, 2)
+        for block in self.blocks:
+            x = x + block(x).relu()
+        return self.fc(x.transpose(1, 2).flatten(2).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("net", "names", "what"),
+    [
+        (
+            Transposed,
+            ["blocks.0", "mix.0", "mix.2"],
+            "stage 2 is said to give NHWC 8 x 16x16, but its rows and columns",
+        ),
+        (Turned, None, "stage 1 is said to give NCHW 8 x 16x16, but it is turned round"),
+        (Heads, ["patch", "blocks.0", "blocks.3"], "stage 2 .* but it follows the rows of an image alone"),
+    ],
+)
+def test_maps_lie_as_their_images_do(net: type[nn.Module], names: list[str] | None, what: str) -> None:
+    torch.manual_seed(0)
+    model = cut_by_trace(net(), names, name="net", image_size=(32, 32), raster=None)
+    with pytest.raises(SplitError, match=what):
+        model.verify()
