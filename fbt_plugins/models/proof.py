@@ -225,6 +225,8 @@ def _training(left: Split, run_left: Run, right: Split, run_right: Run, image_si
         when = "in train mode" if step == 1 else f"in step {step} of training"
         for name, tensor in expected.items():
             _equal(left, f"{name} {when}", tensor, found.get(name))
+        for (name, own), other in zip(left.net.named_parameters(), right.net.parameters(), strict=True):
+            _equal(left, f"{name} {when}, which the network writes to as it runs,", own.detach(), other.detach())
         gradients = sum(1 for k, v in expected.items() if k.startswith("gradient of ") and v is not None)
         counted.append(_plain_state(left.net))
     stages = _plain_state(right.net)

@@ -171,3 +171,21 @@ def test_maps_lie_as_their_images_do(net: type[nn.Module], names: list[str] | No
     model = cut_by_trace(net(), names, name="net", image_size=(32, 32), raster=None)
     with pytest.raises(SplitError, match=what):
         model.verify()
+
+
+def test_weights_that_a_network_writes_to_as_it_runs_are_compared() -> None:
+    class Follows(Net):
+        """Keeps a moving average of its classifier, which nothing here looks at."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.average = nn.Parameter(torch.zeros(5, 8), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                with torch.no_grad():
+                    self.average.lerp_(self.fc.weight, 0.1)
+            return super().forward(x)
+
+    with pytest.raises(SplitError, match="average in train mode, which the network writes to as it runs, differ"):
+        traced(Follows()).verify()
