@@ -46,8 +46,8 @@ def features_problem(head: nn.Module, x: Tensor) -> tuple[bool, str]:
     fitting = [c for c in candidates if c.shape == found.shape and _close(found, c)]
     if not fitting:
         return True, _difference(found, [c for c in candidates if c.shape == found.shape] or candidates)
-    gradients = [_gradient(tensor, x) for tensor in fitting]
-    own = _gradient(found, x)
+    gradients = [_gradient(tensor, x, head) for tensor in fitting]
+    own = _gradient(found, x, head)
     if own is None and None not in gradients:
         return True, "features are cut off from the gradient, and the input of the last linear layer is not"
     if not any(own is g or (own is not None and g is not None and _close(own, g)) for g in gradients):
@@ -93,12 +93,15 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= _TOLERANCE * b.abs().max())
 
 
-def _gradient(features: Tensor, x: Tensor) -> Tensor | None:
-    """Of a weighted sum of features."""
+def _gradient(features: Tensor, x: Tensor, head: nn.Module) -> Tensor | None:
+    """Of a weighted sum of features; ``torch.autograd.grad`` is refused by layers that are computed again."""
     if not features.requires_grad:
         return None
     weights = torch.linspace(-1, 1, features.numel()).to(features).reshape(features.shape)
-    return torch.autograd.grad((features * weights).sum(), x, retain_graph=True, allow_unused=True)[0]
+    (features * weights).sum().backward(retain_graph=True)
+    found, x.grad = x.grad, None
+    head.zero_grad()
+    return found
 
 
 def _difference(found: Tensor, candidates: list[Tensor]) -> str:

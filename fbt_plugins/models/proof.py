@@ -15,6 +15,7 @@ from ..errors import FBTError, one_line
 from ..randomness import seeded
 from .classifier_input import features_problem
 from .knowledge import Knowledge
+from .map_order import probe_maps
 from .token_order import probe_tokens
 from .weightless import whole_copy
 
@@ -26,6 +27,7 @@ class Split(Protocol):
     net: nn.Module
     in_chans: int
     feature: str
+    guessed: bool
 
     @property
     def stages(self) -> nn.ModuleList: ...
@@ -121,9 +123,10 @@ def prove(model: Split, image_size: tuple[int, int], seed: int = 0) -> SplitProo
             raise
         fixed = {n for n, buffer in net.net.named_buffers() if n in buffers and torch.equal(buffer, buffers[n])}
         parameters = _each_once(parts, fixed)
-        tokens, problem = probe_tokens(model, model.specs_at(image_size), image_size)
-    if problem:
-        raise SplitError(f"{model.name}: {problem}")
+        specs = model.specs_at(image_size)
+        tokens, problem = probe_tokens(model, specs, image_size)
+        if problem := problem or (probe_maps(model, specs, image_size) if model.guessed else ""):
+            raise SplitError(f"{model.name}: {problem}")
     stages = len(model.stages)
     return SplitProof(
         model.name, image_size, _BATCHES, gradients, len(buffers), parameters, _STEPS, stages, features, tokens
@@ -179,27 +182,37 @@ def _eval_mode(net: Split, parts: Split, image_size: tuple[int, int], seed: int)
     with torch.no_grad():
         if parts.head(x.clone()).logits is None:  # its features are what was compared
             return True
+    if all(logits.shape[1] > 1 and _are_probabilities(logits) for logits in expected):
+        what = "its outputs in eval mode are probabilities, which add up to 1, and losses take logits"
+        raise SplitError(f"{parts.name}: {what}: leave out the softmax at the end of its forward")
     held, problem = features_problem(parts.head, x)
     if problem:
         raise SplitError(f"{parts.name}: {problem}")
     return held
 
 
+def _are_probabilities(outputs: Tensor) -> bool:
+    return bool((outputs >= 0).all() and (outputs.double().sum(1) - 1).abs().max() < 1e-3)
+
+
 def _each_alone(parts: Split, images: Tensor, others: Tensor) -> Tensor:
-    """The output of the last stage; each stage must give the same when other images have been there in between.
+    """The output of the last stage; each part must give the same when other images have been there in between.
 
     Raises:
         SplitError: if one takes more from those before it than the tensor that it is given.
     """
     count = len(parts.stages)
     kept = parts.stage_outputs(images.clone(), range(1, count + 1))
-    parts.stage_outputs(others, (count,))
-    for number in range(2, count + 1):
-        again = parts.stages[number - 1](kept[number - 1].clone())
-        if not torch.allclose(kept[number], again, 0, 0, equal_nan=True):
-            what = f"stage {number} gives something else for the same input once other images were in the stages before"
+    rest = [*((f"stage {n}", parts.stages[n - 1], kept[n - 1], kept[n]) for n in range(2, count + 1))]
+    rest.append(("the head", parts.head, kept[count], parts.head(kept[count].clone()).output))
+    for name, part, given, expected in rest:
+        parts.stage_outputs(others.clone(), (count,))
+        again = part(given.clone())
+        again = again.output if isinstance(again, Knowledge) else again
+        if not torch.allclose(expected, again, 0, 0, equal_nan=True):
+            what = f"{name} gives something else for the same input once other images were in the stages before it"
             reason = "it looks at something that these have left in an attribute, and a stage is given one tensor only"
-            raise SplitError(f"{parts.name}: {what} it: {reason}")
+            raise SplitError(f"{parts.name}: {what}: {reason}")
     return kept[count]
 
 
@@ -212,6 +225,8 @@ def _training(left: Split, run_left: Run, right: Split, run_right: Run, image_si
         when = "in train mode" if step == 1 else f"in step {step} of training"
         for name, tensor in expected.items():
             _equal(left, f"{name} {when}", tensor, found.get(name))
+        for (name, own), other in zip(left.net.named_parameters(), right.net.parameters(), strict=True):
+            _equal(left, f"{name} {when}, which the network writes to as it runs,", own.detach(), other.detach())
         gradients = sum(1 for k, v in expected.items() if k.startswith("gradient of ") and v is not None)
         counted.append(_plain_state(left.net))
     stages = _plain_state(right.net)
@@ -283,7 +298,7 @@ def _perturbed_twins(model: Split, image_size: tuple[int, int], seed: int) -> tu
                 if buffer.is_floating_point():  # scaled, so that variances stay positive
                     buffer.mul_(1 + 0.1 * torch.rand(buffer.shape, generator=generator).to(buffer))
             images = torch.randn(2, model.in_chans, *image_size, generator=generator).to(device)
-            if of_net(model, images).isfinite().all():
+            if of_net(whole_copy(model), images).isfinite().all():  # parts find nothing that the network has left
                 return model, whole_copy(model)
     raise SplitError(f"{model.name}: its outputs are not finite, so nothing can be compared")
 

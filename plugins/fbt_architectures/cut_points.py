@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from fbt_plugins.authoring import isotropic_ends
 
 from .layouts import Shape
 from .tokens import Reader, by_size
-from .traced import Crossing, Image, Trace
+from .traced import Crossing, Image, Trace, all_before
 from .tracer import ShallowTracer, TraceError, name_of
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -270,6 +270,24 @@ def _linear(name: str, module: nn.Module) -> str:
     return f"{name}.{inside[0]}" if len(inside) == 1 and inside[0] else name
 
 
+def _no_weights_behind(net: nn.Module, nodes: Sequence[fx.Node], last: str) -> None:
+    """Refuses a network that makes its logits of what its last layer gives by a matrix of weights of its own."""
+    weights = {name for name, parameter in net.named_parameters() if parameter.ndim > 1}
+    behind = {next(n for n in reversed(nodes) if n.op == "call_module" and name_of(n) == last)}
+    for node in nodes:
+        if behind.isdisjoint(node.all_input_nodes):
+            continue
+        behind.add(node)
+        others = all_before(i for i in node.all_input_nodes if not i.meta["pixels"])
+        used = [n for n in others if n.op == "get_attr" and name_of(n) in weights]
+        if used:
+            raise TraceError(
+                f"it makes its logits of what {last} gives by {name_of(used[0])}, which is no layer",
+                node.meta["line"],
+                step="multiply by an nn.Linear there, whose input are the features",
+            )
+
+
 def classifiers_of(net: nn.Module, image: Image) -> list[str]:
     """Names of a network's classifiers: timm's ``get_classifier()``, else the last layer with weights that runs.
 
@@ -284,7 +302,7 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
             return [_linear(names[id(module)], module) for module in own]
     inside: set[str] = set()
     while True:
-        nodes = ShallowTracer(net, inside, image, training=False).run().nodes
+        nodes = list(ShallowTracer(net, inside, image, training=False).run().nodes)
         ran = [name_of(n) for n in nodes if n.op == "call_module"]
         with_weights = [name for name in ran if any(True for _ in net.get_submodule(name).parameters())]
         if not with_weights:
@@ -292,6 +310,7 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
         last = with_weights[-1]
         module = net.get_submodule(last)
         if isinstance(module, nn.Linear | nn.Conv2d):
+            _no_weights_behind(net, nodes, last)
             return [last]
         if not any(True for _ in module.children()):
             raise TraceError(

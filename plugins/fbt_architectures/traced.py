@@ -83,7 +83,7 @@ class Trace:
         heads = {next((p for p in str(n.target).split(".") if p in TWO_HEADS), ""): n for n in ran}
         both = len(ran) == 2 and heads.keys() == TWO_HEADS.keys() and all(val(n).ndim == 2 for n in ran)
         self.extra = {told: heads[name] for name, told in TWO_HEADS.items()} if both else {}
-        self._live = _all_before([self.logits, *self.features, *self.extra.values()])
+        self._live = all_before([self.logits, *self.features, *self.extra.values()])
 
     def crossing(self, name: str) -> Crossing:
         """Where one tensor alone crosses behind a module, before anything with weights comes.
@@ -106,7 +106,7 @@ class Trace:
                 break
             across = [n for n in self.nodes[: position + 1] if n.meta["images"] and self._is_used_after(n, position)]
             tensors = [n for n in across if n.meta["pixels"]]
-            if len(tensors) == 1 and isinstance(val(tensors[0]), Tensor) and val(tensors[0]).shape[:1] == (BATCH,):
+            if len(tensors) == 1 and _is_handed_on(val(tensors[0])):
                 return Crossing(name, position, tensors[0])
             why = why or " and ".join(_show(val(n)) for n in tensors)
         what = f"behind {name!r} later layers need {why or 'no tensor'}, and a stage hands on exactly one"
@@ -245,11 +245,16 @@ class Trace:
         return None
 
 
+def _is_handed_on(value: Any) -> bool:
+    """Whether a stage may give it: a tensor of real numbers, the images first."""
+    return isinstance(value, Tensor) and value.shape[:1] == (BATCH,) and value.is_floating_point()
+
+
 def _is_in(name: str, full: str) -> bool:
     return name == full or name.startswith(full + ".")
 
 
-def _all_before(ends: Iterable[fx.Node]) -> set[fx.Node]:
+def all_before(ends: Iterable[fx.Node]) -> set[fx.Node]:
     """The nodes that some nodes are computed from, and these: what an encoder lists besides has no say in logits."""
     found: set[fx.Node] = set()
     waiting = list(ends)
@@ -345,7 +350,11 @@ def _keep_autocast(node: fx.Node, regions: tuple[Region, ...]) -> None:
 def _show(value: Any) -> str:
     """A value that crosses, in words."""
     if isinstance(value, Tensor):
-        return f"a tensor of {show_sizes(tuple(value.shape)[1:])} per image"
+        kind = "" if value.is_floating_point() else f" of {str(value.dtype).removeprefix('torch.')}"
+        if value.shape[:1] != (BATCH,) and BATCH in value.shape[1:]:
+            sizes = ["images" if size == BATCH else str(size) for size in value.shape]
+            return f"a tensor ({', '.join(sizes)}){kind}, which does not have the images first"
+        return f"a tensor of {show_sizes(tuple(value.shape)[1:])}{kind} per image"
     if isinstance(value, tuple | list):
         return "(" + ", ".join(map(_show, value)) + ")"
     return "a batch size" if isinstance(value, int) else repr(value)

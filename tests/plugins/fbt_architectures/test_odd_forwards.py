@@ -1,0 +1,137 @@
+"""Forward passes that few networks have: a trace cuts them right, or says in one line what it cannot keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fbt_architectures.traced_cut import cut_by_trace
+from torch import Tensor, nn
+
+from fbt_plugins import ConfigError, StagedModel
+
+
+class Net(nn.Module):
+    """Four strided convolutions and a classifier; subclasses change one thing each."""
+
+    def __init__(self, width: int = 5) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3 if i == 0 else 8, 8, 3, 2, 1), nn.BatchNorm2d(8)) for i in range(4)
+        )
+        self.fc = nn.Linear(8, width)
+
+    def features(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x).relu()
+        return x.mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x))
+
+
+def cut(net: nn.Module, stages: Any = None, **about: Any) -> StagedModel:
+    torch.manual_seed(0)
+    return cut_by_trace(net, stages, name="net", image_size=(32, 32), **about)
+
+
+class Spectral(nn.Module):
+    """Weights for complex maps."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, size, size, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+def test_a_stage_ends_where_a_map_is_of_real_numbers_again() -> None:
+    class Complex(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.filters = nn.ModuleList(Spectral(16 // 2**i) for i in range(4))
+
+        def features(self, x: Tensor) -> Tensor:
+            for block, filter_ in zip(self.blocks, self.filters, strict=True):
+                x = torch.fft.ifft2(filter_(torch.fft.fft2(block(x)))).real
+            return x.mean((2, 3))
+
+    model = cut(Complex(), [f"filters.{i}" for i in range(4)], layout="NCHW")
+    assert model.verify().stages == 4
+    outputs = model.eval().stage_outputs(torch.randn(2, 3, 32, 32), range(1, 5))
+    assert all(x.dtype == torch.float32 for x in outputs.values())
+
+
+class Nearest(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1)
+
+
+def test_codes_are_handed_on_by_no_stage() -> None:
+    class Codes(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.codes, self.words = Nearest(8, 4, 1), nn.Embedding(4, 8)
+
+        def features(self, x: Tensor) -> Tensor:
+            words = self.words(self.codes(self.blocks[0](x)))
+            return self.blocks[1](words.permute(0, 3, 1, 2)).mean((2, 3))
+
+    with pytest.raises(ConfigError, match="behind 'codes' later layers need a tensor of 16x16 of int64 per image"):
+        cut(Codes(), ["blocks.0", "codes", "blocks.1"])
+
+
+def test_tokens_before_images_are_said_so() -> None:
+    class TokensFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.fc = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 5)
+            self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patch(x).flatten(2).permute(2, 0, 1)
+            for block in self.blocks:
+                x = block(x)
+            return self.fc(x.mean(0))
+
+    with pytest.raises(ConfigError, match=r"a tensor \(16, images, 8\), which does not have the images first"):
+        cut(TokensFirst(), ["blocks.0", "blocks.1", "blocks.2"])
+
+
+def by_einsum(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.einsum("nd,cd->nc", x, weight)
+
+
+def by_distance(x: Tensor, weight: Tensor) -> Tensor:
+    return -torch.cdist(x, weight)
+
+
+@pytest.mark.parametrize("product", [by_einsum, by_distance], ids=["einsum", "distance"])
+def test_weights_that_make_logits_without_a_layer_are_refused(product: Callable[..., Tensor]) -> None:
+    class Prototypes(Net):
+        def __init__(self) -> None:
+            super().__init__(8)
+            self.prototypes = nn.Parameter(torch.randn(5, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return product(super().forward(x), nn.functional.normalize(self.prototypes))
+
+    with pytest.raises(
+        ConfigError, match=r"it makes its logits of what fc gives by prototypes, .*\(.*test_odd_forwards.py:\d+\); mult"
+    ):
+        cut(Prototypes())
+
+
+def test_a_temperature_behind_the_classifier_is_none_of_them() -> None:
+    class Scaled(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.scale.exp()
+
+    assert cut(Scaled()).verify().features
