@@ -1,4 +1,4 @@
-"""Networks of one's own, the layouts that are found in them, and torchvision's models."""
+"""Networks of one's own, by the path of their factory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import ROWS, Row
-from fbt_architectures import torchvision_models
-from fbt_architectures.layouts import Shape, read_shape
 from torch import Tensor, nn
-from torchvision import models
 
-from fbt_plugins import ARCHITECTURES, ConfigError, FBTError, FromMap, StagedModel, ToMap, UnknownNameError
-from fbt_plugins.models.weightless import on_meta
+from fbt_plugins import ARCHITECTURES, ConfigError, FBTError
 
 
 class Net(nn.Module):
@@ -165,224 +160,6 @@ def test_who_wrote_the_factory_is_told_what_it_raises_and_where() -> None:
         build("my_networks:failing")
 
 
-# ---- layouts --------------------------------------------------------------------------------------------------------
-
-
-SMALL = [row for row in ROWS if row.ordered and (row.step or row.family in ("hieradet", "levit", "mambaout"))]
-DEFAULT = ("beit", "cait", "coatnet", "deit, distilled", "hiera", "levit", "mambaout", "swin", "twins", "vit", "xcit")
-"""Tokens with and without prefix tokens, in rows and in an order of their own, at one resolution and at four; channels
-last; the others run with ``-m slow``."""
-WHOLE = """
-    beit_base_patch16_224 beitv2_base_patch16_224 cait_xxs24_224 convit_tiny deit3_small_patch16_224
-    deit_tiny_distilled_patch16_224 deit_tiny_patch16_224 efficientformer_l1 eva02_tiny_patch14_224 gmlp_ti16_224
-    hiera_small_abswin_256 hiera_tiny_224 hieradet_small levit_128s levit_256d mambaout_femto mixer_s16_224
-    mvitv2_tiny naflexvit_base_patch16_gap naflexvit_base_patch16_parfac_gap resmlp_12_224 sam2_hiera_tiny
-    samvit_base_patch16_224 sequencer2d_s swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 test_vit test_vit2
-    test_vit3 test_vit4 test_vit_relpos twins_pcpvt_small twins_svt_small vit_base_patch32_clip_224
-    vit_little_patch16_reg4_gap_256 vit_relpos_small_patch16_224 vit_small_patch14_reg4_dinov2
-    vit_tiny_patch16_dinov3_qkvb vit_tiny_r_s16_p8_224 vit_wee_patch16_reg1_gap_256
-    vitamin_small_224 volo_d1_224 xcit_nano_12_p8_224 xcit_tiny_12_p16_224
-""".split()  # noqa: SIM905
-"""Models of timm, at their own size, that have tokens or channels last."""
-
-
-def unmatched(model: StagedModel, size: tuple[int, int]) -> tuple[list[str], int]:
-    """Stages with tokens or channels last that are none of timm's intermediates, and how many of all stages are one."""
-    torch.manual_seed(0)
-    model.eval()
-    with torch.no_grad():
-        for parameter in model.net.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-        images = torch.randn(2, 3, *size)
-        outputs = model.stage_outputs(images, range(1, len(model.stages) + 1))
-        own = model.net.forward_intermediates(images, output_fmt="NCHW", norm=False, intermediates_only=True)
-    wrong, matched = [], 0
-    for number, spec in enumerate(model.specs_at(size), 1):
-        found = ToMap(spec)(outputs[number])
-        if any(found.shape == x.shape and torch.allclose(found, x, rtol=1e-4, atol=1e-5) for x in own):
-            matched += 1
-        elif spec.layout != "NCHW":
-            wrong.append(f"stage {number}: {spec}")
-    return wrong, matched
-
-
-@pytest.mark.parametrize(
-    "row",
-    [pytest.param(r, marks=() if r.family in DEFAULT else pytest.mark.slow) for r in SMALL],
-    ids=lambda row: row.family,
-)
-def test_stages_of_small_models_are_timms_own_maps(row: Row) -> None:
-    size = (64, 64) if row.square or row.fixed else (64, 96)
-    model = ARCHITECTURES.build(row.config(size, 5))
-    wrong, matched = unmatched(model, model.input_size or size)
-    assert not wrong and matched >= len(model.stages) - 1  # the stem may be a stage, or a last convolution part of one
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WHOLE)
-def test_stages_of_whole_models_are_timms_own_maps(name: str) -> None:
-    model = ARCHITECTURES.build(dict(type="timm", name=name, num_classes=5))
-    wrong, matched = unmatched(model, model.image_size)
-    assert not wrong and matched >= len(model.stages) - 1
-
-
-def test_tokens_that_stand_elsewhere_come_back_to_their_places() -> None:
-    arguments = dict(name="hiera_tiny_224", img_size=(32, 64), embed_dim=16, num_heads=1)
-    model = ARCHITECTURES.build(dict(type="timm", num_classes=5, **arguments)).eval()
-    outputs = model.stage_outputs(torch.randn(2, 3, 32, 64), {1, 2, 3, 4})
-    for number, spec in enumerate(model.specs, 1):
-        assert str(spec).endswith("not row by row") and spec.order is not None
-        as_map = ToMap(spec)(outputs[number])
-        assert torch.equal(FromMap(spec)(as_map.permute(0, 2, 3, 1)), outputs[number])
-    assert not torch.equal(model.specs[0].order, torch.arange(8 * 16))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "image", "known", "expected"),
-    [
-        (9, 32, 5, Shape("NLC", 8, (2, 2), 5)),  # not 3x3, which no stride gives
-        (4, 32, 5, Shape("NLC", 8, (2, 2), 0)),  # they may come later
-        (197, 224, 0, Shape("NLC", 8, (14, 14), 1)),
-        (16, 52, 0, Shape("NLC", 8, (4, 4), 0)),  # stride 16, rounded up
-    ],
-)
-def test_prefix_tokens_are_told_from_the_grid(tokens: int, image: int, known: int, expected: Shape) -> None:
-    net = nn.Identity()
-    net.num_prefix_tokens = known  # type: ignore[assignment]
-    assert read_shape((tokens, 8), (3, image, image), net, "block") == expected
-
-
-# ---- torchvision models ---------------------------------------------------------------------------------------------
-
-
-SMALLEST: dict[str, tuple[int, str]] = {
-    "alexnet": (64, "cnn"),
-    "convnext_tiny": (32, "cnn"),
-    "densenet121": (32, "cnn"),
-    "efficientnet_b0": (32, "cnn"),
-    "googlenet": (64, "cnn"),
-    "inception_v3": (96, "cnn"),
-    "maxvit_t": (224, "hybrid"),
-    "mnasnet0_5": (32, "cnn"),
-    "mobilenet_v2": (32, "cnn"),
-    "mobilenet_v3_small": (32, "cnn"),
-    "regnet_y_400mf": (32, "cnn"),
-    "resnet18": (32, "cnn"),
-    "shufflenet_v2_x0_5": (32, "cnn"),
-    "squeezenet1_1": (64, "cnn"),
-    "swin_t": (64, "attention"),
-    "vgg11_bn": (64, "cnn"),
-    "vit_b_32": (64, "attention"),
-}
-TORCHVISION_MODELS_DEFAULT = ("resnet18", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "vit_b_32")
-"""Maps in rows and channels last, tokens, a classifier that is a convolution; the others run with ``-m slow``."""
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers whose widths torchvision fixes are a sixteenth as wide: most of their time is drawing weights."""
-
-    def change(module: Any, name: str, **widths: Any) -> None:
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda **options: real(**options | widths))
-
-    change(models.vision_transformer, "_vision_transformer", hidden_dim=48, mlp_dim=48, num_heads=3)
-    change(models.swin_transformer, "_swin_transformer", embed_dim=24, depths=[2, 1, 1, 1], num_heads=[1, 2, 4, 8])
-
-
-def torchvision_models_build(name: str, **arguments: Any) -> Any:
-    return ARCHITECTURES.build(dict(type="torchvision", name=name, num_classes=7, **arguments))
-
-
-def test_all_families_are_here() -> None:
-    families = {models.get_model_builder(n).__module__ for n in torchvision_models.torchvision_names()}
-    assert families == {models.get_model_builder(n).__module__ for n in SMALLEST} and len(families) == 17
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in TORCHVISION_MODELS_DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in SMALLEST]
-)
-def test_stages_and_head_are_the_model(name: str) -> None:
-    size, family = SMALLEST[name]
-    model = torchvision_models_build(name, **({"image_size": size} if name == "vit_b_32" else {}))
-    proof = model.verify(size)
-    assert proof.gradients == proof.parameters > 0 and len(model.stages) == 4 and model.num_classes == 7
-    assert model.family == family and list(model.mean) == [0.485, 0.456, 0.406]
-
-
-def test_a_vit_is_cut_two_two_six_two_and_a_resnet_at_its_layers() -> None:
-    with on_meta():
-        assert torchvision_models_build("vit_b_16").stages[0].code.points[1:3] == (
-            "encoder.layers.encoder_layer_3",
-            "encoder.layers.encoder_layer_9",
-        )
-        assert [s.grid for s in torchvision_models_build("resnet18").specs] == [(56, 56), (28, 28), (14, 14), (7, 7)]
-        swin = torchvision_models_build("swin_v2_t")
-        assert swin.specs[0].layout == "NHWC" and swin.image_size == (256, 256)
-
-
-@pytest.mark.filterwarnings("error")
-def test_networks_are_built_without_auxiliary_heads_and_without_torchvisions_warning() -> None:
-    with on_meta():
-        model = torchvision_models_build("googlenet")
-    assert model.net.aux1 is model.net.aux2 is None and model.family == "cnn"
-
-
-def test_a_vit_takes_images_of_its_own_size_only() -> None:
-    model = torchvision_models_build("vit_b_32", image_size=64)
-    with pytest.raises(FBTError, match=r"cannot take images of 32x32 pixels"):
-        model.specs_at((32, 32))
-
-
-def test_features_are_what_the_classifier_is_given() -> None:
-    model = torchvision_models_build("mobilenet_v3_small").eval()
-    seen: list[torch.Tensor] = []
-    model.net.classifier[3].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    known = model.knowledge(torch.rand(2, 3, 64, 64))
-    assert torch.equal(known.features, seen[-1]) and known.features.shape == (2, 1024)
-    assert torchvision_models_build("squeezenet1_1").num_features == 512
-
-
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vit_b_32"])
-def test_pretrained_weights_get_a_new_head_of_another_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = models.get_model
-    monkeypatch.setattr(models, "get_model", lambda name, weights=None, **kw: real(name, weights=None, **kw))
-    model = torchvision_models_build(name, pretrained=True, head="new")
-    assert model.num_classes == 7 and model.name == name
-
-
-@pytest.mark.parametrize(
-    ("config", "error", "reason"),
-    [
-        (
-            dict(name="resnet81"),
-            UnknownNameError,
-            "torchvision has no classifier 'resnet81'; did you mean .*'resnet1",
-        ),
-        (dict(name="resnet18", num_clases=3), ConfigError, "torchvision refuses these arguments .*num_clases"),
-        (dict(name="resnet18", checkpoint="nowhere.pth"), FBTError, "'nowhere.pth': no such file"),
-        (
-            dict(name="resnet18", stages=["layer5"]),
-            ConfigError,
-            "no module 'layer5' to cut behind; did you mean 'layer",
-        ),
-    ],
-)
-def test_torchvision_models_what_cannot_be_built_is_one_line(config: dict, error: type[Exception], reason: str) -> None:
-    with pytest.raises(error, match=reason) as caught:
-        ARCHITECTURES.build(dict(type="torchvision", num_classes=10) | config)
-    assert "\n" not in str(caught.value)
-
-
-def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(models, "get_model", offline)
-    with pytest.raises(FBTError, match=r"weights could not be downloaded.*no route to host.*checkpoint="):
-        torchvision_models_build("resnet18", pretrained=True, head="new")
-
-
 class Encoder(Net):
     """Answers in one of the ways in which networks without a classifier do."""
 
@@ -421,11 +198,3 @@ def test_an_encoder_of_named_steps_has_no_classifier() -> None:
     names = dict(stages=["stem", "layers.0", "layers.1", "layers.2"], head="mean")
     config = dict(type="module", path=f"{__name__}:PlainEncoder", num_classes=0, image_size=32, **names)
     assert ARCHITECTURES.build(config).knowledge(torch.rand(2, 3, 32, 32)).features.shape == (2, 8)
-
-
-def test_torchvision_without_its_last_layer() -> None:
-    config = dict(type="torchvision", name="squeezenet1_1")
-    with on_meta():
-        encoder, classifier = (ARCHITECTURES.build(config | dict(num_classes=n)) for n in (0, 7))
-        assert encoder.specs == classifier.specs and encoder.num_features == classifier.num_features == 512
-    assert encoder.num_classes == 0
