@@ -169,7 +169,7 @@ DEFAULT = {
     "levit_conv_128s",
     *PAPERS,
 }
-"""Small hybrids and others are in test_traced.py."""
+"""Small hybrids and others are in test_traced_families.py."""
 assert set(" ".join(KNOWN.values()).split()) >= DEFAULT
 CASES = [
     pytest.param(family, name, marks=() if name in DEFAULT else pytest.mark.slow)

@@ -1,4 +1,4 @@
-"""What losses do that the checks for authors do not look at; losses of stages, OFA's exits, DeiT's hard labels."""
+"""What losses do that the checks for authors do not look at; losses of stages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import CNN, CONVNEXT, DEIT, RESMLP, SWIN, VIT
 from fbt_losses import cross_entropy
-from fbt_losses.ofa_exits import TokenExit, make_exit
 from torch import Tensor, nn
 
 from fbt_plugins import LOSSES, Batch, ConfigError, Knowledge, StageSpec
@@ -49,8 +48,6 @@ CONFIGS = [
 ]
 BETWEEN_STAGES = ("ATLoss", "FitNetLoss", "ScaleKDLoss", "SlicedWassersteinLoss")
 every_loss = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: " ".join(map(str, c.values())))
-
-
 SPECS = {0: MODELS["maps"], 1: MODELS["tokens and two prefix tokens"]}
 
 
@@ -373,77 +370,3 @@ def test_a_step_of_a_distiller(
     assert next(model.student.stages[0].parameters()).grad.any()
     with torch.device("meta"):  # as --check builds it
         make(student, teacher, **options, stage_loss=config)
-
-
-# ---- exits -----------------------------------------------------------------------------------------------------------
-
-# ---- exits ----------------------------------------------------------------------------------------------------------
-
-
-def test_an_exit_of_a_cnn_is_the_originals() -> None:
-    """Stage 1 of ResNet18 beside a teacher of width 768, 100 classes; two convolutions of two kinds per halving."""
-    branch = make_exit(StageSpec("NCHW", 64, (56, 56)), 3, 512, 768, 100)
-    halving = sum(9 * a + a * a + 2 * a + 9 * a + a * b + 2 * b for a, b in ((64, 128), (128, 256), (256, 768)))
-    assert sum(p.numel() for p in branch.parameters()) == halving + 768 * 100 + 100
-    assert branch[:3](torch.zeros(2, 64, 56, 56)).shape == (2, 768, 7, 7)
-    last = make_exit(StageSpec("NCHW", 512, (7, 7)), 0, 512, 768, 100)
-    assert [type(m).__name__ for m in last] == ["Conv2d", "AdaptiveAvgPool2d", "Flatten", "Linear"]
-
-
-@pytest.mark.parametrize(
-    ("spec", "left", "width", "side", "blocks"),
-    [
-        (StageSpec("NLC", 24, (14, 14), 1), 3, 24, 7, 3),  # ViT, stage 1
-        (StageSpec("NLC", 24, (14, 14)), 0, 24, 7, 1),  # ResMLP, stage 4
-        (StageSpec("NHWC", 8, (56, 56)), 3, 64, 7, 3),  # Swin, stage 1
-        (StageSpec("NHWC", 64, (7, 7)), 0, 64, 7, 1),  # Swin, stage 4
-        (StageSpec("NLC", 24, (15, 15), 2), 1, 36, 8, 1),  # odd, and wider
-    ],
-)
-def test_an_exit_of_tokens_merges_to_seven(spec: StageSpec, left: int, width: int, side: int, blocks: int) -> None:
-    branch = TokenExit(spec, left, width, 5)
-    seen: list[Tensor] = []
-    branch.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    x = torch.randn(spec.sizes(2))
-    assert branch(x).shape == (2, 5) and len(branch.blocks) == blocks
-    assert seen[0].shape == (2, spec.prefix_tokens + side**2, width)
-    assert bool(branch.merge) == (spec.grid[0] >= 14)
-
-
-def test_merging_keeps_neighbours_together() -> None:
-    branch = TokenExit(StageSpec("NHWC", 2, (14, 14)), 1, 4, 3)
-    x = torch.randn(1, 14, 14, 2, requires_grad=True)
-    branch.merge(x)[0, 2, 5].sum().backward()
-    assert {tuple(p) for p in x.grad.abs().sum(3)[0].nonzero().tolist()} == {(4, 10), (4, 11), (5, 10), (5, 11)}
-
-
-# ---- deit -----------------------------------------------------------------------------------------------------------
-
-
-OPTIONS = dict(edges=["teacher_to_student"], splice=None, feature_loss=None, task_loss=None)
-TYPES = pytest.mark.parametrize("kind", ["hard", "soft"])
-
-
-@TYPES
-def test_a_step_trains_each_head_with_its_own_target(
-    make: Callable[..., Distiller], images: Tensor, labels: Tensor, kind: str
-) -> None:
-    model = make(DEIT, CONVNEXT, **OPTIONS, logit_loss=dict(type="DeiTLoss", distillation_type=kind)).train()
-    total, _ = model.parse_losses(model.losses(images, Batch(labels)))
-    total.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.student.parameters())
-    with torch.no_grad():
-        known = model.know(images, {"student", "teacher"})
-    ours, targets = known["student"].extra, known["teacher"].logits
-    taught = torch.nn.functional.one_hot(targets.argmax(1), 10) if kind == "hard" else targets.softmax(1)
-    told = {"head": torch.nn.functional.one_hot(labels, 10), "head_dist": taught}
-    for (name, target), logits in zip(told.items(), (ours["class_logits"], ours["distillation_logits"]), strict=True):
-        expected = 0.5 * (logits.softmax(1) - target).mean(0)  # of the cross-entropy, and of KL at tau 1
-        torch.testing.assert_close(model.student.net.get_submodule(name).bias.grad, expected)
-
-
-@pytest.mark.parametrize("student", [RESMLP, VIT])
-def test_another_student_is_refused_before_any_step(make: Callable[..., Distiller], student: dict) -> None:
-    line = "model.edges: teacher_to_student: DeiTLoss needs 'class_logits' of the student, which gives features and lo"
-    with pytest.raises(ConfigError, match=line):
-        make(student, CONVNEXT, **OPTIONS, logit_loss=dict(type="DeiTLoss"))
