@@ -155,9 +155,27 @@ def open_banks(metrics: Iterable[Any], dataset: Any, split: str, seed: int | Non
             found = [f"{where}: {type(metric).__name__} needs labels, and its images have none"]
         if not found and _names(loader.dataset) != _names(dataset):
             found = [f"{where}: its classes are not those of {split}_dataloader; give both the same classes=[...]"]
-        problems += found
+        problems += found or size_problems(options, loader.dataset.image_size, dataset.image_size, split)
         metric.bank_loader = loader
     return problems
+
+
+def size_problems(bank: Mapping[str, Any], banked: Any, asked: Any, split: str) -> list[str]:
+    """Why a bank's images cannot be compared with a split's: features of another size are other features.
+
+    Args:
+        bank: its loader's config; batches of one image may have any size.
+        banked, asked: (height, width) of the bank's images and of the split's; None where that is not known.
+        split: whose bank it is.
+
+    Returns:
+        One line at most.
+    """
+    if None in (banked, asked) or tuple(banked) == tuple(asked) or bank.get("batch_size") == 1:
+        return []
+    here, there = ("x".join(map(str, size)) for size in (banked, asked))
+    what = f"its images are {here} pixels, and those of {split}_dataloader {there}"
+    return [f"{split}_evaluator.{BANK}: {what}: give both the same transforms, with one Resize"]
 
 
 def _names(dataset: Any) -> list[str]:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ...data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
 from ...errors import nearest
 from ...registry.signatures import parameters_of
-from ..loaders import ATTRIBUTES, BANK, CONTRACT, IN_ORDER, without_labels
+from ..loaders import ATTRIBUTES, BANK, CONTRACT, IN_ORDER, size_problems, without_labels
 from .findings import Findings
 
 SPLITS = ("train", "val", "test")
@@ -25,7 +25,7 @@ IN_MEMORY_KEYS = (*_EITHER, "batch_size", "drop_last")
 def data(findings: Findings) -> None:
     """The data that a config names."""
     for section in SPLITS:
-        classes = _loader(findings, f"{section}_dataloader", findings.config.get(f"{section}_dataloader"))
+        classes, size = _loader(findings, f"{section}_dataloader", findings.config.get(f"{section}_dataloader"))
         evaluator = findings.config.get(f"{section}_evaluator")
         before = len(findings.problems)
         findings.typed(METRICS, evaluator, f"{section}_evaluator")
@@ -33,7 +33,7 @@ def data(findings: Findings) -> None:
             for metric in evaluator if isinstance(evaluator, list | tuple) else [evaluator]:
                 findings.collect(f"{section}_evaluator", METRICS.build, dict(metric))
                 if (bank := metric.get(BANK)) is not None:
-                    _bank(findings, bank, f"{section}_evaluator.{BANK}", metric["type"])
+                    _bank(findings, bank, section, metric["type"], size)
                 if classes == 0 and getattr(METRICS.module_dict.get(metric["type"]), "needs_labels", False):
                     findings.problems.append(f"{section}_evaluator: {without_labels(metric['type'], section)}")
 
@@ -51,12 +51,16 @@ def described(dataset: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] |
     return kind.describe(dataset.get("transforms", ()), **options)
 
 
-def _bank(findings: Findings, bank: Any, where: str, metric: str) -> None:
-    """The labelled images that a metric compares with: a loader, whose sampler need not be said."""
+def _bank(findings: Findings, bank: Any, section: str, metric: str, size: tuple[int, int] | None) -> None:
+    """The labelled images that a metric compares with those of a split, of some size: a loader, maybe no sampler."""
+    where = f"{section}_evaluator.{BANK}"
     if isinstance(bank, Mapping):
         bank = {"sampler": IN_ORDER, **bank}
-    if _loader(findings, where, bank) == 0:
+    classes, own = _loader(findings, where, bank)
+    if classes == 0:
         findings.problems.append(f"{where}: {metric} needs labels, and its images have none")
+    if isinstance(bank, Mapping):
+        findings.problems += size_problems(bank, own, size, section)
 
 
 def _sets(kind: type, name: str) -> bool:
@@ -76,14 +80,14 @@ def _sets(kind: type, name: str) -> bool:
     return False
 
 
-def _loader(findings: Findings, where: str, loader: Any) -> int | None:
-    """Checks a loader; returns how many classes its images have, where that can be told."""
-    classes = None
+def _loader(findings: Findings, where: str, loader: Any) -> tuple[int | None, tuple[int, int] | None]:
+    """Checks a loader; returns classes and size of its images, as :func:`described` tells them."""
+    about: tuple[int | None, tuple[int, int] | None] = (None, None)
     if loader is None:
-        return None
+        return about
     if not isinstance(loader, Mapping):
         findings.problems.append(f"{where}: expected a dict, got {loader!r}")
-        return None
+        return about
     findings.signature(DataLoader, loader, where, given=("dataset", "sampler"), extra=LOADER_KEYS)
     dataset, sampler = loader.get("dataset"), loader.get("sampler")
     if not isinstance(dataset, Mapping):
@@ -100,7 +104,7 @@ def _loader(findings: Findings, where: str, loader: Any) -> int | None:
         before = len(findings.problems)
         findings.collect("", build_transforms, dataset.get("transforms", ()), f"{where}.dataset.transforms")
         if len(findings.problems) == before:
-            classes = (findings.collect(where, described, dataset) or (None,))[0]
+            about = findings.collect(where, described, dataset) or about
         split = dataset.get("split", SPLITS[0])
         if inspect.isclass(kind) and issubclass(kind, ImageDataset) and split not in SPLITS:
             findings.problems.append(f"{where}.dataset: no split {split!r}{nearest(split, SPLITS)}")
@@ -127,7 +131,7 @@ def _loader(findings: Findings, where: str, loader: Any) -> int | None:
         findings.problems.append(f"{where}: num_batch_per_epoch must be a whole number, 1 or more, not {batches!r}")
     if not {"batch_size", "batch_sampler"} & loader.keys():
         findings.problems.append(f"{where}: 'batch_size' is missing")
-    return classes
+    return about
 
 
 def _in_memory(findings: Findings, loader: Mapping[str, Any], where: str, kind: Any) -> None:
