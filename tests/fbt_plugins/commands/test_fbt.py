@@ -142,9 +142,9 @@ def test_an_error_of_a_command_is_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         ("--cfg-options =3", "--cfg-options '=3': write key=value"),
         ("--cfg-options a=(1,2", "--cfg-options 'a=(1,2': brackets do not match"),
         (
-            "--cfg-options val_evaluator=dict(type='KNN',k=3)",
-            "--cfg-options \"val_evaluator=dict(type='KNN',k=3)\": a dict cannot be given; name its keys, each by itself, "
-            "such as val_evaluator.type=NAME (val_evaluator.0.type=NAME of a list's item), or write it in a config file",
+            "--cfg-options test_cfg=dict(k=3,l=4)",
+            "--cfg-options 'test_cfg=dict(k=3,l=4)': a dict cannot be given; name its keys, each by itself, such as "
+            "test_cfg.type=NAME (test_cfg.0.type=NAME of a list's item), or write it in a config file",
         ),
         ('--cfg-options a={"k":3}', "--cfg-options 'a={\"k\":3}': a dict cannot be given; name its keys"),
         ("--cfg-options a=[b,dict(k=3)]", "--cfg-options 'a=[b,dict(k=3)]': a dict cannot be given; name its keys"),
