@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -214,6 +215,11 @@ def short(value: object) -> str:
     """A value in an error line: its type, and its text where that is short."""
     text = text_of(value, repr)
     return f"{type(value).__name__} {text}" if value is not None and len(text) < 40 else type(value).__name__
+
+
+def repeated(values: Iterable[object]) -> list[Any]:
+    """What is there more than once, each once."""
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def is_name(value: object) -> bool:

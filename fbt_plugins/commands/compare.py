@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FBTError, typed, user_path
+from ..errors import FBTError, repeated, typed, user_path
 from .arguments import Parser, extras
 
 EXAMPLES = """\
@@ -43,6 +43,9 @@ def parse() -> Parser:
 def main(argv: Sequence[str]) -> int:
     parser = parse()
     args = parser.parse_args(argv)
+    for option in ("pairs", "methods", "seeds"):
+        if twice := repeated(getattr(args, option) or ()):
+            parser.error(f"--{option}: {twice[0]} is there twice")
     from mmengine.config import Config
 
     with extras("search,report"):  # imported late: --help and usage errors must not wait for the engine

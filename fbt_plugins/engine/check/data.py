@@ -10,9 +10,10 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, METRICS
 from torch.utils.data import DataLoader
 
 from ...data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
-from ...errors import nearest
+from ...errors import nearest, repeated
 from ...registry.signatures import parameters_of
 from ..loaders import ATTRIBUTES, BANK, CONTRACT, IN_ORDER, size_problems, without_labels
+from ..optim.schedules import as_list
 from .findings import Findings
 
 SPLITS = ("train", "val", "test")
@@ -30,12 +31,20 @@ def data(findings: Findings) -> None:
         before = len(findings.problems)
         findings.typed(METRICS, evaluator, f"{section}_evaluator")
         if evaluator and len(findings.problems) == before:
-            for metric in evaluator if isinstance(evaluator, list | tuple) else [evaluator]:
+            for metric in as_list(evaluator):
                 findings.collect(f"{section}_evaluator", METRICS.build, dict(metric))
                 if (bank := metric.get(BANK)) is not None:
                     _bank(findings, bank, section, metric["type"], size)
                 if classes == 0 and getattr(METRICS.module_dict.get(metric["type"]), "needs_labels", False):
                     findings.problems.append(f"{section}_evaluator: {without_labels(metric['type'], section)}")
+            _figures(findings, evaluator, f"{section}_evaluator")
+
+
+def _figures(findings: Findings, evaluator: Any, where: str) -> None:
+    """Figures of one name, of which a run could keep one: mmengine would stop at the first validation."""
+    kinds = [METRICS.module_dict[metric["type"]] for metric in as_list(evaluator)]
+    for kind in repeated(kind for kind in kinds if hasattr(kind, "key")):
+        findings.problems.append(f"{where}: {kind.__name__} is there twice, and both give student_{kind.key}: keep one")
 
 
 def described(dataset: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] | None]:

@@ -240,6 +240,8 @@ def test_a_database_that_goes_away_is_one_line(compare: Callable, monkeypatch: p
         (("grid.py", "--pairs", "a_d"), "no pair 'a_d'; did you mean"),
         (("grid.py", "--methods", "fbtt"), "no method 'fbtt'; did you mean 'fbt'"),
         (("grid.py", "--workers", "0"), "--workers is 1 or more"),
+        (("grid.py", "--seeds", "1", "0", "1"), "--seeds: 1 is there twice"),
+        (("grid.py", "--methods", "fbt", "fbt"), "--methods: fbt is there twice"),
         (("grid.py", "--seeds", "x"), "invalid int value"),
         (("grid.py", "--seeds", "0", "-1"), "error: a seed is a whole number from 0 to 2**32 - 1, not -1"),
         (

@@ -61,7 +61,10 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ),
         "val_dataloader.dataset.split": ("trian", "val_dataloader.dataset: no split 'trian'; did you mean 'train'"),
         "val_evaluator.topkk": (1, "val_evaluator: unknown key 'topkk'; did you mean 'topk'"),
-        "test_evaluator.topk": ([5], "test_evaluator: TopK: topk must be whole numbers above 0, 1 among them"),
+        "test_evaluator.topk": (
+            [5],
+            "test_evaluator: TopK: topk must be different whole numbers above 0, 1 among them",
+        ),
         "train_cfg.max_epoch": (3, "train_cfg: unknown key 'max_epoch'; did you mean 'max_epochs'"),
         "train_cfg.max_epochs": ("abc", "train_cfg: max_epochs must be a whole number, not 'abc'"),
         "train_cfg.val_interval": (0, "train_cfg: val_interval must be 1 or more, not 0"),

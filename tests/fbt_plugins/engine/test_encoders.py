@@ -155,6 +155,14 @@ def test_frozen_features_are_measured_with_labelled_images(photos: Path, tmp_pat
     assert len(banks[0]) == 3 and len(seen) == 3 + len(runner.val_dataloader)  # one bank is looked at once
 
 
+def test_a_metric_that_is_there_twice_is_refused(photos: Path, tmp_path: Path) -> None:
+    """Both would be called alike."""
+    twice = [dict(type="KNN", k=1), dict(type="KNN", k=5)]
+    colours = loader(photos / "sorted") | dict(sampler=dict(type="SeededSampler", shuffle=False))
+    with pytest.raises(ConfigError, match=r"val_evaluator: KNN is there twice, and both give student_knn: keep one$"):
+        check_config(build(photos, tmp_path, val_dataloader=colours, val_evaluator=twice))
+
+
 def test_a_bank_of_images_of_another_size_is_refused(photos: Path, tmp_path: Path) -> None:
     """At --check where transforms tell, and else when it is opened; batches of one image may have any size."""
     colours = loader(photos / "sorted") | dict(sampler=dict(type="SeededSampler", shuffle=False))
