@@ -248,6 +248,7 @@ def test_a_database_that_goes_away_is_one_line(compare: Callable, monkeypatch: p
             ("grid.py", "--results", "trials"),
             "trials: no finished runs; expected is a trials.jsonl, or a folder that has",
         ),
+        (("grid.py", "--out", "grid.py/report"), "error: --out grid.py/report: it cannot be written ("),
         (("grid.py", "--storage", "postgres:/x"), "--storage postgres:/x"),
         (("grid.py", "--cfg-options", "modle.x=1"), "there is no modle in the config"),
     ],

@@ -246,6 +246,21 @@ def test_architectures_that_need_no_name(tool: Callable, tmp_path: Path, monkeyp
     assert "splices with nets:net as student and nets:net as teacher" in done.out and "S1-3+T4" in done.out
 
 
+@pytest.mark.parametrize("option", ["--json", "--markdown", "--state"])
+def test_where_it_is_written_is_looked_at_before_any_work(
+    tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    way = tmp_path / "file"
+    way.touch()
+    monkeypatch.setattr("fbt_plugins.load_plugins", None)
+    for file, reason in (
+        (way / "x", f"it cannot be written ({way}: Not a directory)"),
+        (tmp_path, "it is a folder; name a file"),
+    ):
+        done = tool("inspect_model", "--all", option, file)
+        assert done.code == 2 and done.err == f"error: {option} {file}: {reason}\n"
+
+
 def test_what_is_wrong_is_one_line(tool: Callable) -> None:
     for args, line in (
         (("resnte18",), "error: timm has no model 'resnte18'; did you mean 'resnet18'"),
