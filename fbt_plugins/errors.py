@@ -14,6 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -230,6 +231,11 @@ def is_name(value: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether a value is a finite number, and no truth value; JSON has whole numbers that no float can be."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether a value is a whole number from ``least``, and no truth value; numpy's are numbers too."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def described(error: BaseException) -> str:
