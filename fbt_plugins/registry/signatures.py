@@ -69,6 +69,8 @@ def argument_problems(
 LEAST = {
     **dict.fromkeys(("max_epochs", "max_iters", "val_interval", "interval", "batch_size", "input_size", "img_size"), 1),
     "num_workers": 0,
+    "prefetch_factor": 1,
+    "timeout": 0,
 }
 """The smallest values of arguments that mean the same wherever they occur."""
 

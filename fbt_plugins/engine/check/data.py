@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.registry import DATA_SAMPLERS, DATASETS, METRICS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, METRICS
+from torch.multiprocessing import get_all_start_methods
 from torch.utils.data import DataLoader
 
 from ...data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
@@ -19,7 +20,8 @@ from .findings import Findings
 SPLITS = ("train", "val", "test")
 _EITHER = ("dataset", "sampler", "num_batch_per_epoch", "in_memory")
 LOADER_KEYS = (*_EITHER, "batch_sampler", "collate_fn", "worker_init_fn")
-_OF_WORKERS = ("persistent_workers", "prefetch_factor", "timeout")
+_GIVEN = ("dataset", "sampler", "generator")
+_OF_WORKERS = ("persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context")
 IN_MEMORY_KEYS = (*_EITHER, "batch_size", "drop_last")
 
 
@@ -97,7 +99,7 @@ def _loader(findings: Findings, where: str, loader: Any) -> tuple[int | None, tu
     if not isinstance(loader, Mapping):
         findings.problems.append(f"{where}: expected a dict, got {loader!r}")
         return about
-    findings.signature(DataLoader, loader, where, given=("dataset", "sampler"), extra=LOADER_KEYS)
+    findings.signature(DataLoader, loader, where, given=_GIVEN, extra=LOADER_KEYS)
     dataset, sampler = loader.get("dataset"), loader.get("sampler")
     if not isinstance(dataset, Mapping):
         findings.problems.append(f"{where}.dataset is missing")
@@ -132,15 +134,46 @@ def _loader(findings: Findings, where: str, loader: Any) -> tuple[int | None, tu
         ends = where != "train_dataloader" or by_epoch
         if sampler.get("type") == "InfiniteSampler" and ends:
             findings.problems.append(f"{where}.sampler: InfiniteSampler never ends an epoch; use SeededSampler")
+    _parts(findings, loader, where)
     if not loader.get("num_workers"):
         for key in (key for key in _OF_WORKERS if loader.get(key) and not loader.get("in_memory")):
             findings.problems.append(f"{where}: {key} is for worker processes: set num_workers above 0, or drop it")
     batches = loader.get("num_batch_per_epoch")
     if batches is not None and (type(batches) is not int or batches < 1):
         findings.problems.append(f"{where}: num_batch_per_epoch must be a whole number, 1 or more, not {batches!r}")
-    if not {"batch_size", "batch_sampler"} & loader.keys():
+    if loader.get("batch_size") is None:
         findings.problems.append(f"{where}: 'batch_size' is missing")
     return about
+
+
+def _parts(findings: Findings, loader: Mapping[str, Any], where: str) -> None:
+    """What else a loader's config has: who makes batches, functions, and what torch would look at when it is built."""
+    if "shuffle" in loader:
+        findings.problems.append(f"{where}: shuffle is the sampler's: sampler=dict(type='SeededSampler', shuffle=True)")
+    FUNCTIONS.import_from_location()
+    for key in ("collate_fn", "worker_init_fn"):
+        function = loader.get(key)
+        name = function.get("type") if isinstance(function, Mapping) else None
+        if function is not None and (not isinstance(name, str) or name not in FUNCTIONS.module_dict):
+            what = "dict(type=NAME) with the name of a function in mmengine's registry FUNCTIONS"
+            findings.problems.append(f"{where}.{key}: expected {what}, not {function!r}; or drop it")
+    if (batches := loader.get("batch_sampler")) is not None:
+        given = ("sampler", "batch_size")
+        kind = DATA_SAMPLERS.module_dict.get(str(batches.get("type"))) if isinstance(batches, Mapping) else None
+        takes, complete = parameters_of(kind or dict, follow=True)
+        if complete and not takes.keys() >= set(given):
+            what = f"{batches['type']} makes no batches: it must take sampler and batch_size"
+            findings.problems.append(f"{where}.batch_sampler: {what}; or drop it")
+        else:
+            findings.typed(DATA_SAMPLERS, batches, f"{where}.batch_sampler", given)
+        if loader.get("drop_last"):
+            findings.problems.append(f"{where}: drop_last is the batch_sampler's; set it to False here")
+    for key in ("batch_size", "num_workers", "prefetch_factor"):
+        if isinstance(number := loader.get(key), float) and number.is_integer():  # others are said to be none already
+            findings.problems.append(f"{where}: {key} must be a whole number, not {number!r}")
+    method, methods = loader.get("multiprocessing_context"), get_all_start_methods()
+    if method is not None and method not in methods:
+        findings.problems.append(f"{where}: multiprocessing_context is one of {', '.join(methods)}, not {method!r}")
 
 
 def _in_memory(findings: Findings, loader: Mapping[str, Any], where: str, kind: Any) -> None:
@@ -160,4 +193,7 @@ def _in_memory(findings: Findings, loader: Mapping[str, Any], where: str, kind: 
 def mixing(findings: Findings) -> None:
     """Mixup and CutMix."""
     if options := findings.config.get("data_preprocessor"):
+        before = len(findings.problems)
         findings.signature(Mixing, options, "data_preprocessor", given=("num_classes", "all_labelled"))
+        if len(findings.problems) == before:
+            findings.collect("data_preprocessor", lambda: Mixing(num_classes=1, **options))  # it checks its values
