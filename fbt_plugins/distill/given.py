@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 from torch import nn
 
 from ..errors import ConfigError, is_count, nearest, typed
+from ..models.image_sizes import pixels
 from ..registry.registries import PluginRegistry
 
 
@@ -56,14 +56,12 @@ def check_data_info(given: Any) -> None:
 
 
 def checked_size(given: Any) -> tuple[int, int] | None:
-    """The size of images as (height, width): one number is a square, and None is None.
+    """The size of images as :func:`pixels` reads it; None is None.
 
     Raises:
         ConfigError: if it is neither.
     """
-    if given is None:
-        return None
-    pair = (given, given) if isinstance(given, Integral) else given
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(is_count, pair)):
-        raise ConfigError(f"image_size: expected a number of pixels, or (height, width), got {given!r}")
-    return int(pair[0]), int(pair[1])
+    try:
+        return None if given is None else pixels(given)
+    except ValueError as error:
+        raise ConfigError(f"image_size: {error}") from error
