@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -216,6 +218,11 @@ def short(value: object) -> str:
     return f"{type(value).__name__} {text}" if value is not None and len(text) < 40 else type(value).__name__
 
 
+def repeated(values: Iterable[object]) -> list[Any]:
+    """What is there more than once, each once."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
 def is_name(value: object) -> bool:
     """Whether a value can be a folder's name, and no more than that: nothing with it leaves the folder it is put in."""
     return isinstance(value, str) and value not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f\x7f]", value)
@@ -224,6 +231,11 @@ def is_name(value: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether a value is a finite number, and no truth value; JSON has whole numbers that no float can be."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether a value is a whole number from ``least``, and no truth value; numpy's are numbers too."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def described(error: BaseException) -> str:

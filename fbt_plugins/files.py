@@ -50,6 +50,25 @@ def check_out(out: Path) -> None:
     Raises:
         FBTError: if it cannot.
     """
+    _check_place(out, f"--out {out}")
+
+
+def check_file(file: Path, option: str) -> None:
+    """Looks whether a file can be written, also over one that is there, before anything takes time.
+
+    Args:
+        file: as a user named it.
+        option: by which.
+
+    Raises:
+        FBTError: if it cannot.
+    """
+    if file.is_dir():
+        raise FBTError(f"{option} {file}: it is a folder; name a file")
+    _check_place(file.parent, f"{option} {file}")
+
+
+def _check_place(out: Path, what: str) -> None:
     place = out.absolute()
     try:
         while not place.exists():
@@ -57,7 +76,7 @@ def check_out(out: Path) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise FBTError(f"--out {out}: it cannot be written ({place}: {error.strerror})") from error
+        raise FBTError(f"{what}: it cannot be written ({place}: {error.strerror})") from error
 
 
 UNFINISHED = "unfinished"

@@ -110,7 +110,7 @@ LOADER = {
     "prefetch_factor": "Batches that each reading process prepares in advance.",
     "pin_memory": "Copies batches to memory that a GPU reads faster.",
     "timeout": "Seconds to wait for a batch from a reading process; 0 is for ever.",
-    "batch_sampler": "In place of `batch_size` and `drop_last`: mmengine's or your own.",
+    "batch_sampler": "Who makes batches of the sampler's images: your own, which takes `sampler` and `batch_size`.",
     "collate_fn": "How samples become a batch; by default they are stacked.",
     "worker_init_fn": "What each reading process does first.",
 }

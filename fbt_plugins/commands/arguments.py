@@ -65,6 +65,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"error: {message} (see {self.prog} --help)\n")
 
 
+_DICT = re.compile(r"""[=\[(,]\s*['"]?(dict\(|\{[^}]*:|\{\s*\}['"]?$)""")
+"""Where an option's value has a dict in it."""
+
+
 class CfgOptions(argparse.Action):
     """``--cfg-options a.b=1 c=[x,y]`` as mmengine's users know it; a malformed pair is a usage error.
 
@@ -83,11 +87,15 @@ class CfgOptions(argparse.Action):
         options = dict(getattr(namespace, self.dest, None) or {})
         parse, parsed = DictAction([], "pair"), argparse.Namespace()
         for pair in values or ():
-            key, found, _ = str(pair).partition("=")
+            pair = str(pair)
+            key, found, _ = pair.partition("=")
             if not found or not all(key.split(".")):
                 parser.error(f"--cfg-options {pair!r}: write key=value, as in optim_wrapper.optimizer.lr=0.001")
+            if _DICT.search(pair):
+                keys = f"name its keys, each by itself, such as {key}.type=NAME ({key}.0.type=NAME of a list's item)"
+                parser.error(f"--cfg-options {pair!r}: a dict cannot be given; {keys}, or write it in a config file")
             try:
-                parse(parser, parsed, [str(pair)])
+                parse(parser, parsed, [pair])
                 options |= parsed.pair
             except (AssertionError, ValueError, IndexError, RecursionError):
                 parser.error(f"--cfg-options {pair!r}: brackets do not match in the value")

@@ -47,8 +47,10 @@ def main(argv: Sequence[str]) -> None:
     from ..config.loading import Arguments
     from ..engine.benchmark import benchmark
     from ..engine.plan import Plan
-    from ..files import write_atomic
+    from ..files import check_file, write_atomic
 
+    if args.json:
+        check_file(args.json, "--json")
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:

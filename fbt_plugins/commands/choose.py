@@ -38,9 +38,11 @@ def main(argv: Sequence[str]) -> None:
     from ..config.hashing import config_hash
     from ..config.loading import complete, load_matrix
     from ..console import relative, say
-    from ..files import write_atomic
+    from ..files import check_file, write_atomic
     from ..report import read_trials, trials_file
 
+    if args.out:
+        check_file(args.out, "--out")
     load_plugins()
     matrix = load_matrix(args.config)
     results = trials_file(args.results or Path("work_dirs") / "compare" / Path(args.config).stem)

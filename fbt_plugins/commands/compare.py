@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FBTError, typed, user_path
+from ..errors import FBTError, repeated, typed, user_path
 from .arguments import Parser, extras
 
 EXAMPLES = """\
@@ -43,6 +43,9 @@ def parse() -> Parser:
 def main(argv: Sequence[str]) -> int:
     parser = parse()
     args = parser.parse_args(argv)
+    for option in ("pairs", "methods", "seeds"):
+        if twice := repeated(getattr(args, option) or ()):
+            parser.error(f"--{option}: {twice[0]} is there twice")
     from mmengine.config import Config
 
     with extras("search,report"):  # imported late: --help and usage errors must not wait for the engine
@@ -58,12 +61,14 @@ def main(argv: Sequence[str]) -> int:
     from .. import load_plugins
     from ..config.loading import complete, load_matrix
     from ..console import relative, say
+    from ..files import check_out
     from ..report import TRIALS, best_of, compare, trials_file, write_report
 
     load_plugins()
     name, matrix = Path(args.config).stem, load_matrix(args.config)
     folder = Path("work_dirs") / "compare" / name
     out = args.out or folder
+    check_out(out)
     results = trials_file(args.results) if args.results else out / TRIALS
     if not (args.out or args.results) and (kept := Path("docs") / "results" / name / TRIALS).is_file():
         say(f"{kept} has finished runs; to go on from them: --out {kept.parent}")

@@ -74,7 +74,11 @@ def main(argv: Sequence[str]) -> None:
         parser.error("give a model's name, a --type that needs none, or --all")
     # Imported late: --help and usage errors must not wait for torch.
     from .. import load_plugins
+    from ..files import check_file
 
+    for option in ("json", "markdown", *(["state"] if args.all else [])):
+        if (file := getattr(args, option)) is not None:
+            check_file(file, f"--{option}")
     load_plugins()
     if args.all:
         report(args, argv)

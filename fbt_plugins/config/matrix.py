@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config.config import DELETE_KEY
 
-from ..errors import ConfigError, is_name, nearest
+from ..errors import ConfigError, is_name, nearest, repeated
 from .merging import IDENTITY, merge
 
 KEYS = ("pairs", "methods", "seeds", "controls")
@@ -58,7 +58,7 @@ class Matrix:
                 problems.append(f"{key}: {wrong[0]!r} cannot be a folder's name, which each of them is")
         seeds = config.get("seeds", (0,))
         if not _are_seeds(seeds):
-            problems.append(f"seeds: expected a list of whole numbers from 0 to 2**32 - 1, got {seeds!r}")
+            problems.append(f"seeds: {_SEEDS}, got {seeds!r}")
         controls = config.get("controls", {})
         if not isinstance(controls, Mapping) or not all(isinstance(about, str) for about in controls.values()):
             problems.append(f"controls: expected a dict of words by method, got {controls!r}")
@@ -70,7 +70,7 @@ class Matrix:
         if problems:
             raise ConfigError(problems)
         base = {key: value for key, value in config.items() if key not in KEYS}
-        return cls(base, config["pairs"], config["methods"], tuple(dict.fromkeys(seeds)), controls)
+        return cls(base, config["pairs"], config["methods"], tuple(seeds), controls)
 
     def seeds_of(self, method: str) -> Sequence[int]:
         """The seeds of a method's runs."""
@@ -189,11 +189,16 @@ def _problems_of(method: str, overrides: Mapping[str, Any], known: Mapping[str, 
     seeds, by_seed = overrides.get("seeds", (0,)), overrides.get("best_of", {})
     problems = []
     if not _are_seeds(seeds):
-        problems.append(f"methods.{method}.seeds: expected a list of whole numbers from 0 to 2**32 - 1, got {seeds!r}")
+        problems.append(f"methods.{method}.seeds: {_SEEDS}, got {seeds!r}")
     if not isinstance(by_seed, Mapping) or not all(
         type(k) is int and isinstance(v, list | tuple) for k, v in by_seed.items()
     ):
         return [*problems, f"methods.{method}.best_of: expected a dict of lists of methods by seed, got {by_seed!r}"]
+    problems += [
+        f"methods.{method}.best_of: {seed}: {name!r} is there twice"
+        for seed, names in by_seed.items()
+        for name in repeated(names)
+    ]
     named = dict.fromkeys(name for names in by_seed.values() for name in names)
     return problems + [
         f"methods.{method}.best_of: no method {name!r} with runs{_near(name, known)}"
@@ -208,7 +213,10 @@ def is_seed(value: Any) -> bool:
 
 
 def _are_seeds(seeds: Any) -> bool:
-    return isinstance(seeds, list | tuple) and bool(seeds) and all(map(is_seed, seeds))
+    return isinstance(seeds, list | tuple) and bool(seeds) and all(map(is_seed, seeds)) and not repeated(seeds)
+
+
+_SEEDS = "expected a list of different whole numbers from 0 to 2**32 - 1"
 
 
 def _near(name: str, known: Collection[str]) -> str:

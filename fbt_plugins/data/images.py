@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.registry import DATASETS
 
 from ..console import say
-from ..errors import ConfigError, FBTError, nearest, one_line
+from ..errors import ConfigError, FBTError, nearest, one_line, repeated
 from ..randomness import stratified_order
 from .file_dataset import STOP, FileDataset, check_on_error
 from .image_dataset import NO_LABEL, TransformConfigs
@@ -75,7 +75,7 @@ class Images(FileDataset):
             names, paths = self._read(folder, listing, table, labels, on_error, look)
         except OSError as error:
             raise FBTError(f"Images: {one_line(error)} ({printable(folder)})") from error
-        known = list(classes) if classes is not None else in_order([name for name in names if name])
+        known = _different(classes) if classes is not None else in_order([name for name in names if name])
         numbers = numbered(names, known, f"Images: {printable(folder)}")
         chosen = self._split(numbers, split, validation)
         paths, numbers = [paths[position] for position in chosen], [numbers[position] for position in chosen]
@@ -136,7 +136,7 @@ class Images(FileDataset):
     def describe(cls, transforms: TransformConfigs, **options: Any) -> tuple[int | None, tuple[int, int] | None]:
         _, size = super().describe(transforms, **options)
         if options.get("classes") is not None:
-            return len(options["classes"]), size
+            return len(_different(options["classes"])), size
         try:
             folder, labels = _folder(options["root"]), options.get("labels", AUTO)
             if (table := _table(folder, labels)) is not None:
@@ -159,6 +159,13 @@ class Images(FileDataset):
         except (FBTError, OSError, KeyError, TypeError):
             pass
         return None
+
+
+def _different(classes: Sequence[str]) -> list[str]:
+    """The classes that are given, once none was seen to be there twice."""
+    if twice := repeated(classes):
+        raise ConfigError(f"Images: classes: {twice[0]!r} is there twice")
+    return list(classes)
 
 
 def _folder(root: str) -> Path:

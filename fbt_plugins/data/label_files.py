@@ -36,7 +36,7 @@ def read_table(path: Path, root: Path) -> dict[str, str]:
         root: folder of the images.
 
     Raises:
-        FBTError: if it cannot be read, has other columns, or two labels for one image.
+        FBTError: if it cannot be read, has other columns, no label at all, or two labels for one image.
     """
     try:
         stored = path.read_bytes()
@@ -62,6 +62,9 @@ def read_table(path: Path, root: Path) -> dict[str, str]:
                 raise FBTError(f"{printable(path)} line {rows.line_num}: {printable(name)} has two labels, {both}")
     except csv.Error as error:
         raise FBTError(f"{printable(path)}: {one_line(error)}; {_EXPECTED}") from error
+    if not labels:
+        none = "to train without labels remove it, or say labels=None (fbt distill: --labels none)"
+        raise FBTError(f"{printable(path)} has no image with a label; {_EXPECTED}; {none}")
     return labels
 
 

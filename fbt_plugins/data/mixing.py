@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -50,7 +51,11 @@ class Mixing:
             f"Mixing: {name} is from 0 to 1, got {value}" for name, value in shares.items() if not 0 <= value <= 1
         ]
         alphas = {"mixup_alpha": mixup_alpha, "cutmix_alpha": cutmix_alpha}
-        problems += [f"Mixing: {name} is 0 or more, got {value}" for name, value in alphas.items() if not value >= 0]
+        problems += [
+            f"Mixing: {name} is a finite number from 0, got {value}"
+            for name, value in alphas.items()
+            if not 0 <= value < math.inf
+        ]
         if problems:
             raise ConfigError(problems)
         self.num_classes = num_classes

@@ -235,7 +235,7 @@ class _Builder:
 def _task_options(config: Config) -> dict[str, Any]:
     """The task loss as an edge: its arguments, as :func:`parse_edges` gives those of the others."""
     place = f"model.{TASK}_loss"
-    check_dict(config, TASK, place)
+    check_dict(config, LOSSES, place)
     problems: list[str] = []
     _collect(problems, "", checked_weight, config.get("weight", 1.0), place)
     times = {key: config[key] for key in TIMES if key in config}
@@ -281,7 +281,7 @@ def named_fusions(fusion: Config | None) -> dict[str, Config]:
     """
     if not fusion:
         return {}
-    check_dict(fusion, FUSION, f"model.{FUSION}")
+    check_dict(fusion, FUSIONS, f"model.{FUSION}")
     if "type" in fusion:
         return {FUSION: fusion}
     wrong = [n for n, c in fusion.items() if not isinstance(c, Mapping)]

@@ -101,7 +101,7 @@ class Edge(nn.Module):
         for slot, config in losses.items():
             if config is None:
                 continue
-            check_dict(config, slot, places[slot])
+            check_dict(config, LOSSES, places[slot])
             options = dict(config)
             self.weights[slot] = checked_weight(options.pop("weight", 1.0), places[slot])
             try:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import ConfigError, as_number
-from ..registry.signatures import is_number
+from ..errors import ConfigError, as_number, is_number
 
 TIMES = ("begin", "ramp", "end")
 
@@ -64,7 +62,7 @@ def checked_weight(value: Any, place: str) -> float:
     Raises:
         ConfigError: if it is no finite number.
     """
-    if not is_number(value) or not math.isfinite(value):
+    if not is_number(value):
         raise ConfigError(f"{place}: weight must be a finite number, not {as_number(value)}")
     return float(value)
 

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 from torch import nn
 
-from ..errors import ConfigError, nearest
-from ..registry.registries import FUSIONS, LOSSES, PluginRegistry
-
-EXAMPLES: dict[str, tuple[PluginRegistry, str]] = {
-    "feature": (LOSSES, "InfoNCELoss"),
-    "logit": (LOSSES, "KDLoss"),
-    "stage": (LOSSES, "FitNetLoss"),
-    "task": (LOSSES, "CrossEntropyLoss"),
-    "fusion": (FUSIONS, "L2GFusion"),
-}
-"""What each slot is built from, and an example of what may stand there."""
+from ..errors import ConfigError, is_count, nearest, typed
+from ..models.image_sizes import pixels
+from ..registry.registries import PluginRegistry
 
 
-def check_dict(given: Any, slot: str, place: str) -> None:
-    """Looks whether a dict is in a slot; the likeliest mistake is a name alone.
+def check_dict(given: Any, registry: PluginRegistry, place: str) -> None:
+    """Looks whether a dict is where something is built from one; the likeliest mistake is a name alone.
 
     Args:
         given: what the user gives.
-        slot: one of ``EXAMPLES``.
+        registry: of what is built.
         place: where it stands, for the message.
 
     Raises:
@@ -34,10 +25,12 @@ def check_dict(given: Any, slot: str, place: str) -> None:
     """
     if isinstance(given, Mapping):
         return
-    registry, example = EXAMPLES[slot]
-    meant = given if isinstance(given, str) and given in registry.module_dict else example
-    what = type(given).__name__ if isinstance(given, nn.Module) else repr(given)
-    raise ConfigError(f"{place}: expected a dict such as dict(type={meant!r}), got {what}")
+    built = isinstance(given, nn.Module)
+    name, what = (type(given).__name__, type(given).__name__) if built else (given, repr(given))
+    if isinstance(name, str) and name in registry:
+        raise ConfigError(f"{place}: expected dict(type={name!r}), got {what}")
+    hint = nearest(name, registry.module_dict, limit=0) or f"; {typed('fbt plugins')} lists the names"
+    raise ConfigError(f"{place}: expected dict(type=NAME) with the name of a {registry.name}, got {what}{hint}")
 
 
 DATA_INFO = ("num_classes", "num_samples", "num_labelled")
@@ -56,25 +49,19 @@ def check_data_info(given: Any) -> None:
     problems += [
         f"data_info: {key} must be a whole number from 0, not {value!r}"
         for key, value in given.items()
-        if key in DATA_INFO and not _is_whole(value, 0)
+        if key in DATA_INFO and not is_count(value, least=0)
     ]
     if problems:
         raise ConfigError(problems)
 
 
 def checked_size(given: Any) -> tuple[int, int] | None:
-    """The size of images as (height, width): one number is a square, and None is None.
+    """The size of images as :func:`pixels` reads it; None is None.
 
     Raises:
         ConfigError: if it is neither.
     """
-    if given is None:
-        return None
-    pair = (given, given) if isinstance(given, Integral) else given
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(_is_whole(side, 1) for side in pair):
-        raise ConfigError(f"image_size: expected a number of pixels, or (height, width), got {given!r}")
-    return int(pair[0]), int(pair[1])
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    try:
+        return None if given is None else pixels(given)
+    except ValueError as error:
+        raise ConfigError(f"image_size: {error}") from error

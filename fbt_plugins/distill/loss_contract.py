@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, nearest, short
+from ..errors import ConfigError, is_count, nearest, short
 from ..models.shapes import StageSpec
 from ..registry.registries import LOSSES
 
@@ -60,20 +60,14 @@ def loss_needs(loss: Any, kind: str) -> Mapping[str, Any]:
             raise LOSSES.fault(kind, f"needs {key}={short(needs[key])}, not True or False")
     for key in ("stages", "student_stages"):
         stages = needs.get(key, ())
-        if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(_is_count, stages)):
+        if isinstance(stages, str) or not isinstance(stages, Iterable) or not all(map(is_count, stages)):
             raise LOSSES.fault(kind, f"needs {key}={short(stages)}, not stage numbers from 1 such as (3, 4)")
-    if not _is_count(needs.get("min_batch", 1)):
+    if not is_count(needs.get("min_batch", 1)):
         raise LOSSES.fault(kind, f"needs min_batch={short(needs['min_batch'])}, not a number of images from 1")
     names = needs.get("student_extra", ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise LOSSES.fault(kind, f"needs student_extra={short(names)}, not names such as ('class_logits',)")
-    if not _is_count(needs.get("min_batch", 1)):
-        raise LOSSES.fault(kind, f"needs min_batch={short(needs['min_batch'])}, not a number of images from 1")
     return needs
-
-
-def _is_count(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 def wanted_stages(needs: Mapping[str, Any]) -> tuple[set[int], set[int]]:

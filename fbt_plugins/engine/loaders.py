@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def build_loader(dataloader: Mapping[str, Any], seed: int | None, device: Any) -
     Raises:
         FBTError: for what is wrong with the data.
     """
-    config = dict(dataloader)
+    config = {key: value for key, value in dataloader.items() if value is not None}
     in_memory = config.pop("in_memory", False)
     config.setdefault("collate_fn", {"type": "default_collate"})
     config.setdefault("num_workers", 0)
@@ -155,9 +155,27 @@ def open_banks(metrics: Iterable[Any], dataset: Any, split: str, seed: int | Non
             found = [f"{where}: {type(metric).__name__} needs labels, and its images have none"]
         if not found and _names(loader.dataset) != _names(dataset):
             found = [f"{where}: its classes are not those of {split}_dataloader; give both the same classes=[...]"]
-        problems += found
+        problems += found or size_problems(options, loader.dataset.image_size, dataset.image_size, split)
         metric.bank_loader = loader
     return problems
+
+
+def size_problems(bank: Mapping[str, Any], banked: Any, asked: Any, split: str) -> list[str]:
+    """Why a bank's images cannot be compared with a split's: features of another size are other features.
+
+    Args:
+        bank: its loader's config; batches of one image may have any size.
+        banked, asked: (height, width) of the bank's images and of the split's; None where that is not known.
+        split: whose bank it is.
+
+    Returns:
+        One line at most.
+    """
+    if None in (banked, asked) or tuple(banked) == tuple(asked) or bank.get("batch_size") == 1:
+        return []
+    here, there = ("x".join(map(str, size)) for size in (banked, asked))
+    what = f"its images are {here} pixels, and those of {split}_dataloader {there}"
+    return [f"{split}_evaluator.{BANK}: {what}: give both the same transforms, with one Resize"]
 
 
 def _names(dataset: Any) -> list[str]:
@@ -189,7 +207,7 @@ def loader_problems(loader: Any, where: str) -> list[str]:
     if len(loader) == 0:
         size = getattr(loader, "batch_size", None)
         return [f"{where}: no batch at all: {len(dataset):,} images, batch_size={size}; lower it, or drop_last=False"]
-    shapes, sampler = set(), sampler_of(loader)
+    shapes, samples, sampler = set(), [], sampler_of(loader)
     paired = isinstance(sampler, SeededSampler) or getattr(sampler, "takes_epochs", False)
     positions = sorted({len(dataset) * number // _LOOKED_AT for number in range(_LOOKED_AT)})
     for position in positions:
@@ -203,10 +221,13 @@ def loader_problems(loader: Any, where: str) -> list[str]:
         if problem := _sample_problem(sample, len(dataset.classes), soft=where.startswith("train")):
             return [f"{where}.dataset: {_name(dataset)}: image {position}: {problem}"]
         shapes.add(tuple(sample["inputs"].shape[1:]))
+        samples.append(sample)
     if len(shapes) > 1 and loader.batch_size != 1:
         found = " and ".join(f"{height}x{width}" for height, width in sorted(shapes)[:2])
         return [f"{where}.dataset: images of {found} pixels fit no batch: {ADD_RESIZE}"]
-    return []
+    collate = getattr(loader, "collate_fn", None)  # a loader of a data set in memory has none
+    problem = "" if collate is None else _batch_problem(collate, samples[: 1 if loader.batch_size == 1 else 2])
+    return [f"{where}.collate_fn: {problem}; drop it, and samples are stacked"] if problem else []
 
 
 def too_many_batches(where: str, asked: int, images: int) -> str:
@@ -228,6 +249,24 @@ ADD_RESIZE = "add dict(type='Resize', size=(HEIGHT, WIDTH)) to the transforms"
 
 def _name(dataset: Any) -> str:
     return type(getattr(dataset, "_dataset", dataset)).__name__  # mmengine's slice of a data set wraps it
+
+
+def _batch_problem(collate: Callable[[list[Any]], Any], samples: list[Any]) -> str:
+    """What is wrong with the batch that a function makes of samples; empty where nothing is."""
+    name = getattr(getattr(collate, "func", collate), "__name__", short(collate))
+    try:
+        with seeded(0):
+            batch = collate(samples)
+    except Exception as error:  # a function of the user's own
+        return f"{name} fails on {len(samples)} images: {one_line(error)}"
+    for key, axes in (("inputs", 4), ("labels", 1), ("index", 1)):
+        value = batch.get(key) if isinstance(batch, Mapping) else batch
+        if not isinstance(value, Tensor) or value.ndim < axes:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            return (
+                f"{name} gives {key} as {got}, expected a dict of tensors: inputs (N, 3, height, width), labels, index"
+            )
+    return ""
 
 
 def _sample_problem(sample: Any, classes: int, soft: bool) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
+
+from ..errors import is_count
 
 
 def pixels(size: int | Sequence[int]) -> tuple[int, int]:
@@ -14,10 +16,10 @@ def pixels(size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ValueError: if it is neither.
     """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or min(pair) < 1:
+    pair = tuple(size) if isinstance(size, Iterable) else (size, size)
+    if len(pair) != 2 or not all(map(is_count, pair)):
         raise ValueError(f"an image size is a number of pixels or (height, width), not {size!r}")
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def resized(images: Tensor, size: tuple[int, int] | None, bounded: bool = True) -> Tensor:

@@ -9,7 +9,7 @@ from inspect import Parameter
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..errors import as_number, nearest
+from ..errors import as_number, is_number, nearest
 
 
 def parameters_of(factory: Callable[..., Any], follow: bool = False) -> tuple[dict[str, Parameter], bool]:
@@ -69,13 +69,10 @@ def argument_problems(
 LEAST = {
     **dict.fromkeys(("max_epochs", "max_iters", "val_interval", "interval", "batch_size", "input_size", "img_size"), 1),
     "num_workers": 0,
+    "prefetch_factor": 1,
+    "timeout": 0,
 }
 """The smallest values of arguments that mean the same wherever they occur."""
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a number, which True and False are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def value_problem(where: str, parameter: Parameter, value: Any) -> str | None:

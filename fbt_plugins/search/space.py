@@ -13,7 +13,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 
 from ..analysis.inspection import splice_rows
 from ..distill.distiller import Distiller
-from ..errors import ConfigError, FBTError, nearest
+from ..errors import ConfigError, FBTError, nearest, repeated
 from ..registry.registries import FUSIONS
 
 ALL = "all"
@@ -242,6 +242,8 @@ def _fusions(key: str, options: Mapping[str, Any], distiller: Distiller, model: 
     base = {name: own[name] for name in ("tail",) if name in own}
     given = options.get("strategies", ALL)
     configs = [{"type": name} for name in sorted(FUSIONS.module_dict)] if given == ALL else list(given)
+    if twice := repeated(map(_label, configs)):
+        raise ConfigError(f"{key}.strategies: {twice[0]} is there twice")
     fitting: dict[str, list[str]] = {}
     strategies: dict[str, Mapping[str, Any]] = {}
     auto = ""
@@ -256,6 +258,8 @@ def _fusions(key: str, options: Mapping[str, Any], distiller: Distiller, model: 
         strategies[label] = config
         switches = options.get("switches", (1,))
         switches = (switches,) if isinstance(switches, int) else switches
+        if not all(isinstance(n, int) and n >= 1 for n in switches) or repeated(switches):
+            raise ConfigError(f"{key}.switches: different whole numbers from 1, not {switches!r}")
         rows = splice_rows(distiller.student, distiller.teacher, strategy, distiller.image_size, switches)
         for row in rows:
             if not row["refused"]:

@@ -21,7 +21,7 @@ class StageLoss(nn.Module):
         stages: their numbers, from 1.
 
     Raises:
-        ValueError: if they are none.
+        ValueError: if they are none, or one is there twice.
     """
 
     def __init__(self, stages: Sequence[int]) -> None:
@@ -61,15 +61,17 @@ class StageLoss(nn.Module):
 
 
 def stage_numbers(stages: Sequence[int]) -> tuple[int, ...]:
-    """Stage numbers as a tuple, each once.
+    """Stage numbers as a tuple.
 
     Raises:
-        ValueError: if there are none, or one is no number from 1.
+        ValueError: if there are none, one is no number from 1, or one is there twice.
     """
     fit = isinstance(stages, Sequence) and len(stages) > 0
     if not fit or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in stages):
         raise ValueError(f"stages must be numbers from 1, such as (3, 4), not {stages!r}")
-    return tuple(dict.fromkeys(stages))
+    if len(set(stages)) < len(stages):
+        raise ValueError(f"stages must be different numbers, not {stages!r}")
+    return tuple(stages)
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:

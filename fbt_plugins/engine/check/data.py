@@ -6,36 +6,47 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.registry import DATA_SAMPLERS, DATASETS, METRICS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, METRICS
+from torch.multiprocessing import get_all_start_methods
 from torch.utils.data import DataLoader
 
 from ...data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
-from ...errors import nearest
+from ...errors import nearest, repeated
 from ...registry.signatures import parameters_of
-from ..loaders import ATTRIBUTES, BANK, CONTRACT, IN_ORDER, without_labels
+from ..loaders import ATTRIBUTES, BANK, CONTRACT, IN_ORDER, size_problems, without_labels
+from ..optim.schedules import as_list
 from .findings import Findings
 
 SPLITS = ("train", "val", "test")
 _EITHER = ("dataset", "sampler", "num_batch_per_epoch", "in_memory")
 LOADER_KEYS = (*_EITHER, "batch_sampler", "collate_fn", "worker_init_fn")
-_OF_WORKERS = ("persistent_workers", "prefetch_factor", "timeout")
+_GIVEN = ("dataset", "sampler", "generator")
+_OF_WORKERS = ("persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context")
 IN_MEMORY_KEYS = (*_EITHER, "batch_size", "drop_last")
 
 
 def data(findings: Findings) -> None:
     """The data that a config names."""
     for section in SPLITS:
-        classes = _loader(findings, f"{section}_dataloader", findings.config.get(f"{section}_dataloader"))
+        classes, size = _loader(findings, f"{section}_dataloader", findings.config.get(f"{section}_dataloader"))
         evaluator = findings.config.get(f"{section}_evaluator")
         before = len(findings.problems)
         findings.typed(METRICS, evaluator, f"{section}_evaluator")
         if evaluator and len(findings.problems) == before:
-            for metric in evaluator if isinstance(evaluator, list | tuple) else [evaluator]:
+            for metric in as_list(evaluator):
                 findings.collect(f"{section}_evaluator", METRICS.build, dict(metric))
                 if (bank := metric.get(BANK)) is not None:
-                    _bank(findings, bank, f"{section}_evaluator.{BANK}", metric["type"])
+                    _bank(findings, bank, section, metric["type"], size)
                 if classes == 0 and getattr(METRICS.module_dict.get(metric["type"]), "needs_labels", False):
                     findings.problems.append(f"{section}_evaluator: {without_labels(metric['type'], section)}")
+            _figures(findings, evaluator, f"{section}_evaluator")
+
+
+def _figures(findings: Findings, evaluator: Any, where: str) -> None:
+    """Figures of one name, of which a run could keep one: mmengine would stop at the first validation."""
+    kinds = [METRICS.module_dict[metric["type"]] for metric in as_list(evaluator)]
+    for kind in repeated(kind for kind in kinds if hasattr(kind, "key")):
+        findings.problems.append(f"{where}: {kind.__name__} is there twice, and both give student_{kind.key}: keep one")
 
 
 def described(dataset: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] | None]:
@@ -51,12 +62,16 @@ def described(dataset: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] |
     return kind.describe(dataset.get("transforms", ()), **options)
 
 
-def _bank(findings: Findings, bank: Any, where: str, metric: str) -> None:
-    """The labelled images that a metric compares with: a loader, whose sampler need not be said."""
+def _bank(findings: Findings, bank: Any, section: str, metric: str, size: tuple[int, int] | None) -> None:
+    """The labelled images that a metric compares with those of a split, of some size: a loader, maybe no sampler."""
+    where = f"{section}_evaluator.{BANK}"
     if isinstance(bank, Mapping):
         bank = {"sampler": IN_ORDER, **bank}
-    if _loader(findings, where, bank) == 0:
+    classes, own = _loader(findings, where, bank)
+    if classes == 0:
         findings.problems.append(f"{where}: {metric} needs labels, and its images have none")
+    if isinstance(bank, Mapping):
+        findings.problems += size_problems(bank, own, size, section)
 
 
 def _sets(kind: type, name: str) -> bool:
@@ -76,15 +91,15 @@ def _sets(kind: type, name: str) -> bool:
     return False
 
 
-def _loader(findings: Findings, where: str, loader: Any) -> int | None:
-    """Checks a loader; returns how many classes its images have, where that can be told."""
-    classes = None
+def _loader(findings: Findings, where: str, loader: Any) -> tuple[int | None, tuple[int, int] | None]:
+    """Checks a loader; returns classes and size of its images, as :func:`described` tells them."""
+    about: tuple[int | None, tuple[int, int] | None] = (None, None)
     if loader is None:
-        return None
+        return about
     if not isinstance(loader, Mapping):
         findings.problems.append(f"{where}: expected a dict, got {loader!r}")
-        return None
-    findings.signature(DataLoader, loader, where, given=("dataset", "sampler"), extra=LOADER_KEYS)
+        return about
+    findings.signature(DataLoader, loader, where, given=_GIVEN, extra=LOADER_KEYS)
     dataset, sampler = loader.get("dataset"), loader.get("sampler")
     if not isinstance(dataset, Mapping):
         findings.problems.append(f"{where}.dataset is missing")
@@ -100,7 +115,7 @@ def _loader(findings: Findings, where: str, loader: Any) -> int | None:
         before = len(findings.problems)
         findings.collect("", build_transforms, dataset.get("transforms", ()), f"{where}.dataset.transforms")
         if len(findings.problems) == before:
-            classes = (findings.collect(where, described, dataset) or (None,))[0]
+            about = findings.collect(where, described, dataset) or about
         split = dataset.get("split", SPLITS[0])
         if inspect.isclass(kind) and issubclass(kind, ImageDataset) and split not in SPLITS:
             findings.problems.append(f"{where}.dataset: no split {split!r}{nearest(split, SPLITS)}")
@@ -119,15 +134,46 @@ def _loader(findings: Findings, where: str, loader: Any) -> int | None:
         ends = where != "train_dataloader" or by_epoch
         if sampler.get("type") == "InfiniteSampler" and ends:
             findings.problems.append(f"{where}.sampler: InfiniteSampler never ends an epoch; use SeededSampler")
+    _parts(findings, loader, where)
     if not loader.get("num_workers"):
         for key in (key for key in _OF_WORKERS if loader.get(key) and not loader.get("in_memory")):
             findings.problems.append(f"{where}: {key} is for worker processes: set num_workers above 0, or drop it")
     batches = loader.get("num_batch_per_epoch")
     if batches is not None and (type(batches) is not int or batches < 1):
         findings.problems.append(f"{where}: num_batch_per_epoch must be a whole number, 1 or more, not {batches!r}")
-    if not {"batch_size", "batch_sampler"} & loader.keys():
+    if loader.get("batch_size") is None:
         findings.problems.append(f"{where}: 'batch_size' is missing")
-    return classes
+    return about
+
+
+def _parts(findings: Findings, loader: Mapping[str, Any], where: str) -> None:
+    """What else a loader's config has: who makes batches, functions, and what torch would look at when it is built."""
+    if "shuffle" in loader:
+        findings.problems.append(f"{where}: shuffle is the sampler's: sampler=dict(type='SeededSampler', shuffle=True)")
+    FUNCTIONS.import_from_location()
+    for key in ("collate_fn", "worker_init_fn"):
+        function = loader.get(key)
+        name = function.get("type") if isinstance(function, Mapping) else None
+        if function is not None and (not isinstance(name, str) or name not in FUNCTIONS.module_dict):
+            what = "dict(type=NAME) with the name of a function in mmengine's registry FUNCTIONS"
+            findings.problems.append(f"{where}.{key}: expected {what}, not {function!r}; or drop it")
+    if (batches := loader.get("batch_sampler")) is not None:
+        given = ("sampler", "batch_size")
+        kind = DATA_SAMPLERS.module_dict.get(str(batches.get("type"))) if isinstance(batches, Mapping) else None
+        takes, complete = parameters_of(kind or dict, follow=True)
+        if complete and not takes.keys() >= set(given):
+            what = f"{batches['type']} makes no batches: it must take sampler and batch_size"
+            findings.problems.append(f"{where}.batch_sampler: {what}; or drop it")
+        else:
+            findings.typed(DATA_SAMPLERS, batches, f"{where}.batch_sampler", given)
+        if loader.get("drop_last"):
+            findings.problems.append(f"{where}: drop_last is the batch_sampler's; set it to False here")
+    for key in ("batch_size", "num_workers", "prefetch_factor"):
+        if isinstance(number := loader.get(key), float) and number.is_integer():  # others are said to be none already
+            findings.problems.append(f"{where}: {key} must be a whole number, not {number!r}")
+    method, methods = loader.get("multiprocessing_context"), get_all_start_methods()
+    if method is not None and method not in methods:
+        findings.problems.append(f"{where}: multiprocessing_context is one of {', '.join(methods)}, not {method!r}")
 
 
 def _in_memory(findings: Findings, loader: Mapping[str, Any], where: str, kind: Any) -> None:
@@ -147,4 +193,7 @@ def _in_memory(findings: Findings, loader: Mapping[str, Any], where: str, kind: 
 def mixing(findings: Findings) -> None:
     """Mixup and CutMix."""
     if options := findings.config.get("data_preprocessor"):
+        before = len(findings.problems)
         findings.signature(Mixing, options, "data_preprocessor", given=("num_classes", "all_labelled"))
+        if len(findings.problems) == before:
+            findings.collect("data_preprocessor", lambda: Mixing(num_classes=1, **options))  # it checks its values

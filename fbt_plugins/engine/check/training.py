@@ -16,7 +16,6 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, V
 from ...config.options import DEFAULT_HOOKS
 from ...data import ImageDataset
 from ...errors import ConfigError, nearest, one_line
-from ...registry.signatures import is_number
 from ..loaders import too_many_batches
 from ..loops import no_batches
 from ..optim.schedules import as_list, in_iterations
@@ -87,9 +86,7 @@ def optimizer(findings: Findings) -> None:
         function = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
         findings.signature(function, clip, "optim_wrapper.clip_grad", given=("parameters",), extra=("type",))
         limit = clip.get(name := "clip_value" if by_value else "max_norm")
-        if (
-            limit is not None and is_number(limit) and not limit > 0
-        ):  # 0 stops all learning, and less turns every step round
+        if type(limit) in (int, float) and not limit > 0:  # 0 stops all learning, and less turns every step round
             findings.problems.append(f"optim_wrapper.clip_grad: {name} must be above 0, not {limit!r}")
     wrapper = {"type": "AutocastOptimWrapper", "constructor": "MergedGroupConstructor", **wrapper}
     extra = ("constructor", "paramwise_cfg", "optimizer")

@@ -17,7 +17,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from ...errors import FBTError, one_line
-from ...files import own_folder, write_atomic
+from ...files import check_out, own_folder, write_atomic
 from ...models.weights import METADATA_KEY, SIGNATURE_KEY, signature_of
 from .student import Student, open_student, read_student
 
@@ -81,17 +81,16 @@ def export_student(
     Raises:
         FBTError: if it cannot be exported so, is there already, or gives other outputs than the run's student.
     """
+    if out is not None:
+        _check_target(out, form)
     student = open_student(run)
     classes = student.model.num_classes  # known before its weights are halved
     output = FEATURES if features or classes == 0 else LOGITS
     out = out or _default(student.path, form, half, features)
-    if out.suffix != FORMATS[form]:
-        raise FBTError(f"--out {out}: a file of the format {form} is called NAME{FORMATS[form]}")
-    beside = [out.with_name(f"{out.name}.json")]
+    beside = [_about(out)]
     if form == "safetensors" and _is_transformers(student) and not features:
         beside.append(out.with_name(f"{out.stem}_transformers"))
-    if there := next((path for path in (out, *beside) if path.exists()), None):
-        raise FBTError(f"--out {there}: it exists; remove it, or write to another file")
+    _check_target(out, form, *beside[1:])
     images = sample_images(student)
     with torch.no_grad():
         known = student.model.knowledge(images)
@@ -116,6 +115,24 @@ def export_student(
         raise FBTError(f"--out {out}: it cannot be written ({error.strerror})") from error
     write_atomic(beside[0], json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     return Exported(out, tuple(beside), about)
+
+
+def _about(out: Path) -> Path:
+    """The JSON file beside a file that is written."""
+    return out.with_name(f"{out.name}.json")
+
+
+def _check_target(out: Path, form: str, *others: Path) -> None:
+    """Looks whether a file, what goes beside it and others can be written.
+
+    Raises:
+        FBTError: if its name is of another format, one of them is there, or the place cannot be written to.
+    """
+    if out.suffix != FORMATS[form]:
+        raise FBTError(f"--out {out}: a file of the format {form} is called NAME{FORMATS[form]}")
+    if there := next((path for path in (out, _about(out), *others) if path.exists()), None):
+        raise FBTError(f"--out {there}: it exists; remove it, or write to another file")
+    check_out(out)
 
 
 def _is_transformers(student: Student) -> bool:

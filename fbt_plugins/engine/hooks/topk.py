@@ -11,7 +11,7 @@ from mmengine.registry import METRICS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ...errors import ConfigError, FBTError
+from ...errors import ConfigError, FBTError, repeated
 from ..metrics import fill_banks, wants
 from ..training_run import unwrapped
 
@@ -34,8 +34,8 @@ class TopK(BaseMetric):
     def __init__(self, topk: Sequence[int] = (1, 5)) -> None:
         super().__init__(collect_device="cpu", prefix="")
         self.topk = tuple(topk)
-        if 1 not in self.topk or min(self.topk) < 1:
-            raise ConfigError(f"TopK: topk must be whole numbers above 0, 1 among them, not {topk}")
+        if 1 not in self.topk or min(self.topk) < 1 or repeated(self.topk):
+            raise ConfigError(f"TopK: topk must be different whole numbers above 0, 1 among them, not {topk}")
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Tensor]]) -> None:
         """Takes ``{"labels": (N,), model: (N, classes), ...}``; one result per image: padding is trimmed."""

@@ -141,6 +141,14 @@ def test_an_error_of_a_command_is_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         ("--cfg-options model", "--cfg-options 'model': write key=value"),
         ("--cfg-options =3", "--cfg-options '=3': write key=value"),
         ("--cfg-options a=(1,2", "--cfg-options 'a=(1,2': brackets do not match"),
+        (
+            "--cfg-options test_cfg=dict(k=3,l=4)",
+            "--cfg-options 'test_cfg=dict(k=3,l=4)': a dict cannot be given; name its keys, each by itself, such as "
+            "test_cfg.type=NAME (test_cfg.0.type=NAME of a list's item), or write it in a config file",
+        ),
+        ('--cfg-options a={"k":3}', "--cfg-options 'a={\"k\":3}': a dict cannot be given; name its keys"),
+        ("--cfg-options a=[b,dict(k=3)]", "--cfg-options 'a=[b,dict(k=3)]': a dict cannot be given; name its keys"),
+        ("--cfg-options a={}", "--cfg-options 'a={}': a dict cannot be given; name its keys"),
     ],
 )
 def test_wrong_arguments_are_one_line(typed: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,6 +244,21 @@ def test_architectures_that_need_no_name(tool: Callable, tmp_path: Path, monkeyp
     done = tool("inspect_model", *options, *against)
     assert done.code == 0, done.err
     assert "splices with nets:net as student and nets:net as teacher" in done.out and "S1-3+T4" in done.out
+
+
+@pytest.mark.parametrize("option", ["--json", "--markdown", "--state"])
+def test_where_it_is_written_is_looked_at_before_any_work(
+    tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    way = tmp_path / "file"
+    way.touch()
+    monkeypatch.setattr("fbt_plugins.load_plugins", None)
+    for file, reason in (
+        (way / "x", f"it cannot be written ({way}: Not a directory)"),
+        (tmp_path, "it is a folder; name a file"),
+    ):
+        done = tool("inspect_model", "--all", option, file)
+        assert done.code == 2 and done.err == f"error: {option} {file}: {reason}\n"
 
 
 def test_what_is_wrong_is_one_line(tool: Callable) -> None:

@@ -157,7 +157,7 @@ def test_it_prints_a_table_writes_json_and_leaves_nothing_else(
 
 def test_wrong_use_is_one_line(tool: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for args in (["configs/tiny.py", "--rounds", "1"], ["configs/tinny.py"]):
+    for args in (["configs/tiny.py", "--rounds", "1"], ["configs/tinny.py"], ["configs/tiny.py", "--json", "configs"]):
         done = tool("benchmark", *args)
         assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
 

@@ -107,12 +107,13 @@ def test_a_plain_config_has_no_cells(path: Path) -> None:
         (dict(pairs={"a": {}}), "methods: expected a dict of dicts by name, got None"),
         (dict(pairs=["a"], methods={"m": {}}), r"pairs: expected a dict of dicts by name, got \['a'\]"),
         (dict(pairs={"a": {}}, methods={"m": 3}), "methods: expected a dict of dicts"),
-        (dict(pairs={"a": {}}, methods={"m": {}}, seeds=["0"]), "seeds: expected a list of whole numbers"),
+        (dict(pairs={"a": {}}, methods={"m": {}}, seeds=["0"]), "seeds: expected a list of different whole numbers"),
+        (dict(pairs={"a": {}}, methods={"m": {}}, seeds=[0, 1, 0]), r"seeds: expected .* got \[0, 1, 0\]"),
         (dict(seeds=[1]), "pairs: expected"),
         (dict(pairs={"a": {}}, methods={"kd": {}}, controls=["kd"]), r"controls: expected a dict of words by method"),
         (
             dict(pairs={"a": {}}, methods={"m": dict(seeds=3)}),
-            "methods.m.seeds: expected a list of whole numbers from 0 to .*, got 3",
+            "methods.m.seeds: expected a list of different whole numbers from 0 to .*, got 3",
         ),
         (dict(pairs={"a": {}}, methods={"m": {}}, seeds=[0, -1]), r"seeds: expected .* from 0 to .*, got \[0, -1\]"),
         (
@@ -120,6 +121,10 @@ def test_a_plain_config_has_no_cells(path: Path) -> None:
             "m.best_of: expected a dict of lists of methods by",
         ),
         (dict(pairs={"a": {}}, methods={"kd": {}, "m": dict(best_of={0: ["kdd"]})}), "'kdd' with runs; did you mean"),
+        (
+            dict(pairs={"a": {}}, methods={"kd": {}, "m": dict(best_of={1: ["kd", "kd"]})}),
+            "methods.m.best_of: 1: 'kd' is there twice",
+        ),
         (dict(pairs={"a": {}}, methods={"kd": {}, "m": dict(best_of={0: ["m"]})}), "no method 'm' with runs"),
         (dict(pairs={"a": {}}, methods={"kd": {}}, controls={"kdd": "KD"}), "no method 'kdd'; did you mean 'kd'"),
     ],

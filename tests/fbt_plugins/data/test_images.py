@@ -245,6 +245,8 @@ def test_a_table_labels_some_images(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert Images.describe([], root=str(root)) == (2, (9, 12))
     assert Images(str(root), labels=None).labels == [-1] * 4
     assert Images(str(root), classes=["dog", "cow", "cat"]).labels == [0, 0, -1, 2]
+    with pytest.raises(ConfigError, match=r"^Images: classes: 'dog' is there twice$"):
+        Images(str(root), classes=["dog", "cat", "dog"])
     held = Images(str(root), split="val", validation=2), Images(str(root), validation=2)
     assert held[0].num_labelled == 2 and held[1].num_labelled == 1 and held[0].classes == held[1].classes
     assert sorted(held[0].paths + held[1].paths) == sorted(data.paths)
@@ -257,6 +259,8 @@ def test_a_table_labels_some_images(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("text", "line"),
     [
         ("file,class\n", "begins with 'file,class'; expected a first line 'path,label'"),
+        ("path,label\n", "labels.csv has no image with a label; expected a first line .* or say labels=None"),
+        ("path,label\n0.png,\n", "labels.csv has no image with a label"),
         ("path,label\nz.png,a\n", "none of its 1 labels belongs to an image: 'z.png' is not there"),
         ("path,label\n0.png,a\n./0.png,b\n", "line 3: 0.png has two labels, 'a' and 'b'"),
     ],
@@ -266,6 +270,7 @@ def test_tables_that_fit_no_images_are_one_line(tmp_path: Path, text: str, line:
     with pytest.raises(FBTError, match=line) as caught:
         Images(str(tmp_path))
     assert len(caught.value.lines()) == 1
+    assert Images(str(tmp_path), labels=None).num_labelled == 0
 
 
 def test_folders_label_images_beside_those_without(tmp_path: Path) -> None:

@@ -97,25 +97,34 @@ def test_says_everything_that_does_not_fit(make: Make, options: dict, reasons: l
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (dict(logit_loss="KDLoss"), "model.logit_loss: expected a dict such as dict(type='KDLoss'), got 'KDLoss'"),
-        (dict(logit_loss="OFALoss"), "model.logit_loss: expected a dict such as dict(type='OFALoss'), got 'OFALoss'"),
-        (dict(feature_loss=5), "model.feature_loss: expected a dict such as dict(type='InfoNCELoss'), got 5"),
+        (dict(logit_loss="KDLoss"), "model.logit_loss: expected dict(type='KDLoss'), got 'KDLoss'"),
         (
-            dict(stage_loss=["FitNetLoss"]),
-            "model.stage_loss: expected a dict such as dict(type='FitNetLoss'), got ['FitNetLoss']",
+            dict(logit_loss="KDLos"),
+            "model.logit_loss: expected dict(type=NAME) with the name of a loss, got 'KDLos'; did you mean 'KDLoss' or "
+            "'RKDLoss' or 'DKDLoss'?",
         ),
         (
-            dict(logit_loss=nn.MSELoss()),
-            "model.logit_loss: expected a dict such as dict(type='KDLoss'), got MSELoss",
+            dict(feature_loss=5),
+            "model.feature_loss: expected dict(type=NAME) with the name of a loss, got 5; fbt plugins lists the names",
+        ),
+        (
+            dict(stage_loss=["FitNetLoss"]),
+            "model.stage_loss: expected dict(type=NAME) with the name of a loss, got ['FitNetLoss']; did you mean "
+            "'FitNetLoss'?",
+        ),
+        (dict(logit_loss=nn.MSELoss()), "model.logit_loss: expected dict(type='MSELoss'), got MSELoss"),
+        (
+            dict(task_loss=nn.ReLU()),
+            "model.task_loss: expected dict(type=NAME) with the name of a loss, got ReLU; fbt plugins lists the names",
         ),
         (
             dict(task_loss="CrossEntropyLoss"),
-            "model.task_loss: expected a dict such as dict(type='CrossEntropyLoss'), got 'CrossEntropyLoss'",
+            "model.task_loss: expected dict(type='CrossEntropyLoss'), got 'CrossEntropyLoss'",
         ),
-        (dict(fusion="L2GFusion"), "model.fusion: expected a dict such as dict(type='L2GFusion'), got 'L2GFusion'"),
+        (dict(fusion="L2GFusion"), "model.fusion: expected dict(type='L2GFusion'), got 'L2GFusion'"),
         (
             dict(edges=[*EDGES[1:], dict(name=EDGES[0], logit_loss="KDLoss")]),
-            f"model.edges.{EDGES[0]}.logit_loss: expected a dict such as dict(type='KDLoss'), got 'KDLoss'",
+            f"model.edges.{EDGES[0]}.logit_loss: expected dict(type='KDLoss'), got 'KDLoss'",
         ),
     ],
 )

@@ -110,7 +110,10 @@ def test_a_step_can_be_planned(images: torch.Tensor, labels: torch.Tensor) -> No
     ("options", "lines"),
     [
         *(
-            (dict(image_size=size), [f"image_size: expected a number of pixels, or (height, width), got {size!r}"])
+            (
+                dict(image_size=size),
+                [f"image_size: an image size is a number of pixels or (height, width), not {size!r}"],
+            )
             for size in ("64", 64.5, 0, -64, (3, 64, 64), True, ("64", "64"))
         ),
         (dict(data_info=5), ["data_info: expected a dict such as dict(num_classes=10), got 5"]),

@@ -61,7 +61,10 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ),
         "val_dataloader.dataset.split": ("trian", "val_dataloader.dataset: no split 'trian'; did you mean 'train'"),
         "val_evaluator.topkk": (1, "val_evaluator: unknown key 'topkk'; did you mean 'topk'"),
-        "test_evaluator.topk": ([5], "test_evaluator: TopK: topk must be whole numbers above 0, 1 among them"),
+        "test_evaluator.topk": (
+            [5],
+            "test_evaluator: TopK: topk must be different whole numbers above 0, 1 among them",
+        ),
         "train_cfg.max_epoch": (3, "train_cfg: unknown key 'max_epoch'; did you mean 'max_epochs'"),
         "train_cfg.max_epochs": ("abc", "train_cfg: max_epochs must be a whole number, not 'abc'"),
         "train_cfg.val_interval": (0, "train_cfg: val_interval must be 1 or more, not 0"),
@@ -229,6 +232,45 @@ SEVERAL: list[dict[str, tuple[Any, str]]] = [
 @pytest.mark.parametrize("faults", SEVERAL, ids=lambda faults: next(iter(faults)))
 def test_what_is_wrong_is_said(faults: dict[str, tuple[Any, str]]) -> None:
     found_all(problems({option: value for option, (value, _) in faults.items()}), [line for _, line in faults.values()])
+
+
+def test_what_torch_and_mmengine_would_stumble_over_in_a_loader() -> None:
+    """When it is opened, or in the first step."""
+    registered = "expected dict(type=NAME) with the name of a function in mmengine's registry FUNCTIONS, not "
+    methods = "multiprocessing_context is one of fork, spawn, forkserver, not"
+    faults: dict[str, tuple[Any, str]] = {
+        "collate_fn": ("pseudo_collate", f".collate_fn: {registered}'pseudo_collate'; or drop it"),
+        "worker_init_fn": (dict(type="seed_all"), f".worker_init_fn: {registered}{{'type': 'seed_all'}}; or drop it"),
+        "batch_sampler": (dict(type="BatchSampler"), ".batch_sampler.type: no data sampler 'BatchSampler'"),
+        "drop_last": (True, ": drop_last is the batch_sampler's; set it to False here"),
+        "shuffle": (True, ": shuffle is the sampler's: sampler=dict(type='SeededSampler', shuffle=True)"),
+        "prefetch_factor": (0, ": prefetch_factor must be 1 or more, not 0"),
+        "timeout": (-1, ": timeout must be 0 or more, not -1"),
+        "num_workers": (2.0, ": num_workers must be a whole number, not 2.0"),
+        "batch_size": (None, ": 'batch_size' is missing"),
+        "multiprocessing_context": ("thread", f": {methods} 'thread'"),
+    }
+    lines = problems({f"val_dataloader.{option}": value for option, (value, _) in faults.items()})
+    found_all(lines, [f"val_dataloader{line}" for _, line in faults.values()])
+    no_batches = {"batch_sampler": dict(type="DefaultSampler"), "drop_last": False}
+    (line,) = problems({f"val_dataloader.{option}": value for option, value in no_batches.items()})
+    assert line.startswith(
+        "val_dataloader.batch_sampler: DefaultSampler makes no batches: it must take sampler and batch_s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(mixup_alpha=-1), "mixup_alpha is a finite number from 0, got -1"),
+        (dict(cutmix_alpha=float("inf")), "cutmix_alpha is a finite number from 0, got inf"),
+        (dict(prob=1.5), "prob is from 0 to 1, got 1.5"),
+        (dict(switch_prob=-0.5), "switch_prob is from 0 to 1, got -0.5"),
+        (dict(label_smoothing=2), "label_smoothing is from 0 to 1, got 2"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(options: dict[str, Any], says: str) -> None:
+    assert problems({"data_preprocessor": options})[0] == f"data_preprocessor: Mixing: {says}"
 
 
 def test_a_config_that_lacks_everything(tmp_path: Path) -> None:

@@ -155,6 +155,29 @@ def test_frozen_features_are_measured_with_labelled_images(photos: Path, tmp_pat
     assert len(banks[0]) == 3 and len(seen) == 3 + len(runner.val_dataloader)  # one bank is looked at once
 
 
+def test_a_metric_that_is_there_twice_is_refused(photos: Path, tmp_path: Path) -> None:
+    """Both would be called alike."""
+    twice = [dict(type="KNN", k=1), dict(type="KNN", k=5)]
+    colours = loader(photos / "sorted") | dict(sampler=dict(type="SeededSampler", shuffle=False))
+    with pytest.raises(ConfigError, match=r"val_evaluator: KNN is there twice, and both give student_knn: keep one$"):
+        check_config(build(photos, tmp_path, val_dataloader=colours, val_evaluator=twice))
+
+
+def test_a_bank_of_images_of_another_size_is_refused(photos: Path, tmp_path: Path) -> None:
+    """At --check where transforms tell, and else when it is opened; batches of one image may have any size."""
+    colours = loader(photos / "sorted") | dict(sampler=dict(type="SeededSampler", shuffle=False))
+    bank = loader(photos / "sorted")
+    bank["dataset"]["transforms"] = [dict(type="Resize", size=(24, 40)), dict(type="ToTensor")]
+    says = "val_evaluator.bank: its images are 24x40 pixels, and those of val_dataloader 32x32: give both the same tran"
+    small = build(photos, tmp_path, val_dataloader=colours, val_evaluator=dict(type="LinearProbe", bank=bank))
+    with pytest.raises(ConfigError, match=says):
+        check_config(small)
+    with pytest.raises(ConfigError, match=says):
+        DistillRunner.from_cfg(small)
+    small.val_evaluator.bank.batch_size = 1
+    check_config(small)
+
+
 def test_an_encoder_is_read_from_the_teacher_cache(photos: Path, tmp_path: Path) -> None:
     """Whose files then hold features and no logits."""
     config = build(photos, tmp_path, teacher_cache=dict(views=1, path=str(tmp_path / "cache")))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from runs import builder, run
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
@@ -127,6 +128,27 @@ def test_data_that_no_run_can_use_are_one_line(dataset: Any, says: str) -> None:
     loader = DataLoader(dataset, 4, sampler=SeededSampler(dataset), drop_last=True)
     (problem,) = loader_problems(loader, "x_dataloader")
     assert says in problem
+
+
+def failing(samples: list[Any]) -> Any:
+    raise ValueError("no batch today")
+
+
+@pytest.mark.parametrize(
+    ("collate", "says"),
+    [
+        (
+            pseudo_collate,
+            "pseudo_collate gives inputs as list, expected a dict of tensors: inputs (N, 3, height, width)",
+        ),
+        (list, "list gives inputs as list, expected a dict"),
+        (failing, "failing fails on 2 images: no batch today; drop it, and samples are stacked"),
+    ],
+)
+def test_a_batch_that_is_none_is_one_line(collate: Any, says: str) -> None:
+    loader = DataLoader(Pictures(), 4, sampler=SeededSampler(Pictures()), collate_fn=collate)
+    (problem,) = loader_problems(loader, "x_dataloader")
+    assert problem.startswith(f"x_dataloader.collate_fn: {says}")
 
 
 def test_data_that_a_run_can_use_are_not_complained_about() -> None:

@@ -127,6 +127,14 @@ def test_lists_and_ranges(config: Config) -> None:
             dict(model__fusion=dict(strategies=[dict(type="L2G")])),
             "search.space: model.fusion.strategies: 'L2G' is not",
         ),
+        (
+            dict(model__fusion=dict(switches=[1, 1])),
+            "search.space: model.fusion.switches: different whole numbers from 1",
+        ),
+        (
+            dict(model__fusion=dict(strategies=[dict(type="L2GFusion")] * 2)),
+            "search.space: model.fusion.strategies: L2GFusion is there twice",
+        ),
         (dict(model__logit_loss__gamma=dict(low=2.0, high=1.0)), "search.space: model.logit_loss.gamma: "),
         (dict(model__logit_loss__gamma=1.0), "search.space: model.logit_loss.gamma: a list of values"),
         (

@@ -183,6 +183,7 @@ def test_equal_models_cost_nothing(name: str) -> None:
         (dict(type="ScaleKDLoss", frequency_stages=(0,)), "stages must be numbers from 1"),
         (dict(type="FitNetLoss", stages=()), "stages must be numbers from 1"),
         (dict(type="FitNetLoss", stages=(0, 1)), "stages must be numbers from 1"),
+        (dict(type="FitNetLoss", stages=(3, 3)), r"stages must be different numbers, not \(3, 3\)"),
         (dict(type="OFAExitsLoss", stages=3), "stages must be a list, not 3"),
         (dict(type="OFAExitsLoss", gamma=0), "gamma must be above 0"),
         (dict(type="RSDLoss", kappa=-1), "kappa must be at least 0"),
@@ -328,7 +329,7 @@ def test_an_order_that_nobody_knows_matters_to_all_but_sets(config: dict) -> Non
 
 @stage_loss_every_loss
 def test_its_stages_are_its_needs(config: dict) -> None:
-    loss = LOSSES.build(config | dict(stages=[4, 2, 2]))
+    loss = LOSSES.build(config | dict(stages=[4, 2]))
     key = "student_stages" if config["type"] in ("HCDLoss", "OFAExitsLoss") else "stages"
     assert loss.needs[key] == (4, 2) and LOSSES.build(dict(config, stages=(3,))).needs[key] == (3,)
     more = {"HCDLoss": {"labels", "logits"}, "OFAExitsLoss": {"logits"}}

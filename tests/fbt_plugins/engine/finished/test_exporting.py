@@ -219,6 +219,20 @@ def test_the_command_says_what_it_wrote_and_writes_over_nothing(
     assert again.code == 2 and again.err == f"error: --out {out}: it exists; remove it, or write to another file\n"
 
 
+def test_where_it_goes_is_looked_at_before_any_work(
+    saved: Callable, tool: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where rights forbid nothing, as root's do not: a file is in the way here."""
+    folder, way = saved().parent, tmp_path / "file"
+    way.touch()
+    monkeypatch.setattr("fbt_plugins.engine.finished.exporting.open_student", None)
+    code, _, err = tool("export", folder, "--out", way / "s.safetensors")
+    assert code == 2 and err.startswith(f"error: --out {way}/s.safetensors: it cannot be written ({way}: Not a dir")
+    (tmp_path / "s.safetensors.json").touch()
+    code, _, err = tool("export", folder, "--out", tmp_path / "s.safetensors")
+    assert code == 2 and err.startswith(f"error: --out {tmp_path}/s.safetensors.json: it exists; remove it")
+
+
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
