@@ -1,4 +1,4 @@
-"""What a network runs under ``torch.autocast`` of its own: a trace looks into it, and would leave that out."""
+"""What a network runs under ``torch.autocast`` or ``torch.no_grad`` of its own: a trace would leave these out."""
 
 from __future__ import annotations
 
@@ -28,8 +28,15 @@ class Region(NamedTuple):
     cache: bool
 
 
+class NoGrad(NamedTuple):
+    """What runs without gradients."""
+
+
+Regions = tuple["Region | NoGrad", ...]
+
+
 class AutocastRegions:
-    """The regions that the running code is in; ``now`` lists them from the outside in.
+    """The regions of autocast that the running code is in; ``now`` lists them from the outside in.
 
     Args:
         device: type of the device that the network is on.
@@ -61,7 +68,7 @@ class AutocastRegions:
 
 
 @cache
-def within(regions: tuple[Region, ...], function: Callable[..., Any] | None = None) -> Callable[..., Any]:
+def within(regions: Regions, function: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """A function that runs another one in these regions.
 
     Its name says all that it does, for code is compared as text.
@@ -75,12 +82,18 @@ def within(regions: tuple[Region, ...], function: Callable[..., Any] | None = No
         called, *rest = args if function is None else (function, *args)
         own = next((a.device.type for a in (*rest, *kwargs.values()) if isinstance(a, Tensor)), "cpu")
         with ExitStack() as stack:
-            for device, dtype, enabled, cache in regions:
-                stack.enter_context(torch.autocast(device or own, dtype, enabled, cache))
+            for region in regions:
+                stack.enter_context(_entered(region, own))
             return getattr(rest[0], called)(*rest[1:], **kwargs) if isinstance(called, str) else called(*rest, **kwargs)
 
-    words = [f"{r.device}_{str(r.dtype).removeprefix('torch.')}_{r.enabled}_{r.cache}" for r in regions]
+    words = ["no_grad" if isinstance(r, NoGrad) else "_".join(map(str, r)) for r in regions]
     if function is not None:
         words += [getattr(function, "__module__", None) or "", getattr(function, "__qualname__", repr(function))]
-    run.__qualname__ = run.__name__ = re.sub(r"\W+", "_", f"autocast_{'__'.join(words)}")
+    run.__qualname__ = run.__name__ = re.sub(r"\W+", "_", f"within_{'__'.join(words)}")
     return run
+
+
+def _entered(region: Region | NoGrad, own: str) -> Any:
+    if isinstance(region, NoGrad):
+        return torch.no_grad()
+    return torch.autocast(region.device or own, region.dtype, region.enabled, region.cache)

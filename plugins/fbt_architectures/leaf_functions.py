@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ _EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack", "parse_s
 _METHODS = ("to", "type")
 """Methods of a tensor that take the dtype of another."""
 
+_Function: Any = torch.autograd.Function
+_Compiled = torch.jit.ScriptFunction
+_PLAIN = (fx.Proxy, torch.Tensor, int, float, str, tuple, list, torch.dtype, torch.device, type(None))
+"""What an ``autograd.Function`` may be given as a leaf."""
+
 Caller = Callable[[Callable[..., Any] | str, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -27,6 +33,7 @@ Caller = Callable[[Callable[..., Any] | str, tuple[Any, ...], dict[str, Any]], A
 def leaf_functions(net: nn.Module, call: Caller) -> Iterator[None]:
     """Within it, a function of einops, one that timm keeps out of traces, or one that makes a tensor, is a leaf.
 
+    So is one that torch.jit has compiled, and an ``autograd.Function``, whose own backward pass a trace would lose.
     They are replaced wherever the packages that the network's classes are from name them, whatever they call them.
 
     Args:
@@ -37,19 +44,42 @@ def leaf_functions(net: nn.Module, call: Caller) -> Iterator[None]:
     replaced: list[tuple[dict[str, Any], str, Any]] = []
     for module in _modules(net):
         space = vars(module)
+        leaves |= {id(v): _leaf(_named(v, name), call) for name, v in list(space.items()) if isinstance(v, _Compiled)}
         replaced += [(space, name, value) for name, value in list(space.items()) if id(value) in leaves]
+    apply = vars(_Function)["apply"]
     try:
         for space, name, value in replaced:
             space[name] = leaves[id(value)]
         for name in _METHODS:  # torch.Tensor inherits them, so that what is set here can be deleted again
             setattr(torch.Tensor, name, _leaf(getattr(torch.Tensor, name), call, name))
+        _Function.apply = classmethod(functools.partial(_apply, apply, call))  # type: ignore[assignment]
         yield
     finally:
+        _Function.apply = apply
         for name in _METHODS:
             if name in vars(torch.Tensor):
                 delattr(torch.Tensor, name)
         for space, name, value in replaced:
             space[name] = value
+
+
+def _apply(apply: Any, call: Caller, kind: Any, *args: Any) -> Any:
+    """Calls ``kind.apply``; as a leaf, where nothing among its arguments is a function or a module."""
+    own = apply.__get__(None, kind)
+    if has_stand_in(args) and all(isinstance(a, _PLAIN) for a in args):
+        return call(_named(own, f"{kind.__module__}_{kind.__qualname__}"), args, {})
+    return own(*args)
+
+
+@functools.cache
+def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A function whose name says which it is, for code is compared as text."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    run.__qualname__ = run.__name__ = re.sub(r"\W+", "_", name)
+    return run
 
 
 def _functions() -> list[Callable[..., Any]]:

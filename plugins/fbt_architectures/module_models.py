@@ -157,6 +157,10 @@ def _cut(
     encoder: bool,
     **about: Any,
 ) -> StagedModel:
+    for lazy, parameter in net.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            what = f"{lazy} of a lazy layer has no shape before the network has run once"
+            raise ConfigError(f"{about['name']}: {what}; run it on one image in the factory, before it is returned")
     if head is None:
         model = cut_by_trace(net, stages, layout=layout, prefix_tokens=prefix_tokens, encoder=encoder, **about)
     elif stages is None or isinstance(stages, int):

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .autocast_regions import Region, within
+from .autocast_regions import Regions, within
+from .in_place import follow_writes
 from .tracer import BATCH, ROOT, ShallowTracer, TraceError, name_of, val, values_of
 
 Image = tuple[int, int, int]
@@ -74,6 +75,7 @@ class Trace:
         self.net, self.image = net, image
         self.graph, self.constants = _trace(net, descents(net, [*points, *classifiers]), image, training)
         self.nodes = list(self.graph.nodes)
+        follow_writes(self.nodes, nn.ModuleDict({ROOT: net}))
         self._positions = {node: i for i, node in enumerate(self.nodes)}
         self.logits = self.nodes[-1].args[0]
         if not isinstance(self.logits, fx.Node) or not isinstance(val(self.logits), Tensor):
@@ -248,7 +250,7 @@ class Trace:
                 # what lies before the cut and reads no pixels may be like the carrier where it was like another tensor
                 made[node] = graph.node_copy(node, lambda i: made[i if i in made else start])
                 _follow_device(made[node], made[start])
-                _keep_autocast(made[node], node.meta["autocast"])
+                _keep_regions(made[node], node.meta["regions"])
                 if node.op == "call_module":
                     modules.setdefault(name_of(node), node.meta["line"])
                 elif node.op == "get_attr":
@@ -366,8 +368,8 @@ def _follow_device(node: fx.Node, like: fx.Node) -> None:
     node.args, node.kwargs = args, kwargs
 
 
-def _keep_autocast(node: fx.Node, regions: tuple[Region, ...]) -> None:
-    """Lets a node run in the regions of ``torch.autocast`` in which the network runs it."""
+def _keep_regions(node: fx.Node, regions: Regions) -> None:
+    """Lets a node run in the regions of ``torch.autocast`` or ``torch.no_grad`` in which the network runs it."""
     if not regions or node.op not in ("call_function", "call_method", "call_module") or node.target is getattr:
         return
     target: Any = node.target

@@ -20,7 +20,8 @@ from torch.fx.immutable_collections import immutable_dict
 from fbt_plugins import ConfigError, FBTError
 from fbt_plugins.authoring import Shortened, calling, features_of, files_of, logits_of, meta_copy, place_of
 
-from .autocast_regions import AutocastRegions
+from .autocast_regions import AutocastRegions, NoGrad
+from .in_place import augmented
 from .leaf_functions import leaf_functions
 
 BATCH = 4099
@@ -119,6 +120,9 @@ class _Proxy(fx.Proxy):
         raise TraceError("it uses the batch size where a trace cannot follow")
 
 
+augmented(_Proxy)
+
+
 class ShallowTracer(fx.Tracer):
     """Traces a network once, for one image size and one mode.
 
@@ -141,6 +145,8 @@ class ShallowTracer(fx.Tracer):
                 hook not in (logits_of, features_of) for hook in module._forward_hooks.values()
             ):
                 raise TraceError(f"{type(module).__name__} has forward hooks, which would not run")
+            if module._backward_hooks or module._backward_pre_hooks:
+                raise TraceError(f"{type(module).__name__} has backward hooks, which would not run")
         self.files = files_of(net)
         self.image = image
         self._stack: list[str] = []
@@ -154,14 +160,19 @@ class ShallowTracer(fx.Tracer):
         """The graph; each node has ``meta``.
 
         "val" is what :func:`val` says, "images" whether it depends on them, "pixels" whether it does by more than their
-        number, dtype and device, "path" the modules it is in, "line" the network's own, "autocast" what it runs in.
+        number, dtype and device, "path" the modules it is in, "line" the network's own, "regions" what it runs in.
 
         Raises:
             TraceError: with the reason, if the forward pass is none that a trace can follow.
         """
         before = self._drawing = _generators()
         try:
-            with torch.no_grad(), Shortened(), leaf_functions(self.traced, self._call_leaf), self._autocast.watched():
+            with (
+                torch.enable_grad(),
+                Shortened(),
+                leaf_functions(self.traced, self._call_leaf),
+                self._autocast.watched(),
+            ):
                 graph = self.trace(self.traced)
         except TraceError as error:
             raise TraceError(error.reason, error.place or place_of(error, self.files), error.step) from error
@@ -193,6 +204,9 @@ class ShallowTracer(fx.Tracer):
             with torch.no_grad(), Shortened():
                 meta_copy(self.traced).train(self.traced.training)(images)
         except Exception as own:  # the same as with stand-ins, but for the batch size
+            if isinstance(own, TypeError) and "positional argument" in str(own) and not place:
+                step = "let the factory return a module whose forward takes the images alone"
+                return TraceError(f"it takes more than images: {_in_words(own)}", step=step)
             if type(own) is type(error):
                 size = "x".join(map(str, self.image[1:]))
                 step = "mend it, or set image_size to that which it is made for"
@@ -225,10 +239,13 @@ class ShallowTracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta.update(path=tuple(self._stack), line=calling(self.files), autocast=self._autocast.now)
+        regions = self._autocast.now if torch.is_grad_enabled() else (*self._autocast.now, NoGrad())
+        node.meta.update(path=tuple(self._stack), line=calling(self.files), regions=regions)
         return node
 
     def create_arg(self, value: Any) -> Any:
+        if isinstance(value, torch.Generator):
+            raise TraceError("it draws random numbers of a generator of its own, outside of its layers")
         if isinstance(value, Tensor):
             name = self._tensors.get(id(value))
             if name is None:
@@ -261,7 +278,8 @@ class ShallowTracer(fx.Tracer):
         if before != self._drawing:  # since the node before
             self._drawn, self._drawing = self._drawn or calling(self.files), before
         try:
-            value = node.meta["val"] = self._value(kind, target, a, k)
+            with torch.no_grad():
+                value = node.meta["val"] = self._value(kind, target, a, k)
             drew = _generators() != before
         finally:
             self._running = False

@@ -135,3 +135,171 @@ def test_a_temperature_behind_the_classifier_is_none_of_them() -> None:
             return super().forward(x) * self.scale.exp()
 
     assert cut(Scaled()).verify().features
+
+
+class Frozen(Net):
+    def features(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.blocks[1](self.blocks[0](x))
+        return self.blocks[3](self.blocks[2](x)).mean((2, 3))
+
+
+class ByItsOwnScale(Net):
+    @torch.no_grad()
+    def scale(self, x: Tensor) -> Tensor:
+        return x.abs().mean((1, 2, 3), keepdim=True) + 1
+
+    def features(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+            x = x / self.scale(x)
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize(("net", "without"), [(Frozen, 8), (ByItsOwnScale, 0)])
+def test_what_runs_without_gradients_does_so_in_its_stage(net: type[Net], without: int) -> None:
+    model = cut(net())
+    proof = model.verify()
+    assert proof.gradients == proof.parameters - without
+    (model.train()(torch.randn(2, 3, 32, 32)) ** 2).sum().backward()
+    assert sum(p.grad is None for p in model.net.parameters()) == without
+
+
+class Reverse(torch.autograd.Function):
+    """Gradients are turned round, as in domain-adversarial training."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, by: float) -> Tensor:
+        ctx.by = by
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return -ctx.by * gradient, None
+
+
+@torch.jit.script
+def swish(x):  # type: ignore[no-untyped-def]
+    return x * x.sigmoid()
+
+
+class Reversing(Net):
+    def features(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = Reverse.apply(block(x), 0.5)
+        return x.mean((2, 3))
+
+
+class Compiled(Net):
+    def features(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = swish(block(x))
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("net", [Reversing, Compiled])
+def test_functions_with_a_backward_pass_of_their_own_and_compiled_ones_are_kept_whole(net: type[Net]) -> None:
+    apply = vars(torch.autograd.Function)["apply"]
+    model = cut(net())
+    assert model.verify().gradients == 18 and vars(torch.autograd.Function)["apply"] is apply
+    assert model.specs_at((64, 64))[0].grid == (32, 32)
+
+
+class Statement(Net):
+    def features(self, x: Tensor) -> Tensor:
+        x.sub_(0.5).div_(2)
+        for block in self.blocks:
+            x = block(x)
+            x.mul_(0.5)
+            nn.functional.leaky_relu(x, inplace=True)
+        return x.mean((2, 3))
+
+
+class Alias(Net):
+    def features(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = same = block(x)
+            same += 1
+            same[:, 0] = 0
+        return x.mean((2, 3))
+
+
+class Anneals(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps.add_(1)
+        return super().forward(x) * (1 + 0.1 * self.steps)
+
+
+@pytest.mark.parametrize("net", [Statement, Alias, Anneals])
+def test_what_is_written_in_place_is_seen_later(net: type[Net]) -> None:
+    model = cut(net())
+    assert model.verify().gradients == 18
+    images = torch.randn(2, 3, 32, 32)
+    model.eval()
+    known = model.knowledge(images.clone(), [1, 2, 3, 4])
+    x = images.clone()
+    for number, stage in enumerate(model.stages, 1):
+        x = stage(x.clone())
+        assert torch.equal(known.stages[number], x)
+
+
+class Labels(Net):
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x if x.mean() > 0 else x
+
+
+class Branching(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[1].append(Branches())
+
+
+class Hooked(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_full_backward_pre_hook(lambda module, gradient: (gradient[0] * 2,))
+
+
+class Draws(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) * torch.rand(x.shape[0], 1, generator=self.generator)
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (
+            Labels,
+            "it takes more than images: .* 'labels'; let the factory return a module whose forward takes the images",
+        ),
+        (Branching, r"depends on values of a tensor \(Tensor.item\) \(.*test_odd_forwards.py"),
+        (Hooked, "Hooked has backward hooks, which would not run"),
+        (Draws, "it draws random numbers of a generator of its own"),
+    ],
+)
+def test_what_a_trace_cannot_keep_is_said(net: type[Net], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        cut(net())
+
+
+def test_a_lazy_layer_that_has_not_run_is_said_so() -> None:
+    net = Net()
+    net.fc = nn.LazyLinear(5)
+    with pytest.raises(ConfigError, match=r"^Net: fc.weight of a lazy layer has no shape .* in the factory"):
+        StagedModel.of(net, image_size=32)
+    net(torch.randn(2, 3, 32, 32))
+    assert StagedModel.of(net, image_size=32).num_classes == 5
