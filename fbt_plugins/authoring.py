@@ -7,7 +7,8 @@ field cuts a row of equal blocks. ``InHand`` says how a network is cut that is b
 ``Shortened`` run a network without weights. ``pixels`` reads an image size. ``give_logits`` lets a network answer with
 logits that answers with an object, which is what ``logits_of`` does. ``proportional`` tells whether a grid has the
 image's proportions, and ``find_tokens`` which ``TokenGrid`` the tokens of a network are. ``split_steps`` reads the
-names of a declaration. ``Catalogue`` lets tools list what can be built.
+names of a declaration. ``Catalogue`` lets tools list what can be built. ``files_of``, ``place_of``, ``calling`` and
+``last_line`` find the line of a network's own code, for messages.
 
 For fusions: ``ends`` gives what arrives at a junction, and what the stage behind it takes.
 
@@ -22,6 +23,7 @@ from .models.image_sizes import pixels, proportional
 from .models.in_hand import InHand
 from .models.logits import features_of, give_features, give_logits, logits_of
 from .models.net_part import NetPart
+from .models.places import calling, files_of, last_line, place_of
 from .models.token_order import TokenGrid, find_tokens
 from .models.weightless import Shortened, meta_copy
 from .registry.signatures import argument_problems
@@ -34,16 +36,20 @@ __all__ = [
     "Shortened",
     "TokenGrid",
     "argument_problems",
+    "calling",
     "ends",
     "features_of",
+    "files_of",
     "find_tokens",
     "give_features",
     "give_logits",
     "isotropic_ends",
+    "last_line",
     "logits_of",
     "meta_copy",
     "one_line",
     "pixels",
+    "place_of",
     "proportional",
     "split_steps",
 ]

@@ -39,10 +39,17 @@ def _config(type_: str, name: str) -> dict[str, Any]:
     return {"type": type_, "name": name, "num_classes": CLASSES} if config is None else config(name)
 
 
+_BUILT: dict[tuple[str, str], Any] = {}
+"""The model that was cut last, if it has weights."""
+
+
 def cut_one(type_: str, name: str) -> Row:
     """Cuts a model, without weights where it can be: "parameters", "way", "family", "layouts", "image_size"."""
+    _BUILT.clear()
     with on_meta() if catalogues()[type_].config is None else nullcontext():
         model = ARCHITECTURES.build(_config(type_, name))
+    if catalogues()[type_].config is not None:
+        _BUILT[type_, name] = model
     return {
         "parameters": sum(p.numel() for p in model.net.parameters()),
         "way": model.way,
@@ -54,7 +61,7 @@ def cut_one(type_: str, name: str) -> Row:
 
 def prove_one(type_: str, name: str) -> Row:
     """Proves a cut with perturbed weights at the model's own image size; "proof" is what was compared."""
-    proof = ARCHITECTURES.build(_config(type_, name)).verify()
+    proof = (_BUILT.pop((type_, name), None) or ARCHITECTURES.build(_config(type_, name))).verify()
     return {"proof": {key: getattr(proof, key) for key in ("gradients", "buffers", "parameters", "batch_sizes")}}
 
 
@@ -82,11 +89,19 @@ def take(step: str, type_: str, name: str) -> Row:
     return row | {"seconds": round(time.perf_counter() - start, 2)}
 
 
-def _work(step: str, type_: str, name: str) -> Row:
+def _work(step: str, type_: str, name: str, largest: float) -> list[Row]:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # what libraries say about their own old names
     load_plugins()
-    return take(step, type_, name)
+    return steps(step, type_, name, largest)
+
+
+def steps(step: str, type_: str, name: str, largest: float) -> list[Row]:
+    """What :func:`take` gives, and of a network that is a kind of its own, built with weights already, the proof."""
+    rows = [take(step, type_, name)]
+    if step == "cut" and catalogues()[type_].config is not None and smallest(rows, largest):
+        rows.append(take("proof", type_, name))
+    return rows
 
 
 def names_of(types: Sequence[str] | None, libraries: Sequence[str] | None = None) -> list[tuple[str, str]]:
@@ -118,12 +133,14 @@ def cover(
     jobs = [("cut", *model) for model in models]
     total = len(jobs)
     rows: list[Row] = []
-    for row in _run(jobs, done, state, workers):
+    for row in _run(jobs, done, state, workers, largest):
         rows.append(row)
+        total += row["step"] == "proof"
         yield len(rows), total, row
     proofs = [("proof", row["type"], row["name"]) for row in smallest(rows, largest)]
+    proofs = [job for job in proofs if job not in {(row["step"], row["type"], row["name"]) for row in rows}]
     total += len(proofs)
-    for row in _run(proofs, done, state, workers):
+    for row in _run(proofs, done, state, workers, largest):
         rows.append(row)
         yield len(rows), total, row
 
@@ -152,7 +169,11 @@ def _read(state: Path) -> dict[tuple[str, str, str], Row]:
 
 
 def _run(
-    jobs: Sequence[tuple[str, str, str]], done: dict[tuple[str, str, str], Row], state: Path, workers: int
+    jobs: Sequence[tuple[str, str, str]],
+    done: dict[tuple[str, str, str], Row],
+    state: Path,
+    workers: int,
+    largest: float,
 ) -> Iterator[Row]:
     yield from (done[job] for job in jobs if job in done)
     left = [job for job in jobs if job not in done]
@@ -162,13 +183,13 @@ def _run(
         ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool,
         state.open("a", encoding="utf-8") as file,
     ):
-        futures = [pool.submit(_work, *job) for job in left]
+        futures = [pool.submit(_work, *job, largest) for job in left]
         try:
             for future in as_completed(futures):
-                row = future.result()
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                yield row
+                for row in future.result():
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    yield row
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -15,6 +15,7 @@ from ..errors import FBTError, one_line
 from ..randomness import seeded
 from .classifier_input import features_problem
 from .knowledge import Knowledge
+from .places import files_of, place_of
 from .token_order import probe_tokens
 from .weightless import whole_copy
 
@@ -256,7 +257,9 @@ def _fault(model: Split, whose: str) -> Iterator[None]:
     except FBTError:
         raise
     except Exception as error:  # it is anyone's code
-        raise CannotRunError(f"{model.name}: {whose} cannot be run: {one_line(error)}") from error
+        place = place_of(error, files_of(model.net))
+        at = f" ({place}); mend it, or prove it with images and on a device that it is made for" if place else ""
+        raise CannotRunError(f"{model.name}: {whose} cannot be run: {one_line(error)}{at}") from error
 
 
 NOISE = (0.1, 0.03, 0.01)

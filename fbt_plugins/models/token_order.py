@@ -74,6 +74,8 @@ def find_tokens(
                 if torch.equal(landed, expected) if few else _in_place(landed, expected, reading.grid):
                     found[i] = reading
                     break
+        if all(i in found or not rows for i, rows in enumerate(readings)):
+            break
     return [found.get(i) for i in range(len(readings))]
 
 
@@ -117,6 +119,8 @@ def probe_tokens(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) 
                 del open_rows[i]
             else:
                 found[i] = landed, expected
+        if not open_rows:
+            break
     wrong = [i for i in open_rows if model.guessed or _apart(*found[i])]
     problem = _problem(wrong[0], rows[wrong[0]], *found[wrong[0]]) if wrong else ""
     return len(rows) - len(open_rows), problem

@@ -87,21 +87,33 @@ def call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -
 
 
 class MetaMode(TorchDispatchMode):
-    """Within it, a layer that asks autocast for its input's device gets the CPU's where that device is meta."""
+    """Within it, what asks autocast for its input's device gets the CPU's where that device is meta."""
 
     def __enter__(self) -> Any:
-        self._init: Any = torch.autocast.__init__
-        init = self._init
-
-        def on_cpu(autocast: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
-            init(autocast, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
-
-        torch.autocast.__init__ = on_cpu  # type: ignore[method-assign,assignment]
+        self._own = [(owner, name, getattr(owner, name)) for owner, name in _AUTOCAST]
+        for owner, name, function in self._own:
+            setattr(owner, name, _on_cpu(function))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        torch.autocast.__init__ = self._init  # type: ignore[method-assign]
+        for owner, name, function in self._own:
+            setattr(owner, name, function)
+
+
+_AUTOCAST: tuple[tuple[Any, str], ...] = (
+    (torch.autocast, "__init__"),
+    (torch, "is_autocast_enabled"),
+    (torch, "get_autocast_dtype"),
+)
+
+
+def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    def on_cpu(*args: Any, **kwargs: Any) -> Any:
+        plain = ["cpu" if isinstance(value, str) and value == "meta" else value for value in args]
+        return function(*plain, **{k: "cpu" if k == "device_type" and v == "meta" else v for k, v in kwargs.items()})
+
+    return on_cpu
 
 
 class Shortened(MetaMode):

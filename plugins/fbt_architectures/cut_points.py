@@ -59,7 +59,7 @@ def _module(net: nn.Module, name: str, i: int) -> str | None:
 
 
 def candidates(
-    net: nn.Module, classifiers: Sequence[str], image: Image, descend: Iterable[str] = ()
+    net: nn.Module, classifiers: Sequence[str], image: Image, descend: Iterable[str] = (), apart: bool = False
 ) -> tuple[Trace, list[Crossing], str]:
     """Every place behind a module with weights, in the order they run, where one tensor alone crosses.
 
@@ -68,6 +68,7 @@ def candidates(
         classifiers: names of its classifiers.
         image: (C, H, W).
         descend: modules to look into besides lists and sequences of modules.
+        apart: leave out places between two uses of one weight.
 
     Returns:
         The trace, the places, and why the first module that is none was refused, if any was.
@@ -96,7 +97,7 @@ def candidates(
         except TraceError as error:
             reason = reason or str(error)
             continue
-        if len(crossing.shape) in (2, 3):
+        if len(crossing.shape) in (2, 3) and not (apart and trace.shares_a_weight(crossing.position)):
             found.setdefault(crossing.position, crossing)
     return trace, [found[position] for position in sorted(found)], reason
 
@@ -108,6 +109,7 @@ def found(
     stages: int | None = None,
     pyramid: bool = False,
     read: Reader = by_size,
+    apart: bool = False,
 ) -> list[str]:
     """Points found in a trace, which looks deeper where it sees too few.
 
@@ -118,6 +120,7 @@ def found(
         stages: how many stages of about as many units each; None is four, as the field cuts.
         pyramid: whether stages must end at different resolutions.
         read: tells what crosses at a place; where it does not know, there is no cut.
+        apart: no cut between two uses of one weight.
 
     Raises:
         TraceError: if there are not enough places at which one tensor alone crosses.
@@ -127,7 +130,7 @@ def found(
     even: list[str] | None = None
     for _ in range(_DEPTH):
         try:
-            trace, places, reason = candidates(net, classifiers, image, inside)
+            trace, places, reason = candidates(net, classifiers, image, inside, apart)
         except TraceError:
             if best is None:
                 raise
@@ -284,7 +287,7 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
             return [_linear(names[id(module)], module) for module in own]
     inside: set[str] = set()
     while True:
-        nodes = ShallowTracer(net, inside, image, training=False).run().nodes
+        nodes = list(ShallowTracer(net, inside, image, training=False).run().nodes)
         ran = [name_of(n) for n in nodes if n.op == "call_module"]
         with_weights = [name for name in ran if any(True for _ in net.get_submodule(name).parameters())]
         if not with_weights:
@@ -296,6 +299,7 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
         if not any(True for _ in module.children()):
             raise TraceError(
                 f"its last layer with weights, {last}, is no linear one: it has no classifier",
+                next(n.meta["line"] for n in reversed(nodes) if n.op == "call_module" and name_of(n) == last),
                 step="give it one, or take it with num_classes=0 as an encoder, whose output is its features",
             )
         inside |= {last, *(f"{last}.{n}" for n, child in module.named_modules() if type(child) in _CONTAINERS and n)}

@@ -249,6 +249,48 @@ def _birder() -> Rows:
         yield small, Network(128, partial(registry.registry.net_factory, small, 10, size=(128, 128)))
 
 
+_TOKENS: dict[str, Any] = dict(
+    hidden_size=48, num_hidden_layers=6, num_attention_heads=4, intermediate_size=96, image_size=64, patch_size=8
+)
+_TOWERS = dict(vision_config=_TOKENS, text_config=_TOKENS, projection_dim=32)
+_WINDOWS = dict(window_size=2)
+_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "clip": _TOWERS,
+    "donut-swin": _WINDOWS,
+    "efficientnet": dict(width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280),
+    "hiera": dict(embed_dim=16, image_size=(64, 64)),
+    "imagegpt": dict(n_embd=48, n_layer=6, n_head=4),
+    "metaclip_2": _TOWERS,
+    "mobilevitv2": dict(image_size=256),
+    "perceiver": dict(num_latents=16, d_latents=64, num_self_attends_per_block=6, num_cross_attention_heads=1),
+    "shieldgemma2": _TOWERS,
+    "siglip": _TOWERS,
+    "siglip2": _TOWERS,
+    "swin": _WINDOWS,
+    "swinv2": _WINDOWS,
+    "timm_wrapper": dict(architecture="resnet18"),
+}
+
+
+def _transformers() -> Rows:
+    """Every class for images, of its own config, with narrow blocks where these are equal."""
+    package = importlib.import_module("transformers")
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+
+    def make(kind: str, type_: str, given: dict[str, Any]) -> nn.Module:
+        config = package.CONFIG_MAPPING[type_]
+        known = vars(config())
+        small = {k: v for k, v in _TOKENS.items() if k in known and (k == "image_size" or "depths" not in known)}
+        found: nn.Module = getattr(package, kind)(config(num_labels=10, **small | given))
+        return found
+
+    for type_, kinds in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items():
+        given = _TRANSFORMERS.get(type_, {})
+        size = given.get("image_size", 64)
+        for kind in (kinds,) if isinstance(kinds, str) else kinds:
+            yield kind, Network(size if isinstance(size, int) else size[0], partial(make, kind, type_, given))
+
+
 LIBRARIES: dict[str, Callable[[], Rows]] = {
     "birder": _birder,
     "g_mlp_pytorch": lambda: _of_classes("g_mlp_pytorch", {"gMLPVision": _MIXER}),
@@ -262,6 +304,7 @@ LIBRARIES: dict[str, Callable[[], Rows]] = {
     "pytorchcv": _pytorchcv,
     "res_mlp_pytorch": lambda: _of_classes("res_mlp_pytorch", {"ResMLP": _MIXER}),
     "segmentation_models_pytorch": _segmentation_models_pytorch,
+    "transformers": _transformers,
     "vit_pytorch": _vit_pytorch,
 }
 """How the networks of each are listed, by the name under which it is imported."""

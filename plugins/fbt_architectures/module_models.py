@@ -21,14 +21,15 @@ from fbt_plugins.authoring import (
     argument_problems,
     give_features,
     give_logits,
+    last_line,
     one_line,
     pixels,
+    place_of,
     split_steps,
 )
 
 from . import libraries
 from .own_inputs import load_and_read
-from .places import last_line, place_of
 from .traced_cut import cut_by_trace
 
 _PLAIN = {"mean": 0.0, "std": 1.0}

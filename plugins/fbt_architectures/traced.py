@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from .autocast_regions import Region, within
 from .tracer import BATCH, ROOT, ShallowTracer, TraceError, name_of, val, values_of
 
 Image = tuple[int, int, int]
+Reached = dict[str, str]
+"""Names of modules or of tensors, each with the network's own line that uses it."""
 _WRAP = "let the factory return a module whose forward returns the logits alone"
 TWO_HEADS = {"head": "class_logits", "head_dist": "distillation_logits"}
 """What timm calls the classifiers of a model that was distilled as DeiT was, and what their logits are called here."""
@@ -44,6 +47,11 @@ class Crossing:
         """Of one image's share of the tensor."""
         return tuple(val(self.carrier).shape[1:])
 
+    @property
+    def line(self) -> str:
+        """The network's own, in which the tensor is made."""
+        return str(self.carrier.meta.get("line", ""))
+
 
 class Trace:
     """One trace of a network, and where it can be cut.
@@ -69,9 +77,7 @@ class Trace:
         self._positions = {node: i for i, node in enumerate(self.nodes)}
         self.logits = self.nodes[-1].args[0]
         if not isinstance(self.logits, fx.Node) or not isinstance(val(self.logits), Tensor):
-            kind = (
-                f"a {type(self.logits).__name__}" if not isinstance(self.logits, fx.Node) else _show(val(self.logits))
-            )
+            kind = _show(val(self.logits)) if isinstance(self.logits, fx.Node) else _kind(self.logits)
             raise TraceError(f"its forward gives {kind}, not logits (N, classes)", self._line(-2), _WRAP)
         if tuple(val(self.logits).shape[:1]) != (BATCH,) or val(self.logits).ndim != 2:
             kind = _show(val(self.logits))
@@ -142,6 +148,33 @@ class Trace:
         names = {name_of(n) for n in self.nodes[: position + 1] if n.op == "call_module"}
         return sum(p.numel() for name in names for p in self.net.get_submodule(name).parameters())
 
+    def shares_a_weight(self, position: int) -> bool:
+        """Whether a weight is used in front of a cut and behind it."""
+        return any(first <= position < last for first, last in self._uses.values())
+
+    @cached_property
+    def _uses(self) -> dict[int, tuple[int, int]]:
+        """Where each weight is used first and last; what reads no pixels is computed again where it is used."""
+        ends: dict[fx.Node, int] = {}
+        for node in reversed(self.nodes):
+            again = () if node.meta["pixels"] else node.users
+            ends[node] = max([self._positions[node], *(ends[user] for user in again)])
+        uses: dict[int, tuple[int, int]] = {}
+        for i, node in enumerate(self.nodes):
+            for weight in self._weights(node):
+                first, last = uses.get(id(weight), (i, i))
+                uses[id(weight)] = (first, max(last, ends[node]))
+        return uses
+
+    def _weights(self, node: fx.Node) -> list[nn.Parameter]:
+        if node.op == "call_module":
+            return list(self.net.get_submodule(name_of(node)).parameters())
+        if node.op != "get_attr" or node.target in self.constants:
+            return []
+        owner, _, name = name_of(node).rpartition(".")
+        held = getattr(self.net.get_submodule(owner), name)
+        return [held] if isinstance(held, nn.Parameter) else []
+
     def crossings(self, points: Sequence[str], behind: Sequence[int]) -> list[Crossing]:
         """All cuts, and how many tokens each has behind the grid's.
 
@@ -156,7 +189,7 @@ class Trace:
             found.append(crossing)
         return found
 
-    def part(self, source: Crossing | None, target: Crossing | None) -> tuple[fx.Graph, list[str], list[str]]:
+    def part(self, source: Crossing | None, target: Crossing | None) -> tuple[fx.Graph, Reached, Reached]:
         """What runs between two cuts.
 
         Args:
@@ -164,7 +197,7 @@ class Trace:
             target: None is the output: (logits, features of each classifier, what else there is to tell).
 
         Returns:
-            The graph, and the names of the modules and of the tensors that it reaches.
+            The graph, and the modules and the tensors that it reaches.
         """
         ends = [target.carrier] if target else [self.logits, *self.features, *self.extra.values()]
         graph, made, modules, tensors = self._between(source, ends)
@@ -185,7 +218,7 @@ class Trace:
 
     def _between(
         self, source: Crossing | None, ends: Sequence[fx.Node]
-    ) -> tuple[fx.Graph, dict[fx.Node, fx.Node], list[str], list[str]]:
+    ) -> tuple[fx.Graph, dict[fx.Node, fx.Node], Reached, Reached]:
         """A graph without an output, what stands in it for the nodes of the trace, and what it reaches."""
         start = source.carrier if source else self.nodes[0]
         before = source.position if source else -1
@@ -203,8 +236,8 @@ class Trace:
         made = {start: graph.placeholder("x")}
         if source and source.behind:
             made[start] = graph.call_function(torch.roll, (made[start], -source.behind, 1))
-        modules: list[str] = []
-        tensors: list[str] = []
+        modules: Reached = {}
+        tensors: Reached = {}
         for node in sorted(needed, key=self._positions.__getitem__):
             known = self._known(node, start) if self._lies_before(node, before) else None
             if known is not None:
@@ -217,9 +250,9 @@ class Trace:
                 _follow_device(made[node], made[start])
                 _keep_autocast(made[node], node.meta["autocast"])
                 if node.op == "call_module":
-                    modules.append(name_of(node))
+                    modules.setdefault(name_of(node), node.meta["line"])
                 elif node.op == "get_attr":
-                    tensors.append(name_of(node))
+                    tensors.setdefault(name_of(node), node.meta["line"])
         return graph, made, modules, tensors
 
     def _lies_before(self, node: fx.Node, position: int) -> bool:
@@ -349,6 +382,13 @@ def _show(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "(" + ", ".join(map(_show, value)) + ")"
     return "a batch size" if isinstance(value, int) else repr(value)
+
+
+def _kind(value: Any) -> str:
+    """An output that is no tensor, in words."""
+    if isinstance(value, dict):
+        return f"an object with {' and '.join(map(repr, value))}"
+    return f"a {type(value).__name__}"
 
 
 def show_sizes(sizes: tuple[int, ...]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from fbt_plugins import ConfigError, FBTError, StagedModel, nearest
 from .cut_points import classifiers_of, found, from_feature_info
 from .layouts import Shape, read_shape
 from .tokens import Reader, by_probe, by_size
-from .traced import Crossing, Image, Trace
+from .traced import Crossing, Image, Reached, Trace
 from .traced_parts import TracedCode, TracedHead, TracedPart
 from .tracer import TraceError
 
@@ -57,7 +57,7 @@ def cut_by_trace(
         if about.get("raster", True) is None and not any(p.is_meta for p in net.parameters()):
             made, seen = _probed(made, net, stages, classifiers, image)
         code, cuts, reached = made
-        shapes = [_shape(cut.name, cut.shape, layout, i, image, net) for i, cut in enumerate(cuts)]
+        shapes = [_shape(cut, layout, i, image, net) for i, cut in enumerate(cuts)]
         for i, shape in enumerate(seen):
             if shape is not None and shapes[i].layout == "NLC":
                 shapes[i] = shape
@@ -66,7 +66,7 @@ def cut_by_trace(
         raise ConfigError(f"{name}: {error}; {error.step or by_name(net)}") from error
     except FBTError as error:
         raise ConfigError(f"{name}: {error}") from error
-    reached[-1] = (reached[-1][0], reached[-1][1] | _left(net, reached))
+    reached[-1] = (reached[-1][0], reached[-1][1] | dict.fromkeys(_left(net, reached), ""))
     parts = [TracedPart(net, code, i, *names) for i, names in enumerate(reached[:-1])]
     head = TracedHead(net, code, len(parts), *reached[-1])
     layouts, prefixes = [s.layout for s in shapes], [s.prefix_tokens for s in shapes]
@@ -97,7 +97,7 @@ def by_name(net: nn.Module) -> str:
     )
 
 
-Made = tuple[TracedCode, list[Crossing], list[tuple[set[str], set[str]]]]
+Made = tuple[TracedCode, list[Crossing], list[tuple[Reached, Reached]]]
 """The parts' code, the cuts, and what each part reaches."""
 
 
@@ -142,21 +142,34 @@ def _cut(
         _no_weight_twice(net, reached)
         return code, cuts, reached
 
+    def anywhere(pyramid: bool = False) -> Made:
+        try:
+            return at(found(net, classifiers, image, stages, pyramid, read))
+        except SharedWeightError as error:
+            try:
+                return at(found(net, classifiers, image, stages, pyramid, read, apart=True))
+            except TraceError as other:  # its step may help, for it names the places that there are
+                raise TraceError(error.reason, error.place, other.step or error.step) from error
+
     if isinstance(stages, Sequence):
         return at(_known(net, stages))
     points = from_feature_info(net) if stages is None and read is by_size else None
     if points is None:
-        return at(found(net, classifiers, image, stages, read=read))
+        return anywhere()
     try:
         return at(points)
     except TraceError as error:  # some name places inside a block, where two branches run
         try:
-            return at(found(net, classifiers, image, pyramid=True))
+            return anywhere(pyramid=True)
         except TraceError:
             raise error from None
 
 
-def _no_weight_twice(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> None:
+class SharedWeightError(TraceError):
+    """A weight is used in two parts."""
+
+
+def _no_weight_twice(net: nn.Module, reached: list[tuple[Reached, Reached]]) -> None:
     owners: dict[int, int] = {}
     for number, (modules, tensors) in enumerate(reached, 1):
         for name, tensor in _held(net, modules, tensors):
@@ -164,13 +177,14 @@ def _no_weight_twice(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -
                 first, second = (
                     "the head" if n == len(reached) else f"stage {n}" for n in (owners[id(tensor)], number)
                 )
-                raise TraceError(
+                raise SharedWeightError(
                     f"{name} is used in {first} and in {second}, and a weight belongs to one only",
-                    step="cut where both are in one, with stages=[...] or fewer stages",
+                    modules.get(name, "") or tensors.get(name, ""),
+                    step="cut where all that use it are in one, with stages=[...]",
                 )
 
 
-def _held(net: nn.Module, modules: set[str], tensors: set[str]) -> Iterator[tuple[str, Tensor]]:
+def _held(net: nn.Module, modules: Iterable[str], tensors: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """The tensors that a part reaches, each with the name by which it does: a module's, or its own."""
     for name in sorted(modules):
         module = net.get_submodule(name)
@@ -191,9 +205,8 @@ def _known(net: nn.Module, names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _shape(
-    name: str, sizes: tuple[int, ...], layout: str | Sequence[str] | None, i: int, image: tuple[int, int, int], net: Any
-) -> Shape:
+def _shape(cut: Crossing, layout: str | Sequence[str] | None, i: int, image: Image, net: nn.Module) -> Shape:
+    name, sizes = cut.name, cut.shape
     own = layout if isinstance(layout, str) or layout is None else layout[i]
     if own in ("NCHW", "NHWC") and len(sizes) == 3:
         return Shape(own, sizes[0] if own == "NCHW" else sizes[2], sizes[1:] if own == "NCHW" else sizes[:2])
@@ -202,6 +215,7 @@ def _shape(
         text = "x".join(map(str, sizes))
         raise TraceError(
             f"behind {name!r} a tensor of {text} per image crosses, which is {'open' if own is None else f'no {own}'}",
+            cut.line,
             step="set layout to 'NCHW' or 'NHWC' if it is a map, or cut elsewhere with stages=[...]",
         )
     return shape
@@ -220,14 +234,16 @@ def _not_guessed(
             if i < len(seen):
                 raise TraceError(
                     f"behind {cut.name!r} {h * w + more} tokens cross, and none is that of a patch of the image",
+                    cut.line,
                     step="cut before tokens are merged or moved, with stages=[...]",
                 )
             what = f"behind {cut.name!r} {h * w + more} tokens cross; that they are {h}x{w} and {more} more"
             why = f"would be a guess, for no other stage has {more}"
-            raise TraceError(f"{what} {why}; set prefix_tokens={more} if so, or cut where tokens stand on a grid")
+            step = f"set prefix_tokens={more} if so, or cut where tokens stand on a grid"
+            raise TraceError(f"{what} {why}", cut.line, step)
 
 
-def _left(net: nn.Module, reached: list[tuple[set[str], set[str]]]) -> set[str]:
+def _left(net: nn.Module, reached: list[tuple[Reached, Reached]]) -> set[str]:
     """Names of the tensors that no part reaches: they belong to the head, so that every tensor is in one part."""
     held = {id(tensor) for names in reached for _, tensor in _held(net, *names)}
     return {name for name, t in (*net.named_parameters(), *net.named_buffers()) if id(t) not in held}

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from fbt_plugins import FBTError, Knowledge
 from fbt_plugins.authoring import NetPart
 
-from .traced import Crossing, Image, Trace, show_sizes
+from .traced import Crossing, Image, Reached, Trace, show_sizes
 from .tracer import TraceError
 
 Code = Callable[["TracedPart", Tensor], Any]
@@ -39,11 +39,11 @@ class TracedCode:
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedCode:
         return self
 
-    def make(self, net: nn.Module, image: Image) -> tuple[list[Crossing], list[tuple[set[str], set[str]]]]:
+    def make(self, net: nn.Module, image: Image) -> tuple[list[Crossing], list[tuple[Reached, Reached]]]:
         """Traces a network at an image size.
 
         Returns:
-            The cuts, and for each part the names of the modules and of the tensors that it reaches.
+            The cuts, and for each part the modules and the tensors that it reaches.
 
         Raises:
             TraceError: if it cannot be traced or cut, or would do something else for another image size.
@@ -55,18 +55,19 @@ class TracedCode:
                 sizes = f"{show_sizes(training.shape)} in training and {show_sizes(plain.shape)} in eval mode"
                 raise TraceError(
                     f"behind {plain.name!r} a tensor of another size crosses in training: per image {sizes}",
+                    training.line,
                     step="where it drops tokens then, build it so that it drops none (patch_dropout=0.0 for some)",
                 )
         shapes = [image, *(crossing.shape for crossing in rows[0])]
-        reached = []
+        reached: list[tuple[Reached, Reached]] = []
         for number, shape in enumerate(shapes):
-            codes, modules, tensors = [], set(), set()
+            codes, modules, tensors = [], dict[str, str](), dict[str, str]()
             for trace, row in zip(traces, rows, strict=True):
                 ends = (row[number - 1] if number else None, row[number] if number < len(row) else None)
                 graph, own, direct = trace.part(*ends)
                 codes.append(compiled(graph))
-                modules |= set(own)
-                tensors |= set(direct)
+                modules |= own
+                tensors |= direct
             (text, plain), (other, training) = codes
             key = (number, tuple(shape))
             if key in self._codes and self._codes[key][0] != text + other:

@@ -18,11 +18,10 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 
 from fbt_plugins import ConfigError, FBTError
-from fbt_plugins.authoring import Shortened, features_of, logits_of, meta_copy
+from fbt_plugins.authoring import Shortened, calling, features_of, files_of, logits_of, meta_copy, place_of
 
 from .autocast_regions import AutocastRegions
 from .leaf_functions import leaf_functions
-from .places import calling, files_of, place_of
 
 BATCH = 4099
 """Batch size on the meta device: a prime that no width or grid is a multiple of."""
@@ -149,6 +148,7 @@ class ShallowTracer(fx.Tracer):
         self._autocast = AutocastRegions(self.device.type)
         self._tensors = {id(t): name for name, t in _tensors(self.traced)}
         self.constants: dict[str, Tensor] = {}
+        self._drawn, self._drawing = "", _generators()
 
     def run(self) -> fx.Graph:
         """The graph; each node has ``meta``.
@@ -159,7 +159,7 @@ class ShallowTracer(fx.Tracer):
         Raises:
             TraceError: with the reason, if the forward pass is none that a trace can follow.
         """
-        before = _generators()
+        before = self._drawing = _generators()
         try:
             with torch.no_grad(), Shortened(), leaf_functions(self.traced, self._call_leaf), self._autocast.watched():
                 graph = self.trace(self.traced)
@@ -173,7 +173,11 @@ class ShallowTracer(fx.Tracer):
             drew = _generators() != before
             _restore(before)
         if drew:
-            raise TraceError("it draws random numbers outside of its layers, where a trace would keep the first ones")
+            raise TraceError(
+                "it draws random numbers outside of its layers, where a trace would keep the first ones",
+                self._drawn,
+                "let a layer draw them (a module whose forward does), or leave them out: build it without",
+            )
         for node in graph.nodes:
             if node.op == "output":
                 node.meta.update(val=None, images=True, pixels=True, path=())
@@ -182,8 +186,8 @@ class ShallowTracer(fx.Tracer):
     def _refusal(self, error: Exception) -> TraceError:
         """Whose fault an exception is: the network's, which fails without a trace as well, or the trace's."""
         place, why = place_of(error, self.files), _in_words(error)
-        if operator_ := re.search(r"(aten::\w+)\W.* Meta", str(error), re.DOTALL):
-            return TraceError(f"what it does depends on values of a tensor ({operator_[1]})", place)
+        if operator_ := re.search(r"(aten::\w+)\W.* Meta|(Tensor\.item)\(\) .* meta", str(error), re.DOTALL):
+            return TraceError(f"what it does depends on values of a tensor ({operator_[1] or operator_[2]})", place)
         images = torch.empty(2, *self.image, device="meta")
         try:
             with torch.no_grad(), Shortened():
@@ -254,6 +258,8 @@ class ShallowTracer(fx.Tracer):
         node.meta["images"] = kind == "placeholder" or any(i.meta["images"] for i in node.all_input_nodes)
         a, k = _plain(fx.node.map_aggregate((args, kwargs), concrete))
         self._running, before, drew = True, _generators(), False
+        if before != self._drawing:  # since the node before
+            self._drawn, self._drawing = self._drawn or calling(self.files), before
         try:
             value = node.meta["val"] = self._value(kind, target, a, k)
             drew = _generators() != before

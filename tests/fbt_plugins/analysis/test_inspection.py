@@ -111,7 +111,7 @@ def tried(state: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[
             from concurrent.futures import Future
 
             future: Future[Any] = Future()
-            future.set_result(coverage.take(*job))
+            future.set_result(coverage.steps(*job))
             return future
 
         def shutdown(self, **options: Any) -> None: ...

@@ -229,7 +229,7 @@ def test_what_a_trace_cannot_follow_is_refused_in_one_line(net: nn.Module, reaso
 def test_random_numbers_of_other_libraries_are_seen_too(draw: Any) -> None:
     net = Draws()
     net.draw = draw
-    with pytest.raises(ConfigError, match="draws random numbers"):
+    with pytest.raises(ConfigError, match=r"draws random numbers .*test_traced\.py:\d+\); let a layer draw them"):
         cut(net)
 
 
@@ -465,6 +465,8 @@ def test_no_cut_is_behind_the_classifier() -> None:
 
 class Autocast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
+        on = torch.is_autocast_enabled(x.device.type)
+        x = x.to(torch.get_autocast_dtype(x.device.type) if on else x.dtype)
         with torch.autocast(device_type=x.device.type, enabled=False):
             return x * 2
 
@@ -481,9 +483,9 @@ class Autocast(nn.Module):
 def test_layers_that_look_at_their_device_or_count_steps_are_measured(change: Any) -> None:
     net = Net()
     change(net)
-    before = torch.autocast.__init__
+    before = torch.autocast.__init__, torch.is_autocast_enabled
     cut(net).verify()
-    assert torch.autocast.__init__ is before
+    assert (torch.autocast.__init__, torch.is_autocast_enabled) == before
 
 
 def test_a_part_that_torch_jit_compiled_is_one_line() -> None:
@@ -565,6 +567,16 @@ class Unfit(Net):
         return super().features(F.layer_norm(x, (7,)))
 
 
+class Item(Net):
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) * (x > 0).all().item()
+
+
+class Named(Net):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"answer": super().forward(x)}
+
+
 class Unique(Net):
     def features(self, x: Tensor) -> Tensor:
         return super().features(x) * len(x.unique())
@@ -573,12 +585,14 @@ class Unique(Net):
 @pytest.mark.parametrize(
     ("net", "reason"),
     [
-        (PatchDrop(), r"in training: per image 8x8 in training and 16x8 in eval mode; where it drops tokens"),
+        (PatchDrop(), r"per image 8x8 in training and 16x8 in eval mode \(.*test_traced.py:\d+\); where it drops"),
         (Unfit(), r"takes no images of 32x32 pixels, and raises RuntimeError: .*test_traced.py:\d+\); mend it, or set"),
+        (Named(), r"its forward gives an object with 'answer', not logits"),
+        (Item(), r"depends on values of a tensor \(Tensor.item\) \(.*test_traced"),
         (Unique(), r"depends on values of a tensor \(aten::\w+\) \(.*test_traced.py:\d+\)"),
         (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), r"has no classifier; give it one, or .*num_classes=0"),
     ],
-    ids=["dropped tokens", "the network itself", "values", "no classifier"],
+    ids=["dropped tokens", "the network itself", "an object", "an item", "values", "no classifier"],
 )
 def test_a_refusal_says_whose_fault_it_is_and_what_to_do(net: nn.Module, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
@@ -603,3 +617,40 @@ def test_what_nobody_takes_does_not_cross() -> None:
 def test_a_refusal_names_the_networks_own_line_and_what_to_try() -> None:
     with pytest.raises(ConfigError, match=r"values of a tensor \(.*test_traced\.py:\d+\); .* stages=\[.*head='... fc'"):
         cut(Values())
+
+
+class Sharing(Net):
+    """Its blocks have a layer of their own and a gain; some share theirs."""
+
+    def __init__(self, gains: tuple[int, ...], direct: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in gains)
+        self.gains = nn.ParameterList(nn.Parameter(torch.rand(8, 1, 1)) for _ in set(gains))
+        self.scales = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in set(gains))
+        self.order, self.direct, self.fc = gains, direct, nn.Linear(8, 5)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block, gain in zip(self.blocks, self.order, strict=True):
+            x = block(x)
+            x = x * self.gains[gain].exp() if self.direct else self.scales[gain](x)
+        return x
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["a layer", "a tensor"])
+def test_no_cut_is_between_two_uses_of_a_weight(direct: bool) -> None:
+    model = cut(Sharing((0, 0, 0, 1, 2, 3, 4, 5), direct))
+    assert len(model.stages) == 4 and not {"blocks.1", "blocks.2"} & set(model.stages[0].code.points)  # type: ignore[union-attr]
+    model.verify()
+
+
+def test_a_weight_that_all_stages_use_is_refused_with_its_line_and_the_places_that_there_are() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"is used in stage 1 and in stage 2.* \(.*test_traced\.py:\d+\); cut there: stages=3, or name",
+    ):
+        cut(Sharing((0,) * 8))
+    with pytest.raises(
+        ConfigError, match=r"used in stage \d and in .*test_traced\.py:\d+\); cut where all that use it"
+    ):
+        cut(Sharing((0, 0, 0, 0)), ["blocks.0", "blocks.1"])
