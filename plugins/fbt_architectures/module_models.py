@@ -75,10 +75,10 @@ def build_module(
         mean, std: input normalisation; by default none.
         family: "cnn", "attention", "mlp" or "hybrid"; None reads it off what the stages compute.
         layout: layout of the stages' outputs; None reads it off their sizes ("NCHW" with ``head``).
-        prefix_tokens: tokens before the grid's, with ``head`` and layout "NLC"; a trace reads them off the sizes, and
-            needs this where one stage alone has them.
-        raster: whether tokens come row by row; None takes it that they do, and the proof must find them there. False
-            makes no map of them.
+        prefix_tokens: tokens before the grid's, with ``head`` and layout "NLC"; a trace finds them by itself, and needs
+            this where ``raster`` is given and one stage alone has them.
+        raster: whether tokens come row by row; None finds the grid by a probe, and the proof must find it too. True and
+            False read it off the sizes, and False makes no map of it.
         order: "package.module:function"; a function of yours of the network and a grid (h, w) that gives, as a tensor
             (h * w,), which token stands at each position, row by row, where tokens have an order of their own.
         verify: prove the cut when the network is built, which takes a few seconds.
