@@ -97,8 +97,8 @@ def _known(error: Exception, distributed: bool) -> str | None:
     return None
 
 
-def _last_checkpoint(runner: TrainingRun) -> str:
-    """The newest checkpoint that is whole and finite, and how to go on from it."""
+def _last_checkpoint(runner: TrainingRun, then: str = "go on with --resume") -> str:
+    """The newest checkpoint that is whole and finite, and what then: how to go on from it."""
     hook = runner.hook(AtomicCheckpointHook)
     if hook is None or hook.last_ckpt is None:
         return "nothing was saved yet"
@@ -108,7 +108,7 @@ def _last_checkpoint(runner: TrainingRun) -> str:
         return f"nothing to go on from is left: {error}"
     if not _all_finite(state.values()):
         return f"{relative(hook.last_ckpt)} was saved, but what is in it is not finite"
-    return f"{relative(hook.last_ckpt)} is whole; go on with --resume"
+    return f"{relative(hook.last_ckpt)} is whole; {then}"
 
 
 def _all_finite(values: Iterable[Any]) -> bool:
@@ -120,18 +120,17 @@ def _after_nan(runner: TrainingRun, iteration: int) -> str:
 
     Nothing is saved where the model has more than weights that steps change: that is from after the iteration.
     """
-    hint = "look at that loss, or lower the learning rate"
+    hint = "lower the learning rate and train into another folder"
     if (hook := runner.hook(AtomicCheckpointHook)) is None:
         return f"nothing was saved (default_hooks.checkpoint is None); {hint}"
+    again = f"from there the same settings come to it again: mend that loss and go on with --resume, or {hint}"
     if bad := not_finite(runner.distiller):
-        return f"{bad} is not finite either: {_last_checkpoint(runner)}"
-    if not hasattr(runner.optim_wrapper, "group_start"):  # mmengine's own updates as it goes
-        return f"{_last_checkpoint(runner)}; {hint}"
-    start = runner.optim_wrapper.group_start(iteration)
-    if start == hook.saved or runner.has_moved():
-        return f"{_last_checkpoint(runner)}; {hint}"
+        return f"{bad} is not finite either: {_last_checkpoint(runner, again)}"
+    group_start = getattr(runner.optim_wrapper, "group_start", None)  # mmengine's own wrapper updates as it goes
+    if group_start is None or (start := group_start(iteration)) == hook.saved or runner.has_moved():
+        return f"nothing was saved yet; {hint}" if hook.last_ckpt is None else _last_checkpoint(runner, again)
     runner.rewind(start, iteration)
     loop: Any = runner.train_loop
     epoch = start // len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else 0
     hook.save_now(runner, epoch, start)
-    return f"{relative(str(hook.last_ckpt))} is from before it; {hint}; --resume goes on from there"
+    return f"{relative(str(hook.last_ckpt))} is from before it; {again}"

@@ -114,6 +114,12 @@ def test_the_guard_needs_no_progress_display(config: Build, planted: None) -> No
     ) as e:
         run(config("bad", **options))
     assert len(str(e.value).splitlines()) == 1
+    PLANTED.update(at=0, calls=0)  # the same iteration once more: it is the first of the run that goes on
+    says = (
+        r"nan at iteration 6; .*epoch_1_iter_5.pth is whole; from there the same settings come to it again: mend that"
+    )
+    with pytest.raises(FBTError, match=says):
+        run(config("bad", resume=True, **options))
     PLANTED.update(at=-1)
     again = run(config("bad", resume=True, **options))
     ended = (read_checkpoint(Path(r.work_dir) / "epoch_3.pth") for r in (whole, again))
@@ -173,7 +179,7 @@ def test_nothing_is_saved_whose_statistics_are_from_after_the_bad_step(config: B
     options = {**edges("value"), **{f"model.student.{key}": value for key, value in CNN.items()}}
     whole = run(config("whole", **options))
     PLANTED.update(at=6, calls=0)
-    with pytest.raises(FBTError, match=r"at iteration 7; .*; .*epoch_1.pth is whole; go on with --resume; look at"):
+    with pytest.raises(FBTError, match=r"at iteration 7; .*; .*epoch_1.pth is whole; from there the same s"):
         run(config("run", **options))
     PLANTED.update(at=-1)
     assert_same(whole, run(config("run", resume=True, **options)), "epoch_3.pth")
@@ -313,9 +319,13 @@ def test_only_weights_are_saved_after_a_loss_that_was_not_finite(monkeypatch: py
     parts: Any = dict(hook=lambda _: hook, train_loop=None, rewind=lambda *_: None, optim_wrapper=wrapper)
     parts |= dict(distiller=model, has_moved=lambda: guard.has_moved(SimpleNamespace(**parts)))
     guard.before_train(SimpleNamespace(max_iters=9, **parts))
-    assert "is from before it; look at" in fault(NotFinite("task", float("nan"), 4), **parts) and saved == [4]
+    assert "is from before it; from there the same settings come to it again: mend that loss" in fault(
+        NotFinite("task", float("nan"), 4), **parts
+    ) and saved == [4]
     bank[1] = 7
-    assert "nothing was saved yet; look at" in fault(NotFinite("task", float("nan"), 5), **parts) and saved == [4]
+    assert "nothing was saved yet; lower the learning rate" in fault(
+        NotFinite("task", float("nan"), 5), **parts
+    ) and saved == [4]
 
 
 def test_a_bug_of_a_plugin_comes_as_it_is(config: Build) -> None:
