@@ -5,7 +5,7 @@
 _base_ = ["_base_/fbt.py", "_base_/adamw_cosine.py"]
 
 _images = dict(type="Images", root="{{$IMAGES:photos}}", validation=100)  # 100 are held out, always the same
-_shown = dict(batch_size=64, num_workers=4, persistent_workers=True)
+_shown = dict(batch_size=64, num_workers="auto", persistent_workers=True)
 _view = [dict(type="RandomResizedCrop", size=(224, 224), scale=(0.3, 1.0)), dict(type="RandomHorizontalFlip")]
 _centre = [dict(type="Resize", size=256), dict(type="CenterCrop", size=224)]
 _model = dict(type="timm", num_classes=0)  # features only; with labels the student gets their number of classes

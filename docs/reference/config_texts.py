@@ -102,7 +102,7 @@ LOADER = {
     "dataset": "`dict(type=NAME, ...)`: one of the [data sets](#data-sets).",
     "sampler": "`dict(type=NAME, ...)`: the order of the images; one of the [samplers](#samplers).",
     "batch_size": "Images in a batch, of each process.",
-    "num_workers": "Processes that read images. 0: the training process reads them itself.",
+    "num_workers": "Processes that read images. 0: the training process itself. `'auto'`: one for each core, up to 8.",
     "drop_last": "Leaves out a last batch that is smaller than the others.",
     "in_memory": "Holds all images on the device and augments whole batches there. For small data sets of ours.",
     "num_batch_per_epoch": "Batches of an epoch, where it is to have fewer than there are.",

@@ -55,7 +55,7 @@ def parse() -> Parser:
         "--pretrained-student", action="store_true", help="the student begins with its library's weights"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that read images (default: processors, to 8)"
+        "--workers", type=int, metavar="N", help="processes that read images (default: cores at hand, to 8)"
     )
     parser.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
     parser.add_shared("--device", "--amp")

@@ -22,6 +22,21 @@ from typing import Any
 
 from ..errors import SIGNALS
 
+AUTO = "auto"
+_MOST = 8
+
+
+def worker_count(asked: int | str | None) -> int:
+    """How many processes read images.
+
+    Args:
+        asked: a number; None is 0; ``"auto"`` one for each core that this process may use, up to 8.
+    """
+    if asked != AUTO:
+        return int(asked or 0)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST)
+
 
 class _Deaf(BaseProcess):
     """A process that leaves what :data:`SIGNALS` ask for to its parent; a SIGTERM from the parent itself ends it."""

@@ -18,7 +18,7 @@ from ..data import NO_LABEL, EpochSampler, ImageDataset, InMemoryLoader, Mixing,
 from ..distill.distiller import Distiller
 from ..errors import ConfigError, FBTError, by_name, one_line, short
 from ..randomness import seeded
-from .data_workers import worker_context
+from .data_workers import worker_context, worker_count
 from .processes import allow_open_files
 from .training_mode import last_batch_problems
 
@@ -44,7 +44,7 @@ def build_loader(dataloader: Mapping[str, Any], seed: int | None, device: Any) -
     config = {key: value for key, value in dataloader.items() if value is not None}
     in_memory = config.pop("in_memory", False)
     config.setdefault("collate_fn", {"type": "default_collate"})
-    config.setdefault("num_workers", 0)
+    config["num_workers"] = worker_count(config.get("num_workers"))
     config["dataset"] = {"seed": seed or 0, **config["dataset"]}
     sampler = config["sampler"]
     if isinstance(sampler, Mapping) and sampler["type"] != SeededSampler.__name__:

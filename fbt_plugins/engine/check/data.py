@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from ...data import ImageDataset, InMemoryDataset, Mixing, batched_transforms, build_transforms
 from ...errors import nearest, repeated
 from ...registry.signatures import parameters_of
+from ..data_workers import AUTO
 from ..loaders import ATTRIBUTES, BANK, CONTRACT, IN_ORDER, size_problems, without_labels
 from ..optim.schedules import as_list
 from .findings import Findings
@@ -99,7 +100,8 @@ def _loader(findings: Findings, where: str, loader: Any) -> tuple[int | None, tu
     if not isinstance(loader, Mapping):
         findings.problems.append(f"{where}: expected a dict, got {loader!r}")
         return about
-    findings.signature(DataLoader, loader, where, given=_GIVEN, extra=LOADER_KEYS)
+    known = {key: value for key, value in loader.items() if (key, value) != ("num_workers", AUTO)}
+    findings.signature(DataLoader, known, where, given=_GIVEN, extra=LOADER_KEYS)
     dataset, sampler = loader.get("dataset"), loader.get("sampler")
     if not isinstance(dataset, Mapping):
         findings.problems.append(f"{where}.dataset is missing")

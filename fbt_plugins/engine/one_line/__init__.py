@@ -69,7 +69,7 @@ def distill(
         pretrained: whether the teacher has its library's weights, where there is no file.
         pretrained_student: whether the student begins with its library's weights.
         device: "cpu", "cuda" or "cuda:N"; by default a GPU if there is one.
-        workers: processes that read images; by default one for each processor, up to 8.
+        workers: processes that read images; by default one for each core that it may use, up to 8.
         seed: of everything random; by default 0.
         amp: "bf16" or "fp16" for mixed precision.
         check: only check all of it, and say what would run: nothing is trained, downloaded or written.

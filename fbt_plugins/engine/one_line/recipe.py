@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from ...config.loading import shipped_methods
 from ...config.merging import merge
 from ...errors import ConfigError, nearest
+from ..data_workers import AUTO, worker_count
 from .folder import Folder
 
 SLOTS = ("feature_loss", "stage_loss", "logit_loss")
@@ -32,7 +32,7 @@ class Choices:
         batch_size: by default 64, or less where that makes fewer than four batches, but 8.
         lr: AdamW's; by default 1e-3 for a batch of 64, with the root of the batch, and a third of it for a student that
             has weights already.
-        workers: processes that read images; by default as many as the machine has processors for it, up to 8.
+        workers: processes that read images; by default one for each core that it may use, up to 8.
     """
 
     method: str = "fbt"
@@ -140,7 +140,7 @@ def recipe(
     epochs = choices.epochs or min(max(math.ceil(_STEPS / steps), _FEWEST), _MOST)
     learned = any(key in models["student"] for key in ("pretrained", "checkpoint"))
     rate = choices.lr or float(f"{1e-3 * math.sqrt(batch / _BATCH) / (3 if learned else 1):.2g}")
-    workers = min(os.cpu_count() or 1, 8) if choices.workers is None else choices.workers
+    workers = worker_count(AUTO if choices.workers is None else choices.workers)
     reading = {"num_workers": workers} | ({"persistent_workers": True} if workers else {})
 
     def loader(images: Mapping[str, Any], transforms: list[dict[str, Any]], training: bool) -> dict[str, Any]:

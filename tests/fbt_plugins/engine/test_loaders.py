@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ from runs import builder, run
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from fbt_plugins.data import InMemoryDataset, SeededSampler
+from fbt_plugins.engine.check import check_config
+from fbt_plugins.engine.data_workers import worker_count
 from fbt_plugins.engine.hooks import summary
 from fbt_plugins.engine.loaders import (
     SPLITS,
@@ -158,6 +161,18 @@ def test_data_that_a_run_can_use_are_not_complained_about() -> None:
         assert loader_problems(DataLoader(dataset, 4, sampler=SeededSampler(dataset)), where) == []
         assert torch.equal(torch.get_rng_state(), state)
     assert loader_problems(DataLoader(Changed(wider), 1), "train_dataloader") == []
+
+
+def test_workers_may_be_as_many_as_there_are_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the machine, but of those that this process may use; what a user says is taken as it is."""
+    assert (worker_count(None), worker_count(5), worker_count("auto")) == (0, 5, min(8, len(os.sched_getaffinity(0))))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)))
+    config = builder(tmp_path)(**{"train_dataloader.num_workers": "auto"})
+    check_config(config)
+    assert build_loader(config.train_dataloader, 1, "cpu").num_workers == 3
+    config.train_dataloader.num_workers = "all"
+    with pytest.raises(ConfigError, match="train_dataloader: num_workers must be a whole number, not 'all'"):
+        check_config(config)
 
 
 def test_a_sampler_is_found_behind_one_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
