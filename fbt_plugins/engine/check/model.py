@@ -9,12 +9,15 @@ from typing import Any
 from mmengine.registry import METRICS
 
 from ...distill.distiller import Distiller
-from ...distill.edge import SLOTS, parse_edges
+from ...distill.edge import SLOTS, TEACHER, parse_edges
 from ...distill.edge_schedule import TIMES
 from ...errors import FBTError, one_line
 from ...models.weightless import on_meta
 from ...registry.registries import ARCHITECTURES, FUSIONS, LOSSES
+from ..hooks.checkpoints import AUTO
+from ..hooks.topk import TopK
 from ..metrics import unmeasurable
+from ..optim.schedules import as_list
 from ..training_mode import stage_problems
 from .data import described
 from .findings import Findings
@@ -45,7 +48,7 @@ def model(findings: Findings, without_checkpoint: bool) -> Distiller | None:
         with on_meta():
             distiller = Distiller(**options, **info)
         findings.problems += _channel_problems(distiller) or stage_problems(distiller)
-        findings.problems += _unmeasurable(findings, distiller)
+        findings.problems += _unmeasurable(findings, distiller) + _not_followed(findings, distiller)
         return distiller
     except FBTError as error:
         findings.problems += str(error).splitlines()
@@ -105,6 +108,36 @@ def _unmeasurable(findings: Findings, distiller: Distiller) -> list[str]:
         except Exception:  # reported where data and metrics are checked
             continue
         problems += unmeasurable(metrics, split, distiller, classes)
+    return problems
+
+
+def _not_followed(findings: Findings, distiller: Distiller) -> list[str]:
+    """What is to follow a figure that the validation does not have, or that never changes: the frozen teacher's."""
+    config = findings.config
+    kinds = [
+        (METRICS.module_dict.get(str(metric.get("type"))), metric)
+        for metric in as_list(config.get("val_evaluator"))
+        if isinstance(metric, Mapping)
+    ]
+    if not kinds or not all(hasattr(kind, "key") for kind, _ in kinds):  # another's names show in the first validation
+        return []
+    keys = [f"top{k}" for kind, metric in kinds if kind is TopK for k in as_list(metric.get("topk", (1, 5)))]
+    keys += [kind.key for kind, _ in kinds if kind is not TopK]
+    names = [f"{model}_{key}" for key in keys for model in distiller.names if model != TEACHER]
+    hooks = config.get("default_hooks")
+    saves = hooks.get("checkpoint") if isinstance(hooks, Mapping) else None
+    asked = {"default_hooks.checkpoint.save_best": saves.get("save_best") if isinstance(saves, Mapping) else None}
+    for i, schedule in enumerate(as_list(config.get("param_scheduler"))):
+        where = f"param_scheduler.{i}: monitor"
+        if isinstance(schedule, Mapping) and not any(line.startswith(where) for line in findings.problems):
+            asked[where] = schedule.get("monitor")
+    problems = []
+    for where, name in asked.items():
+        if name in (None, AUTO, *names) or not isinstance(name, str):
+            continue
+        frozen = TEACHER in distiller.names and name in [f"{TEACHER}_{key}" for key in keys]
+        what = "the teacher is frozen, so this never changes" if frozen else "no metric of the validation"
+        problems.append(f"{where}: {name!r}: {what}; it can be {' or '.join(names)}")
     return problems
 
 

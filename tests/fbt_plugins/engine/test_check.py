@@ -259,6 +259,19 @@ def test_what_torch_and_mmengine_would_stumble_over_in_a_loader() -> None:
     )
 
 
+def test_nothing_follows_a_figure_that_never_changes_or_is_not_there() -> None:
+    teacher = (
+        "'teacher_top1': the teacher is frozen, so this never changes; it can be student_top1 or fusion_top1 or st"
+    )
+    best, plateau = "default_hooks.checkpoint.save_best", [dict(type="ReduceOnPlateauLR", monitor="teacher_top1")]
+    options = {best: "teacher_top1", "param_scheduler": plateau}
+    found_all(problems(options), [f"{best}: {teacher}", f"param_scheduler.0: monitor: {teacher}"])
+    (line,) = problems({best: "student_top2"})
+    assert line.startswith(
+        f"{best}: 'student_top2': no metric of the validation; it can be student_top1 or fusion_top1"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
