@@ -44,6 +44,13 @@ def test_the_api_page_has_all_that_is_public() -> None:
     assert not {*public, *parts} - known
 
 
+def test_the_guide_for_authors_has_a_line_for_all_that_is_public() -> None:
+    page = (REFERENCE.parent / "guides" / "plugins.md").read_text(encoding="utf-8")
+    for package in (fbt_plugins, authoring):
+        table = page.partition(f"| `from {package.__name__} import` |")[2].partition("\n\n")[0]
+        assert not [name for name in package.__all__ if f"`{name}`" not in table]
+
+
 def _own(registry: PluginRegistry) -> list[Any]:
     return [
         part
