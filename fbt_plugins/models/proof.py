@@ -186,7 +186,8 @@ def _eval_mode(net: Split, parts: Split, image_size: tuple[int, int], seed: int)
     if all(logits.shape[1] > 1 and _are_probabilities(logits) for logits in expected):
         what = "its outputs in eval mode are probabilities, which add up to 1, and losses take logits"
         raise SplitError(f"{parts.name}: {what}: leave out the softmax at the end of its forward")
-    held, problem = features_problem(parts.head, x)
+    with _fault(parts, "the backward pass of its head"):
+        held, problem = features_problem(parts.head, x)
     if problem:
         raise SplitError(f"{parts.name}: {problem}")
     return held
