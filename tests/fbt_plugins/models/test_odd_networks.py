@@ -215,3 +215,20 @@ def test_a_network_that_cannot_be_trained_is_told_so() -> None:
 def test_a_normalisation_is_of_images_from_0_to_1(told: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         traced(Net(), **told)
+
+
+def test_a_buffer_that_changes_beside_the_logits_is_said_so() -> None:
+    class Auxiliary(Net):
+        """A second head that runs in training; its logits stand beside the others."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.auxiliary = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.auxiliary(self.blocks[0](x))
+            return super().forward(x)
+
+    with pytest.raises(SplitError, match=r"buffer .* differ .*; stages run what logits come from, .* auxiliary head"):
+        traced(Auxiliary()).verify()
