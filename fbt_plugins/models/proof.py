@@ -358,8 +358,8 @@ def _differ(expected: Tensor, found: Tensor) -> str:
 
 
 _BUFFERS = (
-    "; stages run what logits come from, and not what else changes it (a counter in forward, an auxiliary head): leave "
-    "that out, or let a layer on the way to the logits do it"
+    "; stages run what logits come from, and not what else changes it (a counter in forward, an auxiliary head, "
+    "checkpointing): leave that out, or let a layer on the way to the logits do it"
 )
 
 
