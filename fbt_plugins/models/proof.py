@@ -186,7 +186,8 @@ def _eval_mode(net: Split, parts: Split, image_size: tuple[int, int], seed: int)
     if all(logits.shape[1] > 1 and _are_probabilities(logits) for logits in expected):
         what = "its outputs in eval mode are probabilities, which add up to 1, and losses take logits"
         raise SplitError(f"{parts.name}: {what}: leave out the softmax at the end of its forward")
-    held, problem = features_problem(parts.head, x)
+    with _fault(parts, "the backward pass of its head"):
+        held, problem = features_problem(parts.head, x)
     if problem:
         raise SplitError(f"{parts.name}: {problem}")
     return held
@@ -225,7 +226,8 @@ def _training(left: Split, run_left: Run, right: Split, run_right: Run, image_si
         expected, found = (_train_step(m, run, images, seed) for m, run in ((left, run_left), (right, run_right)))
         when = "in train mode" if step == 1 else f"in step {step} of training"
         for name, tensor in expected.items():
-            _equal(left, f"{name} {when}", tensor, found.get(name))
+            reason = _BUFFERS if name.startswith("buffer ") else ""
+            _equal(left, f"{name} {when}", tensor, found.get(name), reason)
         for (name, own), other in zip(left.net.named_parameters(), right.net.parameters(), strict=True):
             _equal(left, f"{name} {when}, which the network writes to as it runs,", own.detach(), other.detach())
         gradients = sum(1 for k, v in expected.items() if k.startswith("gradient of ") and v is not None)
@@ -355,7 +357,13 @@ def _differ(expected: Tensor, found: Tensor) -> str:
     return f"differ by up to {(expected.double() - found.double()).abs().max().item():.3g}"
 
 
-def _equal(model: Split, what: str, expected: Tensor | None, found: Tensor | None) -> None:
+_BUFFERS = (
+    "; stages run what logits come from, and not what else changes it (a counter in forward, an auxiliary head, "
+    "checkpointing): leave that out, or let a layer on the way to the logits do it"
+)
+
+
+def _equal(model: Split, what: str, expected: Tensor | None, found: Tensor | None, reason: str = "") -> None:
     if expected is None or found is None:
         if expected is not found:
             side = "stages and head never reach it" if found is None else "the model itself never reaches it"
@@ -363,7 +371,7 @@ def _equal(model: Split, what: str, expected: Tensor | None, found: Tensor | Non
     elif expected.shape != found.shape:
         raise SplitError(f"{model.name}: {what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
     elif not torch.equal(expected, found):
-        raise SplitError(f"{model.name}: {what} {_differ(expected, found)}")
+        raise SplitError(f"{model.name}: {what} {_differ(expected, found)}{reason}")
 
 
 def _each_once(model: Split, fixed: Set[str] = frozenset()) -> int:

@@ -108,6 +108,10 @@ class StagedModel(nn.Module):
         each = (values,) if isinstance(values, int | float) else tuple(values)
         if len(each) not in (1, self.in_chans):
             raise ValueError(f"{self.name}: {what} has {len(each)} values, and images have {self.in_chans} channels")
+        if max(each) > 1 or (what == "std" and min(each) <= 0):
+            above = "" if what == "mean" else ", and above 0"
+            right = f"images come in [0, 1], so that it is at most 1{above}; divide what is meant for 0 to 255 by 255"
+            raise ValueError(f"{self.name}: {what} is {max(each) if max(each) > 1 else min(each):g}, and {right}")
         return each * self.in_chans if len(each) == 1 else each
 
     @property

@@ -12,6 +12,7 @@ from ..distill.fusion import FusionModel
 from ..distill.splice import Splice
 from ..errors import short
 from ..models.image_sizes import pixels
+from ..models.map_order import probe_maps
 from ..models.shapes import StageSpec
 from ..models.staged import StagedModel
 from ..models.weightless import on_meta, whole_copy
@@ -62,6 +63,8 @@ def check_architecture(model: StagedModel | Mapping[str, Any], image_size: int |
                 given == expected,
                 f"{who}: in {mode} mode {what} {given}, and specs say {expected}: a shape may not vary",
             )
+    turned = probe_maps(model, model.specs_at(size), size)
+    that(not turned, f"{who}: {turned}")
     _check_images(model, size, who)
     _check_copies(model.eval(), size, who)
     _check_second_run(model, size, who)

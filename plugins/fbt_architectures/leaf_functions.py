@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from timm.layers import get_notrace_functions
 from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
 
 _TORCH = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 """Functions that make tensors: torch has no eye for a batch size or dtype of a stand-in among their arguments."""
@@ -21,6 +22,7 @@ _EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack", "parse_s
 _METHODS = ("to", "type")
 """Methods of a tensor that take the dtype of another."""
 
+_OF_CHECKPOINT = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
 _Function: Any = torch.autograd.Function
 _Compiled = torch.jit.ScriptFunction
 _PLAIN = (fx.Proxy, torch.Tensor, int, float, str, tuple, list, torch.dtype, torch.device, type(None))
@@ -41,6 +43,7 @@ def leaf_functions(net: nn.Module, call: Caller) -> Iterator[None]:
         call: is given the function, or the name of a method, and its arguments, where a stand-in is among these.
     """
     leaves = {id(function): _leaf(function, call) for function in _functions()}
+    leaves[id(checkpoint)] = _computed_once
     replaced: list[tuple[dict[str, Any], str, Any]] = []
     for module in _modules(net):
         space = vars(module)
@@ -61,6 +64,14 @@ def leaf_functions(net: nn.Module, call: Caller) -> Iterator[None]:
                 delattr(torch.Tensor, name)
         for space, name, value in replaced:
             space[name] = value
+
+
+@functools.wraps(checkpoint)
+def _computed_once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What is computed again in the backward pass is traced as if it were not."""
+    if not has_stand_in((args, kwargs)):
+        return checkpoint(function, *args, **kwargs)
+    return function(*args, **{name: value for name, value in kwargs.items() if name not in _OF_CHECKPOINT})
 
 
 def _apply(apply: Any, call: Caller, kind: Any, *args: Any) -> Any:
@@ -93,7 +104,8 @@ def _modules(net: nn.Module) -> list[ModuleType]:
     packages = {c.__module__.partition(".")[0] for module in net.modules() for c in type(module).__mro__}
     packages = {*packages, "einops"} - {"torch", "builtins", "abc", "typing"}
     loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
-    return [torch, *(module for name, module in loaded if name.partition(".")[0] in packages)]
+    own = sys.modules[checkpoint.__module__]
+    return [torch, own, *(module for name, module in loaded if name.partition(".")[0] in packages)]
 
 
 def _leaf(function: Callable[..., Any], call: Caller, method: str | None = None) -> Callable[..., Any]:

@@ -189,3 +189,46 @@ def test_weights_that_a_network_writes_to_as_it_runs_are_compared() -> None:
 
     with pytest.raises(SplitError, match="average in train mode, which the network writes to as it runs, differ"):
         traced(Follows()).verify()
+
+
+def test_a_network_that_cannot_be_trained_is_told_so() -> None:
+    class Overwrites(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x).sigmoid()
+            return self.fc(x.mul_(2).mean((2, 3)))
+
+    with pytest.raises(SplitError, match=r"net: the backward pass of its head cannot be run: .* inplace operation"):
+        traced(Overwrites()).verify()
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (
+            dict(mean=[123.7, 116.3, 103.5]),
+            "net: mean is 123.7, and images come in .*; divide what is meant for 0 to 255",
+        ),
+        (dict(std=[0.2, 0.2, 0]), "net: std is 0, and images come in .*at most 1, and above 0"),
+    ],
+)
+def test_a_normalisation_is_of_images_from_0_to_1(told: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        traced(Net(), **told)
+
+
+def test_a_buffer_that_changes_beside_the_logits_is_said_so() -> None:
+    class Auxiliary(Net):
+        """A second head that runs in training; its logits stand beside the others."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.auxiliary = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.auxiliary(self.blocks[0](x))
+            return super().forward(x)
+
+    with pytest.raises(SplitError, match=r"buffer .* differ .*; stages run what logits come from, .* auxiliary head"):
+        traced(Auxiliary()).verify()

@@ -102,3 +102,18 @@ def test_a_network_that_looks_at_values_when_it_is_built_is_caught() -> None:
 
 def test_a_right_network_passes() -> None:
     check_architecture(cut(Net()))
+
+
+class Turned(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).transpose(2, 3)
+
+
+def test_a_network_whose_maps_swap_rows_and_columns_is_caught() -> None:
+    net = Net()
+    net.a = Turned(net.a)  # type: ignore[assignment]
+    says("stage 1 is said to give NCHW 4 x 4x4, but its rows and columns are swapped", check_architecture, cut(net))

@@ -303,3 +303,19 @@ def test_a_lazy_layer_that_has_not_run_is_said_so() -> None:
         StagedModel.of(net, image_size=32)
     net(torch.randn(2, 3, 32, 32))
     assert StagedModel.of(net, image_size=32).num_classes == 5
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_a_network_computes_again_itself_is_cut(reentrant: bool) -> None:
+    class Again(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            for block in self.blocks:
+                del block[1]  # statistics would be updated twice
+
+        def features(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant) if x.shape[1] > 3 else block(x)
+            return x.mean((2, 3))
+
+    assert cut(Again()).verify().gradients == 10
