@@ -155,7 +155,8 @@ def open_banks(metrics: Iterable[Any], dataset: Any, split: str, seed: int | Non
             found = [f"{where}: {type(metric).__name__} needs labels, and its images have none"]
         if not found and _names(loader.dataset) != _names(dataset):
             found = [f"{where}: its classes are not those of {split}_dataloader; give both the same classes=[...]"]
-        problems += found or size_problems(options, loader.dataset.image_size, dataset.image_size, split)
+        images: Any = loader.dataset
+        problems += found or size_problems(options, images.image_size, dataset.image_size, split)
         metric.bank_loader = loader
     return problems
 

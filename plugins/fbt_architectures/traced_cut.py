@@ -142,18 +142,20 @@ def _cut(
         _no_weight_twice(net, reached)
         return code, cuts, reached
 
+    if isinstance(stages, Sequence):
+        return at(_known(net, stages))
+    count = stages
+
     def anywhere(pyramid: bool = False) -> Made:
         try:
-            return at(found(net, classifiers, image, stages, pyramid, read))
+            return at(found(net, classifiers, image, count, pyramid, read))
         except SharedWeightError as error:
             try:
-                return at(found(net, classifiers, image, stages, pyramid, read, apart=True))
+                return at(found(net, classifiers, image, count, pyramid, read, apart=True))
             except TraceError as other:  # its step may help, for it names the places that there are
                 raise TraceError(error.reason, error.place, other.step or error.step) from error
 
-    if isinstance(stages, Sequence):
-        return at(_known(net, stages))
-    points = from_feature_info(net) if stages is None and read is by_size else None
+    points = from_feature_info(net) if count is None and read is by_size else None
     if points is None:
         return anywhere()
     try:

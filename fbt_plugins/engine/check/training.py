@@ -86,7 +86,7 @@ def optimizer(findings: Findings) -> None:
         function = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
         findings.signature(function, clip, "optim_wrapper.clip_grad", given=("parameters",), extra=("type",))
         limit = clip.get(name := "clip_value" if by_value else "max_norm")
-        if type(limit) in (int, float) and not limit > 0:  # 0 stops all learning, and less turns every step round
+        if isinstance(limit, int | float) and not limit > 0:  # 0 stops all learning, and less turns every step round
             findings.problems.append(f"optim_wrapper.clip_grad: {name} must be above 0, not {limit!r}")
     wrapper = {"type": "AutocastOptimWrapper", "constructor": "MergedGroupConstructor", **wrapper}
     extra = ("constructor", "paramwise_cfg", "optimizer")
