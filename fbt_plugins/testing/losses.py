@@ -17,6 +17,7 @@ from ..models.weightless import on_meta, whole_copy
 from ..randomness import seeded
 from ..registry.registries import LOSSES
 from .asserting import built, check_device, check_gradients, check_registered, put, refused, state_of, that
+from .loss_positions import wrong_positions
 from .samples import CLASSES, EXTRA, MODELS, mapped, on_the_way, random_tensors, tensors, weightless
 from .students import BOUND, better_and_worse, knowledge_of, trained_down
 
@@ -39,7 +40,8 @@ def check_loss(loss: nn.Module | Mapping[str, Any], task: bool = False) -> None:
 
     Raises:
         AssertionError: if its value is no finite scalar, depends on the order of the batch, grows with its size or
-            looks at a fixed number of images; if it is smaller for a worse student; if it draws random numbers unsaid,
+            looks at a fixed number of images; if it teaches a few positions of a stage only, or takes them from other
+            places of the teacher's; if it is smaller for a worse student; if it draws random numbers unsaid,
             or remembers what a resumed run would not know; if a gradient is missing, is another one where the teacher
             requires one, or is asked of a constant teacher; if it changes what it is given, computes in half precision,
             or cannot be moved to a GPU or be set up without weights.
@@ -101,6 +103,7 @@ class _LossCheck:
             torch.allclose(value, turned, rtol=1e-4, atol=1e-6),
             f"{self.who}: its value is {value:.6g}, and {turned:.6g} when the same images come in another order",
         )
+        self._positions()
         self._sizes()
         self._precisions()
         self._memory()
@@ -261,6 +264,17 @@ class _LossCheck:
             "the mean over the batch, not a sum, and divide by its own number of images, not by a fixed one; take no "
             "norm of the whole batch, and no softmax along it (dim=0)",
         )
+
+    def _positions(self) -> None:
+        if self.task or getattr(self.loss, "stochastic", False):
+            return
+
+        def value(student: Knowledge, teacher: Knowledge) -> Tensor:
+            return self.value(knowledge=(student, teacher))
+
+        for (own, target), (other, source) in zip(*(shown.items() for shown in self.shown), strict=False):
+            problem = wrong_positions(value, self.student(), self.teacher(), (target, source), (own, other))
+            that(problem is None, f"{self.who} {problem}")
 
     def _precisions(self) -> None:
         for dtype in (torch.bfloat16, torch.float16):

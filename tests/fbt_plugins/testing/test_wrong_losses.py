@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from caught import says
 from torch import Tensor, nn
 
-from fbt_plugins import Batch, Knowledge
+from fbt_plugins import Batch, Knowledge, ToMap
 from fbt_plugins import full_precision as full
 from fbt_plugins.testing.checks import check_loss
 
@@ -216,3 +216,47 @@ def test_a_loss_that_detaches_its_teacher_is_warned() -> None:
 
 
 # ---- architectures --------------------------------------------------------------------------------------------------
+
+
+class Staged(nn.Module):
+    """The difference of two maps of stage 3; what is wrong is told as a function of them."""
+
+    needs = {"stages": (3,)}  # noqa: RUF012
+
+    def __init__(self, does: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda x, y: (x, y)) -> None:
+        super().__init__()
+        self.does = does
+
+    def setup(self, student_specs: Any, teacher_specs: Any, data_info: dict[str, int]) -> None:
+        student, teacher = student_specs[2], teacher_specs[2]
+        self.of_student, self.of_teacher = ToMap(student), ToMap(teacher)
+        self.project = nn.Conv2d(student.channels, teacher.channels, 1)
+
+    def forward(self, student: Knowledge, teacher: Knowledge | None, batch: Batch) -> Any:
+        if teacher is None:
+            raise ValueError("Staged compares two models")
+        with full(student.stages[3], teacher.stages[3]) as (x, y):
+            x, y = self.project(self.of_student(x)), self.of_teacher(y)
+            return F.mse_loss(*self.does(F.interpolate(x, y.shape[2:], mode="nearest"), y))
+
+
+@pytest.mark.parametrize(
+    ("does", "reason"),
+    [
+        (lambda x, y: (x, y.transpose(2, 3)), "Staged takes the teacher's stage 3 with rows and columns swapped"),
+        (lambda x, y: (x, y.flip(3)), "from another place of the teacher's stage 3 (is it flipped or shifted?)"),
+        (lambda x, y: (x[..., 0, 0], y[..., 0, 0]), "Staged teaches 1 of the 16 positions of the student's stage 3"),
+    ],
+    ids=["swapped", "flipped", "one position"],
+)
+def test_positions_learn_from_their_own(does: Any, reason: str) -> None:
+    says(reason, check_loss, Staged(does))
+
+
+@pytest.mark.parametrize(
+    "does",
+    [lambda x, y: (x, y), lambda x, y: (x.mean((2, 3)), y.mean((2, 3))), lambda x, y: (x.amax(1), y.amax(1))],
+    ids=["each", "mean", "strongest channel"],
+)
+def test_stages_may_be_compared_position_by_position_or_whole(does: Any) -> None:
+    check_loss(Staged(does))
