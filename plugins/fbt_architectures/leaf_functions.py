@@ -15,6 +15,8 @@ from timm.layers import get_notrace_functions
 from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from fbt_plugins import ConfigError
+
 _TORCH = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 """Functions that make tensors: torch has no eye for a batch size or dtype of a stand-in among their arguments."""
 _EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack", "parse_shape")
@@ -22,6 +24,7 @@ _EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack", "parse_s
 _METHODS = ("to", "type")
 """Methods of a tensor that take the dtype of another."""
 
+_AGAIN = (checkpoint,)  # our own names are replaced as well
 _OF_CHECKPOINT = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
 _Function: Any = torch.autograd.Function
 _Compiled = torch.jit.ScriptFunction
@@ -70,14 +73,17 @@ def leaf_functions(net: nn.Module, call: Caller) -> Iterator[None]:
 def _computed_once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What is computed again in the backward pass is traced as if it were not."""
     if not has_stand_in((args, kwargs)):
-        return checkpoint(function, *args, **kwargs)
+        return _AGAIN[0](function, *args, **kwargs)
     return function(*args, **{name: value for name, value in kwargs.items() if name not in _OF_CHECKPOINT})
 
 
 def _apply(apply: Any, call: Caller, kind: Any, *args: Any) -> Any:
-    """Calls ``kind.apply``; as a leaf, where nothing among its arguments is a function or a module."""
+    """Calls ``kind.apply``, as a leaf."""
     own = apply.__get__(None, kind)
-    if has_stand_in(args) and all(isinstance(a, _PLAIN) for a in args):
+    if has_stand_in(args):
+        if not all(isinstance(a, _PLAIN) for a in args):
+            what = f"it gives {kind.__qualname__}.apply layers or functions, whose backward pass a trace would lose"
+            raise ConfigError(f"{what}; let a layer of its own call that")
         return call(_named(own, f"{kind.__module__}_{kind.__qualname__}"), args, {})
     return own(*args)
 

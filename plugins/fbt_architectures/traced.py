@@ -81,7 +81,7 @@ class Trace:
         if not isinstance(self.logits, fx.Node) or not isinstance(val(self.logits), Tensor):
             kind = _show(val(self.logits)) if isinstance(self.logits, fx.Node) else _kind(self.logits)
             raise TraceError(f"its forward gives {kind}, not logits (N, classes)", self._line(-2), _WRAP)
-        if tuple(val(self.logits).shape[:1]) != (BATCH,) or val(self.logits).ndim != 2:
+        if val(self.logits).ndim != 2 or val(self.logits).shape[0] != BATCH or not val(self.logits).shape[1]:
             kind = _show(val(self.logits))
             raise TraceError(f"its forward gives {kind}, not logits (N, classes)", self._line(-2), _WRAP)
         wanted = {f"{ROOT}.{name}" for name in classifiers}
