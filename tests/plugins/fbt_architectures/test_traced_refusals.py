@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fbt_architectures.traced_cut import by_name
 from networks import Net, Tokens, cut
 from torch import Tensor, nn
 
@@ -31,6 +32,19 @@ class Shared(Net):
     def forward(self, x: Tensor) -> Tensor:
         x = self.middle(self.same(self.stem(x)))
         return self.fc(self.same(x).mean((2, 3)))
+
+
+class Columns(Net):
+    """Two columns that meet in front of the classifier, with gains of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in range(2))
+        self.other, self.fc = nn.ModuleList([nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)]), nn.Linear(72, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.other[1](self.other[0](x))
+        return self.fc(torch.cat([self.features(x * self.gains[0]).mean((2, 3)), y.mean((2, 3)) * self.gains[1]], 1))
 
 
 class Batches(Net):
@@ -98,6 +112,12 @@ def test_forward_hooks_that_would_not_run_are_refused() -> None:
 def test_weights_used_in_two_stages_are_refused() -> None:
     with pytest.raises(ConfigError, match="net: same is used in stage 1 and in the head"):
         cut(Shared(), ["middle"])
+
+
+def test_where_two_tensors_cross_all_along_nobody_is_told_to_name_a_row() -> None:
+    with pytest.raises(ConfigError, match=r"behind no module; .*\d+\); let the network hand on one tensor"):
+        cut(Columns())
+    assert "gains" not in by_name(Columns()) and "'stem', 'blocks'" in by_name(Columns())
 
 
 def test_a_part_that_torch_jit_compiled_is_one_line() -> None:
