@@ -6,16 +6,18 @@ import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from types import CodeType
+from types import CodeType, MethodType
 
 from torch import nn
 
 
 def files_of(net: nn.Module) -> frozenset[str]:
-    """The files that define the classes of a network's modules, those of torch left out."""
+    """The files that define the classes of a network's modules, and methods that these got; torch's left out."""
     kinds = {kind for module in net.modules() for kind in type(module).__mro__}
     modules = {kind.__module__ for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "builtins")}
-    found = (getattr(sys.modules.get(name), "__file__", None) for name in modules)
+    found = [getattr(sys.modules.get(name), "__file__", None) for name in modules]
+    given = (value for module in net.modules() for value in vars(module).values() if isinstance(value, MethodType))
+    found += [getattr(getattr(method.__func__, "__code__", None), "co_filename", None) for method in given]
     return frozenset(file for file in found if file)
 
 

@@ -10,6 +10,7 @@ from torch import fx, nn
 from fbt_plugins.authoring import isotropic_ends
 
 from .layouts import Shape
+from .shared_weights import spans
 from .tokens import Reader, by_size
 from .traced import Crossing, Image, Trace, all_before
 from .tracer import ShallowTracer, TraceError, name_of
@@ -23,6 +24,11 @@ _MOST = 0.6
 _HARDLY_ANY = 0.05
 """Of the weights: no stage of a network without a list of blocks has less."""
 _DEPTH = 6
+JOIN = (
+    "let the network hand on one tensor, such as torch.cat of what fits, or write a StagedModel whose stages do "
+    "(docs/guides/models.md)"
+)
+"""What helps where several tensors cross all along."""
 
 
 def from_feature_info(net: nn.Module) -> list[str] | None:
@@ -87,6 +93,7 @@ def candidates(
 
     collect(net, "")
     trace = Trace(net, units, classifiers, image, training=False)
+    uses = spans(trace) if apart else []
     found: dict[int, Crossing] = {}
     reason = ""
     for name in units:
@@ -97,7 +104,8 @@ def candidates(
         except TraceError as error:
             reason = reason or str(error)
             continue
-        if len(crossing.shape) in (2, 3) and not (apart and trace.shares_a_weight(crossing.position)):
+        between = any(first <= crossing.position < last for first, last in uses)
+        if len(crossing.shape) in (2, 3) and not between:
             found.setdefault(crossing.position, crossing)
     return trace, [found[position] for position in sorted(found)], reason
 
@@ -156,9 +164,10 @@ def found(
     if best or even:  # no list of blocks was found
         return best or even or []
     names = [name for name, _ in rows]
-    many = f"{len(names)} modules: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
-    why = f"a stage ends where later layers need one tensor only, which is so behind {many if names else 'no module'}"
-    step = f"cut there: stages={min(len(names), 3)}, or name them with stages=[...]" if len(names) > 1 else ""
+    shown = ", ".join([*names[:12], *(["..."] if len(names) > 12 else [])])
+    many = f"{len(names)} module{'s' if len(names) > 1 else ''}: {shown}" if names else "no module"
+    why = f"a stage ends where later layers need one tensor only, which is so behind {many}"
+    step = f"cut there: stages={min(len(names), 3)}, or name them with stages=[...]" if len(names) > 1 else JOIN
     raise TraceError(f"no {stages or _STAGES} stages are found: {why}{f'; {reason}' if reason else ''}", step=step)
 
 

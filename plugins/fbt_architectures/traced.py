@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -149,33 +148,6 @@ class Trace:
         """How many weights run in front of a cut."""
         names = {name_of(n) for n in self.nodes[: position + 1] if n.op == "call_module"}
         return sum(p.numel() for name in names for p in self.net.get_submodule(name).parameters())
-
-    def shares_a_weight(self, position: int) -> bool:
-        """Whether a weight is used in front of a cut and behind it."""
-        return any(first <= position < last for first, last in self._uses.values())
-
-    @cached_property
-    def _uses(self) -> dict[int, tuple[int, int]]:
-        """Where each weight is used first and last; what reads no pixels is computed again where it is used."""
-        ends: dict[fx.Node, int] = {}
-        for node in reversed(self.nodes):
-            again = () if node.meta["pixels"] else node.users
-            ends[node] = max([self._positions[node], *(ends[user] for user in again)])
-        uses: dict[int, tuple[int, int]] = {}
-        for i, node in enumerate(self.nodes):
-            for weight in self._weights(node):
-                first, last = uses.get(id(weight), (i, i))
-                uses[id(weight)] = (first, max(last, ends[node]))
-        return uses
-
-    def _weights(self, node: fx.Node) -> list[nn.Parameter]:
-        if node.op == "call_module":
-            return list(self.net.get_submodule(name_of(node)).parameters())
-        if node.op != "get_attr" or node.target in self.constants:
-            return []
-        owner, _, name = name_of(node).rpartition(".")
-        held = getattr(self.net.get_submodule(owner), name)
-        return [held] if isinstance(held, nn.Parameter) else []
 
     def crossings(self, points: Sequence[str], behind: Sequence[int]) -> list[Crossing]:
         """All cuts, and how many tokens each has behind the grid's.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from fbt_plugins import ConfigError, FBTError, StagedModel, nearest
 
 from .cut_points import classifiers_of, found, from_feature_info
 from .layouts import Shape, read_shape
+from .shared_weights import SharedWeightError, held, no_weight_twice
 from .tokens import Reader, by_probe, by_size
 from .traced import Crossing, Image, Reached, Trace
 from .traced_parts import TracedCode, TracedHead, TracedPart
@@ -87,7 +88,9 @@ def cut_by_trace(
 
 def by_name(net: nn.Module) -> str:
     """What helps where a trace does not: the config that names all that runs, with the network's own names in it."""
-    names = [name for name, child in net.named_children() if any(True for _ in child.parameters())]
+    lists = (nn.ParameterList, nn.ParameterDict)  # which nobody can run
+    children = ((n, c) for n, c in net.named_children() if not isinstance(c, lists))
+    names = [name for name, child in children if any(True for _ in child.parameters())]
     *body, last = names or ["..."]
     rows = [*body[:3], "..."] if len(body) > 4 else body or ["..."]
     text = ", ".join(map(repr, rows))
@@ -139,7 +142,7 @@ def _cut(
     def at(points: Sequence[str]) -> Made:
         code = TracedCode(points, classifiers)
         cuts, reached = code.make(net, image)
-        _no_weight_twice(net, reached)
+        no_weight_twice(net, reached)
         return code, cuts, reached
 
     if isinstance(stages, Sequence):
@@ -163,37 +166,8 @@ def _cut(
     except TraceError as error:  # some name places inside a block, where two branches run
         try:
             return anywhere(pyramid=True)
-        except TraceError:
-            raise error from None
-
-
-class SharedWeightError(TraceError):
-    """A weight is used in two parts."""
-
-
-def _no_weight_twice(net: nn.Module, reached: list[tuple[Reached, Reached]]) -> None:
-    owners: dict[int, int] = {}
-    for number, (modules, tensors) in enumerate(reached, 1):
-        for name, tensor in _held(net, modules, tensors):
-            if isinstance(tensor, nn.Parameter) and owners.setdefault(id(tensor), number) != number:
-                first, second = (
-                    "the head" if n == len(reached) else f"stage {n}" for n in (owners[id(tensor)], number)
-                )
-                raise SharedWeightError(
-                    f"{name} is used in {first} and in {second}, and a weight belongs to one only",
-                    modules.get(name, "") or tensors.get(name, ""),
-                    step="cut where all that use it are in one, with stages=[...]",
-                )
-
-
-def _held(net: nn.Module, modules: Iterable[str], tensors: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a part reaches, each with the name by which it does: a module's, or its own."""
-    for name in sorted(modules):
-        module = net.get_submodule(name)
-        yield from ((name, tensor) for tensor in (*module.parameters(), *module.buffers()))
-    for path in sorted(tensors):
-        owner, _, name = path.rpartition(".")
-        yield path, getattr(net.get_submodule(owner), name)
+        except TraceError as other:  # its step names places that there are
+            raise TraceError(error.reason, error.place, error.step or other.step) from None
 
 
 def _known(net: nn.Module, names: Sequence[str]) -> list[str]:
@@ -247,5 +221,5 @@ def _not_guessed(
 
 def _left(net: nn.Module, reached: list[tuple[Reached, Reached]]) -> set[str]:
     """Names of the tensors that no part reaches: they belong to the head, so that every tensor is in one part."""
-    held = {id(tensor) for names in reached for _, tensor in _held(net, *names)}
-    return {name for name, t in (*net.named_parameters(), *net.named_buffers()) if id(t) not in held}
+    reachable = {id(tensor) for names in reached for _, tensor in held(net, *names)}
+    return {name for name, t in (*net.named_parameters(), *net.named_buffers()) if id(t) not in reachable}

@@ -64,6 +64,11 @@ def values_of(node: fx.Node) -> list[fx.Node]:
     return node.all_input_nodes
 
 
+_VALUES = re.compile(
+    r"(aten::\w+)\W.* Meta|(Tensor\.item)\(\) .* meta|register_meta .*(torch\.\w+)\(\) raises", re.DOTALL
+)
+"""What torch says of an operator that the meta device has none of, since its result depends on values."""
+
 LIKE = ("to", "type_as")
 """Methods that take another tensor's dtype and device."""
 
@@ -197,8 +202,9 @@ class ShallowTracer(fx.Tracer):
     def _refusal(self, error: Exception) -> TraceError:
         """Whose fault an exception is: the network's, which fails without a trace as well, or the trace's."""
         place, why = place_of(error, self.files), _in_words(error)
-        if operator_ := re.search(r"(aten::\w+)\W.* Meta|(Tensor\.item)\(\) .* meta", str(error), re.DOTALL):
-            return TraceError(f"what it does depends on values of a tensor ({operator_[1] or operator_[2]})", place)
+        if operator_ := _VALUES.search(str(error)):
+            name = next(filter(None, operator_.groups()))
+            return TraceError(f"what it does depends on values of a tensor ({name})", place)
         images = torch.empty(2, *self.image, device="meta")
         try:
             with torch.no_grad(), Shortened():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from types import MethodType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fbt_architectures.traced_cut import by_name
 from networks import Net, Tokens, cut
 from torch import Tensor, nn
 
@@ -31,6 +33,19 @@ class Shared(Net):
     def forward(self, x: Tensor) -> Tensor:
         x = self.middle(self.same(self.stem(x)))
         return self.fc(self.same(x).mean((2, 3)))
+
+
+class Columns(Net):
+    """Two columns that meet in front of the classifier, with gains of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in range(2))
+        self.other, self.fc = nn.ModuleList([nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)]), nn.Linear(72, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.other[1](self.other[0](x))
+        return self.fc(torch.cat([self.features(x * self.gains[0]).mean((2, 3)), y.mean((2, 3)) * self.gains[1]], 1))
 
 
 class Batches(Net):
@@ -100,6 +115,24 @@ def test_weights_used_in_two_stages_are_refused() -> None:
         cut(Shared(), ["middle"])
 
 
+def test_where_two_tensors_cross_all_along_nobody_is_told_to_name_a_row() -> None:
+    with pytest.raises(ConfigError, match=r"behind no module; .*\d+\); let the network hand on one tensor"):
+        cut(Columns())
+    assert "gains" not in by_name(Columns()) and "'stem', 'blocks'" in by_name(Columns())
+
+
+def test_a_forward_that_somebody_gave_a_network_of_torch_has_a_line() -> None:
+    def forward(net: nn.Sequential, x: Tensor) -> Tensor:
+        return net[0](x)[:, :, 0, 0, None]
+
+    net = nn.Sequential(nn.Conv2d(3, 5, 3))
+    net.forward = MethodType(forward, net)  # type: ignore[method-assign]
+    with pytest.raises(
+        ConfigError, match=r"gives a tensor of 5x1 per image, not logits .*test_traced_refusals\.py:\d+"
+    ):
+        cut(net)
+
+
 def test_a_part_that_torch_jit_compiled_is_one_line() -> None:
     net = Net()
     net.blocks[1] = torch.jit.trace(net.blocks[1].eval(), torch.rand(1, 16, 8, 8))
@@ -122,6 +155,11 @@ class Item(Net):
         return super().features(x) * (x > 0).all().item()
 
 
+class Where(Net):
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) + x[x > 0].mean()
+
+
 class Named(Net):
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         return {"answer": super().forward(x)}
@@ -139,10 +177,11 @@ class Unique(Net):
         (Unfit(), r"takes no images of 32x32 pixels, and raises RuntimeError: .*traced\w*\.py:\d+\); mend it, or set"),
         (Named(), r"its forward gives an object with 'answer', not logits"),
         (Item(), r"depends on values of a tensor \(Tensor.item\) \(.*test_traced"),
+        (Where(), r"depends on values of a tensor \([\w.:]+\) \(.*test_traced\w*\.py:\d+\)"),
         (Unique(), r"depends on values of a tensor \(aten::\w+\) \(.*traced\w*\.py:\d+\)"),
         (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), r"has no classifier; give it one, or .*num_classes=0"),
     ],
-    ids=["dropped tokens", "the network itself", "an object", "an item", "values", "no classifier"],
+    ids=["dropped tokens", "the network itself", "an object", "an item", "where", "values", "no classifier"],
 )
 def test_a_refusal_says_whose_fault_it_is_and_what_to_do(net: nn.Module, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
