@@ -6,9 +6,9 @@ For architectures: ``NetPart`` is a stage whose code begins at its whole network
 field cuts a row of equal blocks. ``InHand`` says how a network is cut that is built already. ``meta_copy`` and
 ``Shortened`` run a network without weights. ``pixels`` reads an image size. ``give_logits`` lets a network answer with
 logits that answers with an object, which is what ``logits_of`` does. ``proportional`` tells whether a grid has the
-image's proportions, and ``find_tokens`` which ``TokenGrid`` the tokens of a network are. ``split_steps`` reads the
-names of a declaration. ``Catalogue`` lets tools list what can be built. ``files_of``, ``place_of``, ``calling`` and
-``last_line`` find the line of a network's own code, for messages.
+image's proportions, and ``find_tokens`` which ``TokenGrid`` the tokens of a network are, ``probe_tokens`` whether a
+model's are as it says. ``split_steps`` reads the names of a declaration. ``Catalogue`` lets tools list what can be
+built. ``files_of``, ``place_of``, ``calling`` and ``last_line`` find the line of a network's own code, for messages.
 
 For fusions: ``ends`` gives what arrives at a junction, and what the stage behind it takes.
 
@@ -24,7 +24,7 @@ from .models.in_hand import InHand
 from .models.logits import features_of, give_features, give_logits, logits_of
 from .models.net_part import NetPart
 from .models.places import calling, files_of, last_line, place_of
-from .models.token_order import TokenGrid, find_tokens
+from .models.token_order import TokenGrid, find_tokens, probe_tokens
 from .models.weightless import Shortened, meta_copy
 from .registry.signatures import argument_problems
 
@@ -50,6 +50,7 @@ __all__ = [
     "one_line",
     "pixels",
     "place_of",
+    "probe_tokens",
     "proportional",
     "split_steps",
 ]

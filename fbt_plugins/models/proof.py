@@ -125,8 +125,8 @@ def prove(model: Split, image_size: tuple[int, int], seed: int = 0) -> SplitProo
         fixed = {n for n, buffer in net.net.named_buffers() if n in buffers and torch.equal(buffer, buffers[n])}
         parameters = _each_once(parts, fixed)
         specs = model.specs_at(image_size)
-        tokens, problem = probe_tokens(model, specs, image_size)
-        if problem := problem or (probe_maps(model, specs, image_size) if model.guessed else ""):
+        tokens, misplaced = probe_tokens(model, specs, image_size)
+        if problem := misplaced or (probe_maps(model, specs, image_size) if model.guessed else ""):
             raise SplitError(f"{model.name}: {problem}")
     stages = len(model.stages)
     return SplitProof(

@@ -41,6 +41,24 @@ class TokenGrid:
     order: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Misplaced:
+    """Tokens that do not stand where they are said to.
+
+    Attributes:
+        stage: its number, from 1.
+        reason: what is said, and what is so.
+        step: what to do.
+    """
+
+    stage: int
+    reason: str
+    step: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.step}"
+
+
 def find_tokens(
     net: nn.Module,
     run: Callable[[nn.Module, Tensor], Sequence[Tensor]],
@@ -90,7 +108,7 @@ def _scaled(net: nn.Module) -> Iterator[None]:
         yield
 
 
-def probe_tokens(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) -> tuple[int, str]:
+def probe_tokens(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) -> tuple[int, Misplaced | None]:
     """Probes the order of the tokens of a model's stages.
 
     Args:
@@ -100,13 +118,13 @@ def probe_tokens(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) 
 
     Returns:
         In how many stages tokens were found where they are said to stand, and what is wrong with the first that is
-        wrong, or "". Maps are not probed, nor tokens that are said to have an order nobody knows. Where layers mix all
+        wrong. Maps are not probed, nor tokens that are said to have an order nobody knows. Where layers mix all
         tokens nothing is found: an author's word then stands, and a grid that was read off a number is refused.
     """
     placed = {i: s for i, s in enumerate(specs, 1) if s.layout == "NLC" and (s.raster or s.order is not None)}
     rows = {i: TokenGrid(s.grid, s.prefix_tokens, order=s.order) for i, s in placed.items() if max(s.grid) > 1}
     if not rows:
-        return 0, ""
+        return 0, None
     finest = max((s.grid for s in rows.values()), key=lambda grid: grid[0] * grid[1])
     images, cells = _probes((model.in_chans, *image_size), finest, _PROBES)
     model, open_rows, found = whole_copy(model).eval(), dict(rows), dict[int, tuple[Tensor, Tensor]]()
@@ -122,7 +140,7 @@ def probe_tokens(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) 
         if not open_rows:
             break
     wrong = [i for i in open_rows if model.guessed or _apart(*found[i])]
-    problem = _problem(wrong[0], rows[wrong[0]], *found[wrong[0]]) if wrong else ""
+    problem = _problem(wrong[0], rows[wrong[0]], *found[wrong[0]]) if wrong else None
     return len(rows) - len(open_rows), problem
 
 
@@ -171,7 +189,7 @@ def _apart(landed: Tensor, expected: Tensor) -> bool:
     return len(landed.unique()) >= _APART * len(expected.unique())
 
 
-def _problem(number: int, row: TokenGrid, landed: Tensor, expected: Tensor) -> str:
+def _problem(number: int, row: TokenGrid, landed: Tensor, expected: Tensor) -> Misplaced:
     h, w = row.grid
     given = "in the order given" if row.order is not None else "row by row"
     prefix = f" behind {row.prefix_tokens} prefix tokens" if row.prefix_tokens else ""
@@ -184,4 +202,4 @@ def _problem(number: int, row: TokenGrid, landed: Tensor, expected: Tensor) -> s
         numbers = f"token {int(landed[wrong]) + 1} of the grid and not {int(expected[wrong]) + 1}"
         what = f"the patch of row {y + 1} and column {x + 1} is {numbers}"
     mend = "cut before tokens are merged or moved, say with order= which stands where, or set raster=False"
-    return f"{claim}, but {what}; {mend}: no map is made of them then"
+    return Misplaced(number, f"{claim}, but {what}", f"{mend}: no map is made of them then")

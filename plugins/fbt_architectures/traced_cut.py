@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fbt_plugins import ConfigError, FBTError, StagedModel, nearest
+from fbt_plugins.authoring import probe_tokens
 
 from .cut_points import classifiers_of, found, from_feature_info
 from .layouts import Shape, read_shape
@@ -71,7 +72,7 @@ def cut_by_trace(
     parts = [TracedPart(net, code, i, *names) for i, names in enumerate(reached[:-1])]
     head = TracedHead(net, code, len(parts), *reached[-1])
     layouts, prefixes = [s.layout for s in shapes], [s.prefix_tokens for s in shapes]
-    return StagedModel(
+    model = StagedModel(
         net,
         parts,
         head,
@@ -84,6 +85,11 @@ def cut_by_trace(
         way="traced",
         **about,
     )
+    if any(shape is None and len(cut.shape) == 2 for shape, cut in zip(seen, cuts, strict=bool(seen))):
+        _, misplaced = probe_tokens(model, model.specs, model.image_size)
+        if misplaced:
+            raise ConfigError(f"{name}: {misplaced.reason} ({cuts[misplaced.stage - 1].line}); {misplaced.step}")
+    return model
 
 
 def by_name(net: nn.Module) -> str:
