@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -26,6 +27,9 @@ from ..registry.registries import ARCHITECTURES
 Row = dict[str, Any]
 CLASSES = 7
 """Of the models that are built: another number than any of them has by itself."""
+
+_MODELS_OF_A_WORKER = 40
+"""Then another process takes its place: what hundreds of networks leave behind would fill the memory."""
 
 
 def catalogues(types: Iterable[str] | None = None) -> dict[str, Catalogue]:
@@ -180,7 +184,9 @@ def _run(
     if not left:
         return
     with (
-        ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool,
+        ProcessPoolExecutor(
+            workers, get_context("spawn"), _end_with_parent, max_tasks_per_child=_MODELS_OF_A_WORKER
+        ) as pool,
         state.open("a", encoding="utf-8") as file,
     ):
         futures = [pool.submit(_work, *job, largest) for job in left]
@@ -190,6 +196,10 @@ def _run(
                     file.write(json.dumps(row) + "\n")
                     file.flush()
                     yield row
+        except BrokenProcessPool as error:
+            what = "a process was ended from outside, maybe for want of memory"
+            mend = "give the same command again, with fewer workers"
+            raise FBTError(f"{what}; {state} has what is done: {mend}") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
