@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 from itertools import pairwise, permutations
 from math import sqrt
 from pathlib import Path
@@ -20,6 +21,7 @@ from fbt_plugins.analysis import coverage
 from fbt_plugins.analysis.cka import MinibatchCKA, StageSimilarity, centered_gram, stage_outputs
 from fbt_plugins.analysis.inspection import splice_rows, stage_rows
 from fbt_plugins.distill.distiller import Distiller
+from fbt_plugins.errors import FBTError
 from fbt_plugins.models.declaration import Catalogue
 
 RESNET18 = dict(type="timm", name="resnet18", num_classes=10)
@@ -111,7 +113,10 @@ def tried(state: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[
             from concurrent.futures import Future
 
             future: Future[Any] = Future()
-            future.set_result(coverage.steps(*job))
+            try:
+                future.set_result(coverage.steps(*job))
+            except BrokenProcessPool as error:
+                future.set_exception(error)
             return future
 
         def shutdown(self, **options: Any) -> None: ...
@@ -119,6 +124,29 @@ def tried(state: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[
     monkeypatch.setattr(coverage, "ProcessPoolExecutor", Pool)
     settings: dict[str, Any] = dict(workers=1, largest=100.0)
     return [row for _, _, row in coverage.cover(coverage.names_of(["library"]), state, **settings | options)]
+
+
+def test_a_process_that_was_killed_is_a_line_and_nothing_is_lost(
+    library: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, take = tried(tmp_path / "whole.jsonl", monkeypatch), coverage.take
+
+    def killed(step: str, type_: str, name: str) -> dict[str, Any]:
+        if name == "bad":
+            raise BrokenProcessPool
+        return take(step, type_, name)
+
+    monkeypatch.setattr(coverage, "take", killed)
+    state = tmp_path / "state.jsonl"
+    with pytest.raises(
+        FBTError, match=r"ended from outside.*state\.jsonl has what is done: give the same command again"
+    ):
+        tried(state, monkeypatch)
+    kept = state.read_text()
+    monkeypatch.setattr(coverage, "take", take)
+    rows = tried(state, monkeypatch)
+    assert state.read_text().startswith(kept)
+    assert {(r["step"], r["name"]) for r in rows} == {(r["step"], r["name"]) for r in whole}
 
 
 def test_models_are_cut_and_the_smallest_of_a_kind_is_proved(
