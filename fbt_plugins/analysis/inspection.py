@@ -25,7 +25,8 @@ def stage_rows(model: StagedModel, image_size: tuple[int, int]) -> list[Row]:
         image_size: (height, width) in pixels.
 
     Returns:
-        Rows of "part", "output", "family", "parameters" and "macs" (multiply-accumulate operations for one image).
+        Rows of "part", "output", "family", "ends" (the module with its last weights, in the network's own order),
+        "parameters" and "macs" (multiply-accumulate operations for one image).
 
     Raises:
         FBTError: if the model cannot take images of that size.
@@ -36,8 +37,11 @@ def stage_rows(model: StagedModel, image_size: tuple[int, int]) -> list[Row]:
     ]
     logits = f"{model.num_classes} logits" if model.num_classes else "no classifier"
     rows.append({"part": "head", "output": f"{model.num_features} features, {logits}", "family": ""})
+    names = {id(p): name for name, p in model.net.named_parameters()}
     for row, part, count in zip(rows, (*model.stages, model.head), macs, strict=True):
-        row |= {"parameters": sum(p.numel() for p in part.parameters()), "macs": count}
+        own = {id(p) for p in part.parameters()}
+        last = next((name for i, name in reversed(names.items()) if i in own), "")
+        row |= {"ends": last.rpartition(".")[0], "parameters": sum(p.numel() for p in part.parameters()), "macs": count}
     return rows
 
 

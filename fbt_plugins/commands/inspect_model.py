@@ -98,8 +98,11 @@ def inspect(args: Any) -> None:
     proof = None if args.no_proof else model.verify(size)
     rows = stage_rows(model, size)
     print(f"{model.name}: {model.family}, {model.way} cut, images of {size[0]}x{size[1]} pixels")
-    table = [(r["part"], r["output"], r["family"], thousands(r["parameters"]), millions(r["macs"])) for r in rows]
-    print(tabulate(table, ("", "output", "family", "parameters", "M MACs"), colalign=("left",) * 3 + ("right",) * 2))
+    table = [
+        (r["part"], r["output"], r["family"], r["ends"], thousands(r["parameters"]), millions(r["macs"])) for r in rows
+    ]
+    head = ("", "output", "family", "last weights", "parameters", "M MACs")
+    print(tabulate(table, head, colalign=("left",) * 4 + ("right",) * 2))
     if proof is not None:
         batches = " and ".join(map(str, proof.batch_sizes))
         print(

@@ -89,7 +89,15 @@ def set_aside(work_dir: Path, epoch_length: int, newer_than: int = -1) -> Path |
     """
     stale = [path for at, path in training_checkpoints(work_dir, epoch_length) if at > newer_than]
     if newer_than < 0:
-        names = ("best_*.pth", "metrics.jsonl", "summary.json", "student.safetensors", "config.py", "curves.png")
+        names = (
+            "best_*.pth",
+            "metrics.jsonl",
+            "summary.json",
+            "student.safetensors",
+            "config.py",
+            "curves.png",
+            "export",
+        )
         stale += [path for name in names for path in work_dir.glob(name)]
     elif stale:
         stale += [path for at, path in best_checkpoints(work_dir, epoch_length) if at > newer_than]

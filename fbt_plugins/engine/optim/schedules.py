@@ -81,7 +81,9 @@ def unlike_training(schedules: Any, train: Any) -> list[str]:
         wanted = {"end": total, "T_max": total - begin, "total_steps": total}
         options = " ".join(f"{place}.{key}={value}" for key, value in wanted.items() if key in one and value > 0)
         if begin >= total:
-            options = f"an earlier {place}.begin"
+            to_match = [f"{place}.{key}={total}" for key in ("end", "total_steps") if key in one]
+            to_match += [f"{place}.T_max to match"] if "T_max" in one else []
+            options = ", ".join([f"an earlier {place}.begin", *to_match])
         elif one.get("milestones"):
             options = f"earlier {place}.milestones"
         lines.append(f"{place}: {kind} lasts to {unit} {last}, and training to {unit} {total}: set {options}")

@@ -35,8 +35,10 @@ def test_stages_have_their_shapes_parameters_and_operations() -> None:
     assert rows[0]["macs"] == stem + blocks
     assert rows[0]["parameters"] == 3 * 64 * 49 + 2 * 64 + 4 * (64 * 64 * 9 + 2 * 64)
     assert rows[4] == {
-        "part": "head", "output": "512 features, 10 logits", "family": "", "parameters": 5130, "macs": 5120,
+        "part": "head", "output": "512 features, 10 logits", "family": "",
+        "ends": "fc", "parameters": 5130, "macs": 5120,
     }  # fmt: skip
+    assert [r["ends"] for r in rows[:4]] == [f"layer{n}.1.bn2" for n in (1, 2, 3, 4)]
 
 
 def test_operations_grow_with_the_image_and_not_with_how_often_one_asks() -> None:

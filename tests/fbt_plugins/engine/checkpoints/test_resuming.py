@@ -151,8 +151,13 @@ def test_nothing_to_resume_is_said_and_auto_begins(
 def test_another_run_in_the_folder_is_set_aside(config: Build, whole: DistillRunner, tmp_path: Path) -> None:
     shutil.copytree(whole.work_dir, tmp_path / "run")
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("[!.]*.*") if p.is_file()}
+    exported = tmp_path / "run" / "export" / "student.onnx"
+    exported.parent.mkdir()
+    exported.write_text("the earlier run's")
     run_until(config("run", **{"randomness.seed": 4}), 6)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "run" / "earlier_1").iterdir()} == before
+    aside = tmp_path / "run" / "earlier_1"
+    assert {p.name: p.read_bytes() for p in aside.iterdir() if p.is_file()} == before
+    assert not exported.exists() and (aside / "export" / exported.name).read_text() == "the earlier run's"
     assert find_resume(tmp_path / "run", 4)[0].name == "epoch_1.pth"  # not the earlier run's third
 
 

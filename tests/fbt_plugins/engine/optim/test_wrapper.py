@@ -370,7 +370,10 @@ TWELVE = [dict(type="LinearLR", end=1), dict(type="CosineAnnealingLR", begin=1, 
         (
             TWELVE,
             dict(max_epochs=1),
-            ["1: CosineAnnealingLR lasts to epoch 12, and training to epoch 1: set an earlier"],
+            [
+                "1: CosineAnnealingLR lasts to epoch 12, and training to epoch 1: "
+                "set an earlier 1.begin, 1.end=1, 1.T_max to match"
+            ],
         ),
         (dict(type="MultiStepLR", milestones=[3, 6]), dict(max_epochs=4), ["0: MultiStepLR lasts to epoch 6"]),
         (
