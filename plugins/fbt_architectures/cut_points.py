@@ -12,7 +12,7 @@ from fbt_plugins.authoring import isotropic_ends
 from .layouts import Shape
 from .shared_weights import spans
 from .tokens import Reader, by_size
-from .traced import Crossing, Image, Trace, all_before
+from .traced import JOIN, Crossing, Image, Trace, all_before
 from .tracer import ShallowTracer, TraceError, name_of
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -24,11 +24,6 @@ _MOST = 0.6
 _HARDLY_ANY = 0.05
 """Of the weights: no stage of a network without a list of blocks has less."""
 _DEPTH = 6
-JOIN = (
-    "let the network hand on one tensor, such as torch.cat of what fits, or write a StagedModel whose stages do "
-    "(docs/guides/models.md)"
-)
-"""What helps where several tensors cross all along."""
 
 
 def from_feature_info(net: nn.Module) -> list[str] | None:

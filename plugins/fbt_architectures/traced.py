@@ -22,6 +22,11 @@ Image = tuple[int, int, int]
 Reached = dict[str, str]
 """Names of modules or of tensors, each with the network's own line that uses it."""
 _WRAP = "let the factory return a module whose forward returns the logits alone"
+JOIN = (
+    "let the network hand on one tensor, such as torch.cat of what fits, or write a StagedModel whose stages do "
+    "(docs/guides/models.md)"
+)
+"""What helps where several tensors cross all along."""
 TWO_HEADS = {"head": "class_logits", "head_dist": "distillation_logits"}
 """What timm calls the classifiers of a model that was distilled as DeiT was, and what their logits are called here."""
 
@@ -117,7 +122,7 @@ class Trace:
                 return Crossing(name, position, tensors[0])
             why = why or " and ".join(_show(val(n)) for n in tensors)
         what = f"behind {name!r} later layers need {why or 'no tensor'}, and a stage hands on exactly one"
-        raise TraceError(what, self._line(inside[-1]))
+        raise TraceError(what, self._line(inside[-1]), f"cut where one crosses, with stages=[...], or {JOIN}")
 
     def _line(self, position: int) -> str:
         """Where a node comes from in the network's own code."""

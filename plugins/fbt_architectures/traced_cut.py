@@ -97,8 +97,10 @@ def by_name(net: nn.Module) -> str:
     lists = (nn.ParameterList, nn.ParameterDict)  # which nobody can run
     children = ((n, c) for n, c in net.named_children() if not isinstance(c, lists))
     names = [name for name, child in children if any(True for _ in child.parameters())]
-    *body, last = names or ["..."]
-    rows = [*body[:3], "..."] if len(body) > 4 else body or ["..."]
+    if len(names) < 2:
+        return "write a StagedModel of its parts, which takes five lines (docs/guides/models.md)"
+    *body, last = names
+    rows = [*body[:3], "..."] if len(body) > 4 else body
     text = ", ".join(map(repr, rows))
     return (
         f"if its parts run one after the other, name them: stages=[{text}], head='... {last}', where mean, flatten, "
@@ -173,7 +175,7 @@ def _cut(
         try:
             return anywhere(pyramid=True)
         except TraceError as other:  # its step names places that there are
-            raise TraceError(error.reason, error.place, error.step or other.step) from None
+            raise TraceError(error.reason, error.place, other.step or error.step) from None
 
 
 def _known(net: nn.Module, names: Sequence[str]) -> list[str]:

@@ -118,6 +118,7 @@ def test_weights_used_in_two_stages_are_refused() -> None:
 def test_where_two_tensors_cross_all_along_nobody_is_told_to_name_a_row() -> None:
     with pytest.raises(ConfigError, match=r"behind no module; .*\d+\); let the network hand on one tensor"):
         cut(Columns())
+    assert by_name(nn.Sequential(Columns())).startswith("write a StagedModel of its parts")
     assert "gains" not in by_name(Columns()) and "'stem', 'blocks'" in by_name(Columns())
 
 
