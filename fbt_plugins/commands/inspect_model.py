@@ -101,8 +101,8 @@ def inspect(args: Any) -> None:
     table = [
         (r["part"], r["output"], r["family"], r["ends"], thousands(r["parameters"]), millions(r["macs"])) for r in rows
     ]
-    head = ("", "output", "family", "last weights", "parameters", "M MACs")
-    print(tabulate(table, head, colalign=("left",) * 4 + ("right",) * 2))
+    columns = ("", "output", "family", "last weights", "parameters", "M MACs")
+    print(tabulate(table, columns, colalign=("left",) * 4 + ("right",) * 2))
     if proof is not None:
         batches = " and ".join(map(str, proof.batch_sizes))
         print(
