@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
@@ -219,8 +218,14 @@ def short(value: object) -> str:
 
 
 def repeated(values: Iterable[object]) -> list[Any]:
-    """What is there more than once, each once."""
-    return [value for value, count in Counter(values).items() if count > 1]
+    """What is there more than once, each once; lists and dicts are looked at too."""
+    seen: list[Any] = []
+    twice: list[Any] = []
+    for value in values:
+        into = seen if value not in seen else twice
+        if value not in into:
+            into.append(value)
+    return twice
 
 
 def is_name(value: object) -> bool:

@@ -254,9 +254,9 @@ class InMemoryDataset(ImageDataset):
         image = self._kept.get((view, position))
         if image is None:
             image = super().shown(view, position)
-            if image.nbytes * self.views * len(self) > _MOST_KEPT:
-                return image
-            self._kept[view, position] = image
+            if image.nbytes * self.views * len(self) <= _MOST_KEPT:
+                self._kept[view, position] = image.clone()  # a crop alone holds all of what it was cut from
+            return image
         return image.clone()  # whoever takes it may change it
 
     def __getstate__(self) -> dict[str, Any]:

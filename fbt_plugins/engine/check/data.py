@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, METRICS
+from mmengine.utils import get_object_from_string
 from torch.multiprocessing import get_all_start_methods
 from torch.utils.data import DataLoader
 
@@ -148,15 +149,22 @@ def _loader(findings: Findings, where: str, loader: Any) -> tuple[int | None, tu
     return about
 
 
+def _is_function(name: Any) -> bool:
+    """Whether mmengine finds a function by this name: in its registry, or where a dotted name says."""
+    if not isinstance(name, str) or name in FUNCTIONS.module_dict:
+        return isinstance(name, str)
+    return "." in name and all(name.split(".")) and callable(get_object_from_string(name))
+
+
 def _parts(findings: Findings, loader: Mapping[str, Any], where: str) -> None:
     """What else a loader's config has: who makes batches, functions, and what torch would look at when it is built."""
-    if "shuffle" in loader:
+    if loader.get("shuffle"):  # torch takes False beside a sampler
         findings.problems.append(f"{where}: shuffle is the sampler's: sampler=dict(type='SeededSampler', shuffle=True)")
     FUNCTIONS.import_from_location()
     for key in ("collate_fn", "worker_init_fn"):
         function = loader.get(key)
         name = function.get("type") if isinstance(function, Mapping) else None
-        if function is not None and (not isinstance(name, str) or name not in FUNCTIONS.module_dict):
+        if function is not None and not _is_function(name):
             what = "dict(type=NAME) with the name of a function in mmengine's registry FUNCTIONS"
             findings.problems.append(f"{where}.{key}: expected {what}, not {function!r}; or drop it")
     if (batches := loader.get("batch_sampler")) is not None:

@@ -247,6 +247,8 @@ def test_a_table_labels_some_images(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert Images(str(root), classes=["dog", "cow", "cat"]).labels == [0, 0, -1, 2]
     with pytest.raises(ConfigError, match=r"^Images: classes: 'dog' is there twice$"):
         Images(str(root), classes=["dog", "cat", "dog"])
+    with pytest.raises(ConfigError, match=r"^Images: classes: \['dog'\] is there twice$"):
+        Images.describe([], root=str(root), classes=[["dog"], ["dog"]])
     held = Images(str(root), split="val", validation=2), Images(str(root), validation=2)
     assert held[0].num_labelled == 2 and held[1].num_labelled == 1 and held[0].classes == held[1].classes
     assert sorted(held[0].paths + held[1].paths) == sorted(data.paths)

@@ -173,6 +173,9 @@ def test_fixed_views_of_images_in_memory_are_made_once(monkeypatch: pytest.Monke
     data.fix_views(2, seed=6)
     assert not torch.equal(data[0, 7]["inputs"], kept)  # other views are other images
 
+    (crop,) = data._kept.values()
+    assert crop.untyped_storage().nbytes() == crop.nbytes  # not all of the padded image that it was cut from
+
     monkeypatch.setattr(image_dataset, "_MOST_KEPT", 2 * 1000 * kept.nbytes - 1)
     data.fix_views(2, seed=5)
     made.clear()

@@ -253,6 +253,14 @@ def test_what_torch_and_mmengine_would_stumble_over_in_a_loader() -> None:
     )
 
 
+def test_what_torch_and_mmengine_take_in_a_loader_is_not_refused() -> None:
+    taken = {"shuffle": False, "collate_fn": dict(type="torch.utils.data.default_collate")}
+    for wrong in ("torch.utils.data.stack_all", "torch.utils.data", ".x"):
+        options = taken | {"worker_init_fn": dict(type=wrong)}
+        (line,) = problems({f"val_dataloader.{option}": value for option, value in options.items()})
+        assert line.startswith("val_dataloader.worker_init_fn: expected dict(type=NAME)")
+
+
 def test_nothing_follows_a_figure_that_never_changes_or_is_not_there() -> None:
     teacher = (
         "'teacher_top1': the teacher is frozen, so this never changes; it can be student_top1 or fusion_top1 or st"
