@@ -175,7 +175,7 @@ def test_fixed_views_of_images_in_memory_are_made_once(monkeypatch: pytest.Monke
 
     for position in range(8):
         _ = data[0, position]
-    assert all(t.untyped_storage().nbytes() == kept.nbytes for t in data._kept.values())  # no padded image behind a crop
+    assert all(t.untyped_storage().nbytes() == kept.nbytes for t in data._kept.values())  # no image behind a crop
 
     monkeypatch.setattr(image_dataset, "_MOST_KEPT", 2 * 1000 * kept.nbytes - 1)
     data.fix_views(2, seed=5)
