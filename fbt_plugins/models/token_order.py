@@ -89,8 +89,9 @@ def find_tokens(
         for i, output in enumerate(outputs):
             if i in found:
                 continue
+            changes = _changes(output)
             for reading in readings[i]:
-                landed, expected = _landed(output, reading), _places(cells, reading.grid)
+                landed, expected = _landed(changes, reading), _places(cells, reading.grid)
                 few = reading.grid[0] * reading.grid[1] < _ALL
                 if torch.equal(landed, expected) if few else _in_place(landed, expected, reading.grid):
                     found[i] = reading
@@ -135,7 +136,7 @@ def probe_tokens(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) 
         with torch.no_grad():
             outputs = model.stage_outputs(images.to(next(model.parameters(), images)), tuple(open_rows))
         for i, row in list(open_rows.items()):
-            landed, expected = _landed(outputs[i], row), _places(cells, row.grid)
+            landed, expected = _landed(_changes(outputs[i]), row), _places(cells, row.grid)
             if _in_place(landed, expected, row.grid):
                 del open_rows[i]
             else:
@@ -163,14 +164,20 @@ def _probes(image: tuple[int, int, int], grid: tuple[int, int], count: int) -> t
     return torch.stack(images), cells
 
 
-def _landed(tokens: Tensor, reading: TokenGrid) -> Tensor:
+def _changes(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(probes, L, C), what each changed patch does to tokens; (probes,), which of them all it changes most."""
+    change = (tokens[1:] - tokens[:1]).double()
+    most = (change - change.mean(1, keepdim=True)).norm(dim=2).nan_to_num().argmax(1).cpu()
+    return change, most
+
+
+def _landed(changes: tuple[Tensor, Tensor], reading: TokenGrid) -> Tensor:
     """(probes,), the position on the grid that each changed patch has changed most; ``_OUTSIDE`` where that is none.
 
     What is not of the grid hears of a patch from all of it, so that the token of the patch itself must change more.
     """
     (h, w), first = reading.grid, 0 if reading.behind else reading.prefix_tokens
-    change = (tokens[1:] - tokens[:1]).double()
-    most = (change - change.mean(1, keepdim=True)).norm(dim=2).nan_to_num().argmax(1).cpu()
+    change, most = changes
     outside = (most < first) | (most >= first + h * w)
     change = change[:, first : first + h * w]
     if reading.order is not None:
@@ -191,7 +198,7 @@ def _in_place(landed: Tensor, expected: Tensor, grid: tuple[int, int]) -> bool:
     rows, columns = landed // width - expected // width, landed % width - expected % width
     near = ((rows.abs() <= 1) & (columns.abs() <= 1)).float().mean() >= _NEAR
     shifted = any((moved == by).float().mean() >= _NEAR for by in moved.unique() if by)  # one prefix token too few
-    exact = grid[0] * width > _ALL or (moved == 0).float().mean() >= _EXACT
+    exact = grid[0] * width >= _ALL or (moved == 0).float().mean() >= _EXACT
     return bool(near and exact and not shifted and _apart(landed, expected))
 
 
