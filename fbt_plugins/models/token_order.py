@@ -19,6 +19,9 @@ _NEAR, _EXACT, _APART = 0.75, 0.5, 0.5
 """Shares of the probes that must be found at their place or beside it, where strided layers may have moved them; at
 their very place where beside it is nearly everywhere; and in places that differ where theirs do."""
 
+_OUTSIDE = -(2**20)
+"""Where a token stands that is not of a grid: near no place on it."""
+
 _SCALES = (1.0, 0.3, 0.1)
 """What weights are multiplied by. With small ones blocks add little to what passes through a network, so that a token
 is that of its own patch even where trained attention has mixed all of them."""
@@ -86,8 +89,9 @@ def find_tokens(
         for i, output in enumerate(outputs):
             if i in found:
                 continue
+            changes = _changes(output)
             for reading in readings[i]:
-                landed, expected = _landed(output, reading), _places(cells, reading.grid)
+                landed, expected = _landed(changes, reading), _places(cells, reading.grid)
                 few = reading.grid[0] * reading.grid[1] < _ALL
                 if torch.equal(landed, expected) if few else _in_place(landed, expected, reading.grid):
                     found[i] = reading
@@ -132,7 +136,7 @@ def probe_tokens(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) 
         with torch.no_grad():
             outputs = model.stage_outputs(images.to(next(model.parameters(), images)), tuple(open_rows))
         for i, row in list(open_rows.items()):
-            landed, expected = _landed(outputs[i], row), _places(cells, row.grid)
+            landed, expected = _landed(_changes(outputs[i]), row), _places(cells, row.grid)
             if _in_place(landed, expected, row.grid):
                 del open_rows[i]
             else:
@@ -160,14 +164,27 @@ def _probes(image: tuple[int, int, int], grid: tuple[int, int], count: int) -> t
     return torch.stack(images), cells
 
 
-def _landed(tokens: Tensor, reading: TokenGrid) -> Tensor:
-    """(probes,), the position on the grid that each changed patch has changed most."""
+def _changes(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(probes, L, C), what each changed patch does to tokens; (probes,), which of them all it changes most."""
+    change = (tokens[1:] - tokens[:1]).double()
+    most = (change - change.mean(1, keepdim=True)).norm(dim=2).nan_to_num().argmax(1).cpu()
+    return change, most
+
+
+def _landed(changes: tuple[Tensor, Tensor], reading: TokenGrid) -> Tensor:
+    """(probes,), the position on the grid that each changed patch has changed most; ``_OUTSIDE`` where that is none.
+
+    What is not of the grid hears of a patch from all of it, so that the token of the patch itself must change more.
+    """
     (h, w), first = reading.grid, 0 if reading.behind else reading.prefix_tokens
-    change = (tokens[1:] - tokens[:1])[:, first : first + h * w].double()
+    change, most = changes
+    outside = (most < first) | (most >= first + h * w)
+    change = change[:, first : first + h * w]
     if reading.order is not None:
         change = change[:, reading.order]
     change = change - change.mean(1, keepdim=True)  # what uniform attention tells all tokens alike
-    return change.norm(dim=2).nan_to_num().argmax(1).cpu()
+    landed = change.norm(dim=2).nan_to_num().argmax(1).cpu()
+    return landed.masked_fill(outside, _OUTSIDE)
 
 
 def _places(cells: Sequence[tuple[float, float]], grid: tuple[int, int]) -> Tensor:
@@ -199,7 +216,8 @@ def _problem(number: int, row: TokenGrid, landed: Tensor, expected: Tensor) -> M
     else:
         wrong = int((landed != expected).nonzero()[0])
         y, x = divmod(int(expected[wrong]), w)
-        numbers = f"token {int(landed[wrong]) + 1} of the grid and not {int(expected[wrong]) + 1}"
+        found = "none" if landed[wrong] == _OUTSIDE else f"token {int(landed[wrong]) + 1}"
+        numbers = f"{found} of the grid and not {int(expected[wrong]) + 1}"
         what = f"the patch of row {y + 1} and column {x + 1} is {numbers}"
     mend = "cut before tokens are merged or moved, say with order= which stands where, or set raster=False"
     return Misplaced(number, f"{claim}, but {what}", f"{mend}: no map is made of them then")

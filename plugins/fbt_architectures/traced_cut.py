@@ -85,7 +85,7 @@ def cut_by_trace(
         way="traced",
         **about,
     )
-    if any(shape is None and len(cut.shape) == 2 for shape, cut in zip(seen, cuts, strict=bool(seen))):
+    if seen:  # as the proof will
         _, misplaced = probe_tokens(model, model.specs, model.image_size)
         if misplaced:
             raise ConfigError(f"{name}: {misplaced.reason} ({cuts[misplaced.stage - 1].line}); {misplaced.step}")

@@ -48,6 +48,27 @@ class Merge(nn.Module):
         return (self.queries @ x.transpose(1, 2)).softmax(-1) @ x
 
 
+class Windows(nn.Module):
+    """Tokens in the order of Hiera: the first of each of four windows, then the second; layers mix within a window."""
+
+    class Mix(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.fc(x.unflatten(1, (4, 4)).mean(1)).repeat(1, 4, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 10)
+        self.blocks = nn.Sequential(*(self.Mix() for _ in range(4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).unflatten(3, (2, 2)).unflatten(2, (2, 2))
+        return self.fc(self.blocks(x.permute(0, 3, 5, 2, 4, 1).flatten(1, 4)).mean(1))
+
+
 def order_of(net: nn.Module, grid: tuple[int, int]) -> Tensor:
     return net.shuffle.argsort()  # type: ignore[operator]
 
@@ -55,12 +76,12 @@ def order_of(net: nn.Module, grid: tuple[int, int]) -> Tensor:
 @pytest.fixture
 def tokens(monkeypatch: pytest.MonkeyPatch) -> Callable[..., StagedModel]:
     module = types.ModuleType("my_tokens")
-    vars(module).update(net=Tokens, order=order_of, wrong=lambda net, grid: torch.arange(16))
+    vars(module).update(net=Tokens, windows=Windows, order=order_of, wrong=lambda net, grid: torch.arange(16))
     monkeypatch.setitem(sys.modules, "my_tokens", module)
 
     def build(**arguments: Any) -> StagedModel:
         torch.manual_seed(0)
-        return ARCHITECTURES.build(dict(type="module", path="my_tokens:net", image_size=32, **arguments))
+        return ARCHITECTURES.build(dict(type="module", path="my_tokens:net", image_size=32) | arguments)
 
     return build
 
@@ -94,6 +115,11 @@ def test_an_order_can_be_given_and_is_probed_too(tokens: Callable[..., StagedMod
         tokens(shuffled=True, order="my_tokens:wrong")
     with pytest.raises(ConfigError, match=r"^order: my_tokens has no function 'ordre'; did you mean 'order'"):
         tokens(order="my_tokens:ordre")
+
+
+def test_tokens_of_windows_are_no_small_grid_behind_many_others(tokens: Callable[..., StagedModel]) -> None:
+    with pytest.raises(ConfigError, match=r"stage 1 is said to give the tokens of a 4x4 grid row by row, but"):
+        tokens(path="my_tokens:windows")
 
 
 def test_merged_tokens_are_no_grid(tokens: Callable[..., StagedModel]) -> None:
