@@ -13,6 +13,9 @@ from .weightless import whole_copy
 _LEAST = 4
 """Maps of fewer rows or columns are not probed."""
 
+_POSITIONS = 128
+"""Maps of fewer positions are probed with several images: where a few numbers change most is much by chance."""
+
 _FOLLOWS, _STAYS = 0.5, 0.2
 """How far, as a share of a map's side, the middle of a change moves where the map follows the image, and where it does
 not: from one side's quarter to the other's it is 0.75 to 1 in real networks, and less than 0.1 across."""
@@ -33,7 +36,8 @@ def probe_maps(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) ->
     if not maps:
         return ""
     model = whole_copy(model).eval()
-    images = _bands(model.in_chans, image_size).to(next(model.parameters(), torch.empty(())))
+    draws = -(-_POSITIONS // min(spec.grid[0] * spec.grid[1] for spec in maps.values()))
+    images = _bands(draws, model.in_chans, image_size).to(next(model.parameters(), torch.empty(())))
     with torch.no_grad():
         outputs = model.stage_outputs(images, tuple(maps))
     for i, spec in maps.items():
@@ -43,20 +47,21 @@ def probe_maps(model: Any, specs: Sequence[Any], image_size: tuple[int, int]) ->
     return ""
 
 
-def _bands(channels: int, size: tuple[int, int]) -> Tensor:
-    """An image, and copies of it with its upper, lower, left and right quarter changed."""
+def _bands(draws: int, channels: int, size: tuple[int, int]) -> Tensor:
+    """Some images, and copies of each with its upper, lower, left and right quarter changed: (5 * draws, C, H, W)."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
-    plain, other = torch.randn(2, channels, height, width, generator=generator)
-    images = plain.repeat(5, 1, 1, 1)
+    plain, other = torch.randn(2, draws, channels, height, width, generator=generator)
+    images = plain.repeat(5, 1, 1, 1, 1)
     rows, columns = max(height // 4, 1), max(width // 4, 1)
-    images[1, :, :rows], images[2, :, -rows:] = other[:, :rows], other[:, -rows:]
-    images[3, :, :, :columns], images[4, :, :, -columns:] = other[:, :, :columns], other[:, :, -columns:]
-    return images
+    images[1, ..., :rows, :], images[2, ..., -rows:, :] = other[..., :rows, :], other[..., -rows:, :]
+    images[3, ..., :columns], images[4, ..., -columns:] = other[..., :columns], other[..., -columns:]
+    return images.flatten(0, 1)
 
 
 def _problem(output: Tensor, layout: str) -> str:
-    change = (output[1:] - output[:1]).double().square().sum(1 if layout == "NCHW" else 3).nan_to_num()
+    output = output.unflatten(0, (5, -1)).double()
+    change = (output[1:] - output[:1]).square().sum(2 if layout == "NCHW" else 4).nan_to_num().mean(1)
     share = change / change.sum((1, 2), keepdim=True).clamp_min(1e-30)
     down, right = (_middle(share, dim) for dim in (1, 2))
     rows, across = down[1] - down[0], right[1] - right[0]  # what a change further down does
