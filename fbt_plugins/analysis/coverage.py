@@ -50,9 +50,10 @@ _BUILT: dict[tuple[str, str], Any] = {}
 def cut_one(type_: str, name: str) -> Row:
     """Cuts a model, without weights where it can be: "parameters", "way", "family", "layouts", "image_size"."""
     _BUILT.clear()
-    with on_meta() if catalogues()[type_].config is None else nullcontext():
+    weightless = catalogues()[type_].config is None
+    with on_meta() if weightless else nullcontext():
         model = ARCHITECTURES.build(_config(type_, name))
-    if catalogues()[type_].config is not None:
+    if not weightless:
         _BUILT[type_, name] = model
     return {
         "parameters": sum(p.numel() for p in model.net.parameters()),

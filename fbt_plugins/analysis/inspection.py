@@ -39,9 +39,9 @@ def stage_rows(model: StagedModel, image_size: tuple[int, int]) -> list[Row]:
     rows.append({"part": "head", "output": f"{model.num_features} features, {logits}", "family": ""})
     names = {id(p): name for name, p in model.net.named_parameters()}
     for row, part, count in zip(rows, (*model.stages, model.head), macs, strict=True):
-        own = {id(p) for p in part.parameters()}
+        own = {id(p): p.numel() for p in part.parameters()}
         last = next((name for i, name in reversed(names.items()) if i in own), "")
-        row |= {"ends": last.rpartition(".")[0], "parameters": sum(p.numel() for p in part.parameters()), "macs": count}
+        row |= {"ends": last.rpartition(".")[0], "parameters": sum(own.values()), "macs": count}
     return rows
 
 

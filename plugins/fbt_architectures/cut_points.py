@@ -277,10 +277,10 @@ def _linear(name: str, module: nn.Module) -> str:
     return f"{name}.{inside[0]}" if len(inside) == 1 and inside[0] else name
 
 
-def _no_weights_behind(net: nn.Module, nodes: Sequence[fx.Node], last: str) -> None:
+def _no_weights_behind(net: nn.Module, nodes: Sequence[fx.Node], last: fx.Node) -> None:
     """Refuses a network that makes its logits of what its last layer gives by a matrix of weights of its own."""
     weights = {name for name, parameter in net.named_parameters() if parameter.ndim > 1}
-    behind = {next(n for n in reversed(nodes) if n.op == "call_module" and name_of(n) == last)}
+    behind = {last}
     for node in nodes:
         if behind.isdisjoint(node.all_input_nodes):
             continue
@@ -289,7 +289,7 @@ def _no_weights_behind(net: nn.Module, nodes: Sequence[fx.Node], last: str) -> N
         used = [n for n in others if n.op == "get_attr" and name_of(n) in weights]
         if used:
             raise TraceError(
-                f"it makes its logits of what {last} gives by {name_of(used[0])}, which is no layer",
+                f"it makes its logits of what {name_of(last)} gives by {name_of(used[0])}, which is no layer",
                 node.meta["line"],
                 step="multiply by an nn.Linear there, whose input are the features",
             )
@@ -315,14 +315,15 @@ def classifiers_of(net: nn.Module, image: Image) -> list[str]:
         if not with_weights:
             raise TraceError("no layer with weights runs that could be its classifier")
         last = with_weights[-1]
+        node = next(n for n in reversed(nodes) if n.op == "call_module" and name_of(n) == last)
         module = net.get_submodule(last)
         if isinstance(module, nn.Linear | nn.Conv2d):
-            _no_weights_behind(net, nodes, last)
+            _no_weights_behind(net, nodes, node)
             return [last]
         if not any(True for _ in module.children()):
             raise TraceError(
                 f"its last layer with weights, {last}, is no linear one: it has no classifier",
-                next(n.meta["line"] for n in reversed(nodes) if n.op == "call_module" and name_of(n) == last),
+                node.meta["line"],
                 step="give it one, or take it with num_classes=0 as an encoder, whose output is its features",
             )
         inside |= {last, *(f"{last}.{n}" for n, child in module.named_modules() if type(child) in _CONTAINERS and n)}
